@@ -1,0 +1,103 @@
+"""What every binary shares: absl flags, `--config.a.b=value` overrides, and one-line errors.
+
+A binary defines its flags with absl and ends with `cli.run(main)`. Nothing here imports jax, so
+that a mistake on the command line is reported at once.
+"""
+
+import inspect
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags
+
+from of_jax import config as config_lib
+from of_jax.errors import UserError
+
+_PREFIX = "config."
+_overrides: list[tuple[str, str]] = []
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the command line and calls `main`; exits 1 with one line on a user's mistake."""
+  module = sys.modules["__main__"]
+  try:
+    if {"--help", "-h", "--helpfull", "--helpshort", "-help"} & set(sys.argv[1:]):
+      print(_help(module))
+      return
+    rest = _take_overrides(sys.argv)
+    try:
+      unparsed = flags.FLAGS(rest)[1:]
+    except flags.Error as error:
+      raise UserError(" ".join(str(error).split())) from None
+    if unparsed:
+      raise UserError(f"{unparsed[0]}: not a flag; flags begin with --, see --help")
+    main()
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt:
+    print("interrupted; the same command resumes", file=sys.stderr)
+    sys.exit(130)
+
+
+def overrides() -> list[tuple[str, str]]:
+  """The (dotted path, text) pairs of the command line's `--config.path=text`, in order."""
+  return list(_overrides)
+
+
+def load_config(spec: str) -> config_lib.Config:
+  """The resolved config of `PATH` or `PATH:ARGUMENT`, with the command line's overrides.
+
+  The file defines `get_config()` or `get_config(argument)`, returning an of_jax Config.
+
+  Raises:
+    UserError: no such file, no such function, an argument it does not know, a bad override.
+  """
+  path, _, argument = spec.partition(":")
+  if not Path(path).is_file():
+    raise UserError(f"--config={spec}: no such file as {path}")
+  try:
+    get_config = runpy.run_path(path).get("get_config")
+  except Exception as error:  # The file is the user's: whatever it raises is their mistake.
+    raise UserError(f"--config={spec}: {type(error).__name__}: {error}".split("\n")[0]) from error
+  if not callable(get_config):
+    raise UserError(f"--config={spec}: {path} defines no function get_config")
+  takes_argument = bool(inspect.signature(get_config).parameters)
+  if argument and not takes_argument:
+    raise UserError(f"--config={spec}: {path} takes no argument, leave out :{argument}")
+  if takes_argument and not argument:
+    raise UserError(f"--config={spec}: needs an argument, as in {path}:NAME")
+  config = get_config(argument) if argument else get_config()
+  return config_lib.apply_overrides(config, overrides())
+
+
+def _take_overrides(argv: list[str]) -> list[str]:
+  """Moves every `--config.path=text` out of `argv`, for absl knows only declared flags."""
+  _overrides.clear()
+  rest: list[str] = []
+  arguments = iter(argv)
+  for argument in arguments:
+    name, has_value, text = argument.lstrip("-").partition("=")
+    if not (argument.startswith("-") and name.startswith(_PREFIX)):
+      rest.append(argument)
+      continue
+    if "config" not in flags.FLAGS and "study" not in flags.FLAGS:
+      raise UserError(f"{argument}: this binary takes no config")
+    if not has_value:
+      text = next(arguments, "--")
+      if text.startswith("--"):
+        raise UserError(f"{argument}: needs a value, as in {argument}=VALUE")
+    _overrides.append((name.removeprefix(_PREFIX), text))
+  return rest
+
+
+def _help(module: ModuleType) -> str:
+  lines = [(module.__doc__ or "").strip(), "", "Flags:"]
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+    lines.append(f"  --{flag.name}={'' if flag.default is None else flag.default}\n      {flag.help}")
+  if "config" in flags.FLAGS or "study" in flags.FLAGS:
+    lines += ["", "Config fields:", config_lib.field_help()]
+  return "\n".join(lines)

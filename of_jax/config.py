@@ -1,0 +1,468 @@
+"""Typed, frozen, validated configs. Enters: a config file's object and command-line overrides.
+Leaves: one `Config` in which every field has its final value.
+
+Nothing here imports jax, so a mistake is reported in well under a second. A field whose default
+is None or "auto" is computed from the others by `resolve`, and config.json records the result.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from of_jax import variants
+from of_jax.errors import UserError
+
+ROLES = ("embedding", "hidden", "unembedding", "gain", "norm", "bias")
+
+
+def _field(default: Any, doc: str, folder: str = "") -> Any:
+  """A documented field; `folder` names the folder of files that its value chooses from."""
+  return dataclasses.field(default=default, metadata={"doc": doc, "folder": folder})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A decoder-only transformer."""
+
+  block: str = _field("pre", "residual block", "models/blocks")
+  norm: str = _field("rms", "norm of the block and before the unembedding", "models/norms")
+  norm_eps: float = _field(1e-6, "added to the norm's mean square, or to its root")
+  norm_eps_placement: Literal["inside", "outside"] = _field(
+      "inside", "eps inside the root (common), or outside (the released OF code)")
+  width: int = _field(128, "d: neurons of the residual stream")
+  depth: int = _field(6, "L: blocks")
+  heads: int = _field(4, "attention heads; must divide the width")
+  mlp: str = _field("relu", "form of the MLP", "models/mlps")
+  mlp_width: int | None = _field(None, "hidden units; default 4 x width, or 8/3 x width if gated")
+  positions: Literal["learned", "rotary"] = _field("learned", "position information")
+  rope_theta: float = _field(10_000.0, "base of the rotary frequencies")
+  embedding_scale: float = _field(1.0, "multiplies token plus position embedding")
+  tied_embeddings: bool = _field(False, "unembed with the token embedding's transpose")
+  final_norm: bool = _field(False, "norm before the unembedding")
+  qk_norm: Literal["auto", "none", "layer", "rms"] = _field(
+      "auto", "norm of queries and keys over the head dimension; auto: rms for op, else none")
+  qk_bias: bool = _field(False, "bias on queries and keys")
+  attention_cap: float | None = _field(None, "c: logits become c tanh(logits / c)")
+  beta: float | None = _field(
+      None, "gain of both branches; default 1 / sqrt(2 depth) for op, else no gain")
+  beta_attention: float | None = _field(None, "gain of the attention branch; default beta")
+  beta_mlp: float | None = _field(None, "gain of the MLP branch; default beta")
+  beta_trainable: bool = _field(False, "train the gains")
+  beta_per_channel: bool = _field(False, "a gain a channel (LayerScale), else one a branch")
+  mlp_input_scale: float | None = _field(
+      1.0, "op: alpha, multiplies the MLP's input; none: 1 / (init_std sqrt(width))")
+  first_attention_norm: bool = _field(
+      False, "op: LayerNorm on the attention input of block 0 (the released OF code)")
+  dropout: float = _field(0.0, "on the embedding and on each branch's output")
+  init_std: float = _field(0.02, "standard deviation of every matrix at init")
+  position_init_std: float | None = _field(
+      None, "of the position table; default init_std / 2, as in the original GPT-2")
+  scan_layers: bool = _field(True, "run the blocks as one scan, else unrolled")
+  remat: Literal["none", "dots", "full"] = _field(
+      "none", "what the backward pass recomputes: nothing, all but matrix products, all")
+  compute_dtype: Literal["float32", "bfloat16"] = _field(
+      "float32", "type of activations and products; parameters stay float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """The optimiser and its learning-rate schedule."""
+
+  name: str = _field("adamw", "optimiser", "optim/optimizers")
+  learning_rate: float = _field(1e-3, "peak")
+  b1: float = _field(0.9, "decay of the first moment")
+  b2: float = _field(0.999, "decay of the second moment")
+  eps: float = _field(1e-8, "added to the root of the second moment")
+  weight_decay: float = _field(0.1, "decoupled; each step decays by learning_rate x this")
+  decay_roles: tuple[str, ...] = _field(
+      ("embedding", "hidden", "unembedding"), "parameter roles that decay")
+  clip_norm: float | None = _field(1.0, "largest global gradient norm; none: no clipping")
+  schedule: Literal["constant", "linear", "cosine", "wsd"] = _field(
+      "linear", "after the warmup; wsd stays, then falls linearly over decay_fraction")
+  warmup_fraction: float = _field(0.05, "of the steps, where warmup_steps is not given")
+  warmup_steps: int | None = _field(None, "linear from 0; default from warmup_fraction")
+  decay_fraction: float = _field(0.2, "wsd: last share of the steps")
+  final_fraction: float = _field(0.0, "learning rate at the end over the peak")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Length, batch and what the run writes."""
+
+  steps: int = _field(1000, "optimiser steps")
+  batch_size: int = _field(32, "sequences a step, over all devices and micro-batches")
+  sequence_length: int = _field(128, "tokens of a sequence")
+  grad_accumulation: int = _field(1, "micro-batches a step")
+  z_loss: float = _field(0.0, "weight of mean(log Z ^ 2)")
+  seed: int = _field(0, "of initialisation, data order and dropout")
+  log_every: int = _field(1, "steps between lines in metrics.jsonl")
+  eval_every: int = _field(100, "steps between evaluations; the last step is always one")
+  checkpoint_every: int = _field(100, "steps between checkpoints, beside the log-spaced ones")
+  init_from: str = _field("", "run directory, or DIR@STEP, whose parameters to start from")
+  tensorboard: bool = _field(True, "write TensorBoard events")
+  wandb_project: str = _field("", "also log to this Weights & Biases project")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where the tokens come from."""
+
+  corpus: str = _field(
+      "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH")
+  vocab_size: int = _field(4096, "rows of the embedding; also what the BPE is trained to")
+  tokenizer: str = _field("", "a tokenizer.json to use; default: train a byte-level BPE")
+  cache_dir: str = _field("~/.cache/of_jax", "folder of tokenised corpora")
+  validation_fraction: float = _field(0.05, "share of the files held out")
+  eval_sequences: int = _field(128, "sequences of the fixed evaluation set")
+  cross_documents: bool = _field(
+      True, "attention may cross documents; if not, positions restart at each document")
+  begin_token: bool = _field(False, "start every window with a begin token")
+  token_dtype: Literal["uint16", "uint32"] = _field("uint16", "of a tokens:*.bin file")
+  begin_token_id: int | None = _field(None, "tokens: id of the begin token")
+  end_token_id: int | None = _field(None, "tokens: id of the end-of-text token")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Sizes of the device mesh's axes; -1 takes the devices that are left."""
+
+  data: int = _field(-1, "batch is split, parameters are copied")
+  fsdp: int = _field(1, "batch and parameters are split")
+  tensor: int = _field(1, "heads, hidden units and vocabulary are split")
+
+
+@dataclasses.dataclass(frozen=True)
+class TelemetryConfig:
+  """What is measured inside the train step."""
+
+  level: Literal["off", "basic"] = _field("basic", "which metrics, at which sites")
+  every: int = _field(1, "steps between measurements")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that decides a run's numbers. `resolve` before use."""
+
+  model: ModelConfig = ModelConfig()
+  optim: OptimConfig = OptimConfig()
+  train: TrainConfig = TrainConfig()
+  data: DataConfig = DataConfig()
+  mesh: MeshConfig = MeshConfig()
+  telemetry: TelemetryConfig = TelemetryConfig()
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+  """Plain dictionaries and lists, for JSON."""
+  sections = dataclasses.asdict(config)
+  return {s: {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+          for s, fields in sections.items()}
+
+
+def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
+  """The inverse of `to_dict`. Raises UserError on an unknown field or a wrong type."""
+  config = Config()
+  for section, fields in sections.items():
+    for name, value in fields.items():
+      config = _set(config, f"{section}.{name}", value)
+  return config
+
+
+def apply_overrides(config: Config, overrides: Iterable[tuple[str, str]]) -> Config:
+  """`config` with each (dotted path, text) set, in order, then resolved and validated.
+
+  Raises:
+    UserError: a path that names no field (the nearest one is given), a text that is not of the
+      field's type, or a combination that cannot be trained.
+  """
+  for path, text in overrides:
+    config = _set(config, path, text, parse=True)
+  return resolve(config)
+
+
+def resolve(config: Config) -> Config:
+  """Fills the fields that are computed from others, then validates. Idempotent."""
+  _check_fields(config)
+  model, optim, train = config.model, config.optim, config.train
+  is_op = model.block == "op"
+  beta = model.beta
+  if beta is None and is_op:
+    beta = 1 / math.sqrt(2 * model.depth)
+  alpha = model.mlp_input_scale
+  if alpha is None:
+    alpha = 1 / (model.init_std * math.sqrt(model.width))
+  hidden = model.mlp_width
+  if hidden is None:
+    # Gated forms have three matrices: 8/3 of the width keeps the parameter count.
+    hidden = 4 * model.width
+    if model.mlp.endswith("glu"):
+      hidden = 8 * math.ceil(model.width / 3)
+  model = dataclasses.replace(
+      model,
+      beta=beta,
+      beta_attention=beta if model.beta_attention is None else model.beta_attention,
+      beta_mlp=beta if model.beta_mlp is None else model.beta_mlp,
+      mlp_input_scale=alpha,
+      mlp_width=hidden,
+      qk_norm=("rms" if is_op else "none") if model.qk_norm == "auto" else model.qk_norm,
+      position_init_std=(model.init_std / 2 if model.position_init_std is None
+                         else model.position_init_std))
+  if optim.warmup_steps is None:
+    optim = dataclasses.replace(
+        optim, warmup_steps=round(optim.warmup_fraction * train.steps))
+  config = dataclasses.replace(config, model=model, optim=optim)
+  _validate(config)
+  return config
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+  """The dotted paths whose values differ, each with both values."""
+  left, right = to_dict(a), to_dict(b)
+  return {f"{s}.{k}": (v, right[s][k])
+          for s, fields in left.items() for k, v in fields.items() if v != right[s][k]}
+
+
+def fields() -> dict[str, dataclasses.Field[Any]]:
+  """Every field by its dotted path."""
+  return {f"{section.name}.{field.name}": field
+          for section in dataclasses.fields(Config)
+          for field in dataclasses.fields(section.default)}  # type: ignore[arg-type]
+
+
+def field_help() -> str:
+  """One line a field: path, default, meaning, choices."""
+  lines = []
+  for path, field in fields().items():
+    choices = _choices(field, _hints(path)[field.name])
+    text = field.metadata["doc"] + (f" ({', '.join(choices)})" if choices else "")
+    lines.append(f"  --config.{path}={_show(field.default)}\n      {text}")
+  return "\n".join(lines)
+
+
+def _hints(path: str) -> dict[str, Any]:
+  section = path.partition(".")[0]
+  return typing.get_type_hints(typing.get_type_hints(Config)[section])
+
+
+def _choices(field: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
+  if field.metadata["folder"]:
+    return variants.names(field.metadata["folder"])
+  return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def _show(value: Any) -> str:
+  if isinstance(value, tuple):
+    return ",".join(value)
+  return "none" if value is None else str(value)
+
+
+def _set(config: Config, path: str, value: Any, parse: bool = False) -> Config:
+  if path not in fields():
+    raise UserError(f"config.{path}: no such field{_nearest(path)}")
+  section, name = path.split(".")
+  hint = _hints(path)[name]
+  try:
+    value = _parse(value, hint) if parse else _coerce(value, hint)
+  except (ValueError, TypeError):
+    raise UserError(f"config.{path}={value}: not {_describe(hint)}") from None
+  part = dataclasses.replace(getattr(config, section), **{name: value})
+  return dataclasses.replace(config, **{section: part})
+
+
+def _nearest(path: str) -> str:
+  known = list(fields())
+  name = path.rpartition(".")[2]
+  same_name = [k for k in known if k.rpartition(".")[2] == name]
+  # A field's own name says more than its section, so `train.learning_rate` finds `optim.`.
+  close = same_name or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+  if not close:
+    by_name = {k.rpartition(".")[2]: k for k in known}
+    close = [by_name[n] for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)]
+  return f"; did you mean config.{close[0]}?" if close else "; --help lists all fields"
+
+
+def _optional(hint: Any) -> tuple[Any, bool]:
+  """(type, may be None) of `T` or `T | None`."""
+  if isinstance(hint, types.UnionType):
+    inner = [a for a in typing.get_args(hint) if a is not types.NoneType]
+    return inner[0], True
+  return hint, False
+
+
+def _parse(text: str, hint: Any) -> Any:
+  """The value that `text` means for a field of type `hint`; ValueError if none."""
+  hint, optional = _optional(hint)
+  if optional and text.lower() in ("none", "null"):
+    return None
+  if hint is bool:
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()] \
+        if text.lower() in ("true", "1", "false", "0") else _fail()
+  if hint is int:
+    return int(text.replace("_", ""))
+  if hint is float:
+    return float(text)
+  if typing.get_origin(hint) is tuple:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+  return text
+
+
+def _fail() -> Any:
+  raise ValueError
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+  """`value` as the field's type where no information is lost; TypeError otherwise."""
+  hint, optional = _optional(hint)
+  if optional and value is None:
+    return None
+  if typing.get_origin(hint) is tuple:
+    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+      return tuple(value)
+    raise TypeError
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  kind = str if typing.get_origin(hint) is Literal else hint
+  if type(value) is not kind:
+    raise TypeError
+  return value
+
+
+def _describe(hint: Any) -> str:
+  hint, optional = _optional(hint)
+  if typing.get_origin(hint) is tuple:
+    text = "a list of names, as in a,b"
+  else:
+    text = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "a text")
+  return text + (" or none" if optional else "")
+
+
+def _check_fields(config: Config) -> None:
+  """Types, choices and finiteness of every single field."""
+  for path, field in fields().items():
+    section, name = path.split(".")
+    value, hint = getattr(getattr(config, section), name), _hints(path)[name]
+    try:
+      _coerce(value, hint)
+    except TypeError:
+      raise UserError(f"config.{path}={value!r}: not {_describe(hint)}") from None
+    choices = _choices(field, hint)
+    if choices and value not in choices:
+      close = difflib.get_close_matches(str(value), choices, n=1)
+      raise UserError(f"config.{path}={value}: not one of {', '.join(choices)}"
+                      + (f"; did you mean {close[0]}?" if close else ""))
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"config.{path}={value}: not a finite number")
+
+
+def _require(condition: bool, path: str, config: Config, what: str) -> None:
+  if not condition:
+    section, name = path.split(".")
+    raise UserError(f"config.{path}={getattr(getattr(config, section), name)}: {what}")
+
+
+_AT_LEAST_ONE = (
+    "model.width", "model.depth", "model.heads", "model.mlp_width", "train.steps",
+    "train.batch_size", "train.sequence_length", "train.grad_accumulation", "train.log_every",
+    "train.eval_every", "train.checkpoint_every", "data.eval_sequences", "telemetry.every")
+_POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
+             "model.mlp_input_scale", "optim.clip_norm")
+_NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
+                 "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps",
+                 "train.z_loss", "train.seed", "data.begin_token_id", "data.end_token_id")
+_FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction")
+_BELOW_ONE = ("model.dropout", "optim.b1", "optim.b2")
+
+
+def _validate(config: Config) -> None:
+  """Ranges, then combinations. The first that fails is raised."""
+  model, optim, train, data, mesh = (
+      config.model, config.optim, config.train, config.data, config.mesh)
+
+  def check(condition: bool, path: str, what: str) -> None:
+    _require(condition, path, config, what)
+
+  for path in _AT_LEAST_ONE + _POSITIVE + _NOT_NEGATIVE + _FRACTIONS + _BELOW_ONE:
+    section, name = path.split(".")
+    value = getattr(getattr(config, section), name)
+    if value is None:
+      continue
+    check(path not in _AT_LEAST_ONE or value >= 1, path, "must be at least 1")
+    check(path not in _POSITIVE or value > 0, path, "must be above 0")
+    check(path not in _NOT_NEGATIVE or value >= 0, path, "must not be negative")
+    check(path not in _FRACTIONS or 0 <= value <= 1, path, "must lie between 0 and 1")
+    check(path not in _BELOW_ONE or 0 <= value < 1, path, "must be at least 0 and below 1")
+
+  check(model.width % model.heads == 0, "model.heads",
+        f"does not divide model.width={model.width}; "
+        f"nearest that does: {_nearest_divisor(model.width, model.heads)}")
+  check(model.positions != "rotary" or (model.width // model.heads) % 2 == 0, "model.heads",
+        "rotary positions need an even head dimension (width / heads)")
+  for path, value, default in (("model.mlp_input_scale", model.mlp_input_scale, 1.0),
+                               ("model.first_attention_norm", model.first_attention_norm, False)):
+    check(model.block == "op" or value == default, path,
+          f"is part of model.block=op and does nothing in {model.block}")
+  check(model.beta_attention is not None or model.beta_mlp is not None
+        or not (model.beta_trainable or model.beta_per_channel), "model.beta",
+        "model.beta_trainable and model.beta_per_channel need a gain to act on; set model.beta")
+  check(train.seed < 2 ** 31, "train.seed", "must be below 2147483648")
+
+  unknown = [r for r in optim.decay_roles if r not in ROLES]
+  check(not unknown, "optim.decay_roles",
+        f"{', '.join(unknown)} is not a parameter role; they are {', '.join(ROLES)}")
+  assert optim.warmup_steps is not None
+  check(optim.warmup_steps <= train.steps, "optim.warmup_steps",
+        f"the warmup is longer than the training, train.steps={train.steps}")
+  check(train.batch_size % train.grad_accumulation == 0, "train.grad_accumulation",
+        f"does not divide train.batch_size={train.batch_size}")
+
+  check(0 < data.validation_fraction < 1, "data.validation_fraction",
+        "must lie above 0 and below 1")
+  check(data.vocab_size >= 2, "data.vocab_size", "must be at least 2")
+  kind, _, rest = data.corpus.partition(":")
+  check(data.corpus in ("python_stdlib", "pypi_code")
+        or (kind in ("text", "tfds", "tokens") and bool(rest)), "data.corpus",
+        "not python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH")
+  if kind == "tokens":
+    for path in ("data.begin_token_id", "data.end_token_id"):
+      token = getattr(data, path.split(".")[1])
+      check(token is None or token < data.vocab_size, path,
+            f"is not below data.vocab_size={data.vocab_size}")
+  else:
+    check(data.vocab_size >= 258 or bool(data.tokenizer), "data.vocab_size",
+          "a byte-level BPE needs at least 258: the bytes, end-of-text and begin")
+    check(data.begin_token_id is None, "data.begin_token_id", "only for data.corpus=tokens:PATH")
+    check(data.end_token_id is None, "data.end_token_id", "only for data.corpus=tokens:PATH")
+
+  for axis in ("data", "fsdp", "tensor"):
+    check(getattr(mesh, axis) == -1 or getattr(mesh, axis) >= 1, f"mesh.{axis}",
+          "must be at least 1, or -1 for the devices that are left")
+  check((mesh.data, mesh.fsdp, mesh.tensor).count(-1) <= 1, "mesh.data",
+        "only one mesh axis can be -1")
+  ways = math.prod(n for n in (mesh.data, mesh.fsdp) if n != -1)
+  check_batch_splits(config, ways)
+  if mesh.tensor > 1:
+    check(model.heads % mesh.tensor == 0, "mesh.tensor",
+          f"does not divide model.heads={model.heads}")
+  assert model.mlp_width is not None
+  for path, size in (("model.mlp_width", model.mlp_width), ("data.vocab_size", data.vocab_size)):
+    check(mesh.tensor < 2 or size % mesh.tensor == 0, "mesh.tensor", f"does not divide {path}={size}")
+  check(mesh.fsdp < 2 or model.width % mesh.fsdp == 0, "mesh.fsdp",
+        f"does not divide model.width={model.width}")
+
+
+def check_batch_splits(config: Config, ways: int) -> None:
+  """Raises UserError unless `ways` devices can share a micro-batch and the evaluation set."""
+  micro = config.train.batch_size // config.train.grad_accumulation
+  if micro % ways:
+    what = "train.batch_size" if config.train.grad_accumulation == 1 else \
+        "train.batch_size / train.grad_accumulation"
+    raise UserError(
+        f"config.{what}={micro}: cannot be split over the mesh's data x fsdp = {ways} devices; "
+        f"nearest that can: {max(1, round(micro / ways)) * ways * config.train.grad_accumulation}")
+
+
+def _nearest_divisor(number: int, near: int) -> int:
+  return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - near))
