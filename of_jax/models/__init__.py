@@ -1,0 +1,1 @@
+"""Networks as Flax NNX modules that know nothing of training; sites are probed by name."""

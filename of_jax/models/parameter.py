@@ -1,0 +1,59 @@
+"""Creation of parameters: every one states its role and its logical axes."""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Initializer(Protocol):
+  """As in jax.nn.initializers: (key, shape, dtype) -> array."""
+
+  def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    ...
+
+
+def normal(std: float) -> Initializer:
+  """Gaussian of mean 0 and standard deviation `std`."""
+  return jax.nn.initializers.normal(std)  # type: ignore[no-any-return]
+
+
+def constant(value: float) -> Initializer:
+  """Every entry `value`."""
+  return jax.nn.initializers.constant(value)  # type: ignore[no-any-return]
+
+
+def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer,
+              role: str, axes: tuple[str, ...]) -> nnx.Param[jax.Array]:
+  """A float32 parameter.
+
+  Args:
+    rngs: the stream `params` is used.
+    shape: one size an axis.
+    init: draws the value.
+    role: one of of_jax.config.ROLES; decides decay and whatever else goes by role.
+    axes: logical names of the axes, see of_jax.models.partition.
+  """
+  assert len(shape) == len(axes), (shape, axes)
+  return nnx.Param(init(rngs.params(), shape, jnp.float32), role=role, axes=axes)
+
+
+class Linear(nnx.Module):
+  """y = x W (+ b), contracting the last axes of x with the first of W.
+
+  The kernel is (in, out), either of which may be several axes, as [in, heads, head_dim].
+  Products are in the type of x; the parameters are float32.
+  """
+
+  def __init__(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float,
+               inputs: int = 1, bias: bool = False, role: str = "hidden"):
+    self.inputs = inputs
+    self.kernel = parameter(rngs, shape, normal(std), role, axes)
+    if bias:
+      self.bias = parameter(rngs, shape[inputs:], constant(0.0), "bias", axes[inputs:])
+    self.has_bias = bias
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.inputs)
+    return y + self.bias[...].astype(x.dtype) if self.has_bias else y

@@ -1,0 +1,48 @@
+"""Logical axes of arrays and where each lies on the device mesh.
+
+Parameters name their axes when they are created; this table is the only place that says which
+mesh axis splits which. Without a mesh (`jax.set_mesh`) every function here does nothing.
+"""
+
+import jax
+from jax.sharding import PartitionSpec
+
+# FSDP splits every matrix over `embed`, tensor parallelism over what heads and units share.
+PARAMETER_AXES: dict[str, str | None] = {
+    "layers": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "head_dim": None,
+    "position": None,
+    # Vectors of the width are small, and a split norm gain would cost a gather a use.
+    "channel": None,
+}
+BATCH_AXES = ("data", "fsdp")
+
+
+def parameter_spec(axes: tuple[str, ...]) -> PartitionSpec:
+  """The PartitionSpec of a parameter. Raises KeyError on an axis that the table lacks."""
+  return PartitionSpec(*(PARAMETER_AXES[axis] for axis in axes))
+
+
+def batch_spec(rank: int) -> PartitionSpec:
+  """The PartitionSpec of an activation or batch of `rank` axes whose first is the batch."""
+  return PartitionSpec(BATCH_AXES, *([None] * (rank - 1)))
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+  """`x`, split over its first axis alone."""
+  return _constrain(x, batch_spec(x.ndim))
+
+
+def constrain_replicated(x: jax.Array) -> jax.Array:
+  """`x`, whole on every device."""
+  return _constrain(x, PartitionSpec(*([None] * x.ndim)))
+
+
+def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec)

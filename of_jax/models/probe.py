@@ -1,0 +1,71 @@
+"""The one place that takes statistics out of a forward pass.
+
+A layer says where (`context.probe("resid_mid", x)`), the observer says what. The observer's
+result, never the activation, leaves the layer: under a scan an activation would be kept for
+every layer. Site names are public: see SITES.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+SITES = ("resid_pre", "resid_mid", "attn_in", "attn_out", "mlp_in", "mlp_hidden", "mlp_out",
+         "attn_q", "attn_k", "final")
+
+Statistics = dict[str, jax.Array]
+# (site, x_BxTxD, first_BxT) -> what to keep, or None where the site is not wanted. `first` marks
+# the tokens at position 0, which attend to themselves alone.
+Observer = Callable[[str, jax.Array, jax.Array], Statistics | None]
+
+
+@dataclasses.dataclass
+class Context:
+  """What one block needs beside its input, and what its probes collected.
+
+  Attributes:
+    positions_BxT: position of each token, from 0 in its window or in its document.
+    mask_Bx1xTxT: true where attention is allowed beside causality, or None for everywhere.
+    dropout_rate: probability that a value is dropped; used only with a key.
+    dropout_key: None in evaluation.
+    observe: see Observer; None measures nothing.
+    collected: site -> statistics.
+  """
+
+  positions_BxT: jax.Array
+  mask_Bx1xTxT: jax.Array | None = None
+  dropout_rate: float = 0.0
+  dropout_key: jax.Array | None = None
+  observe: Observer | None = None
+  collected: dict[str, Statistics] = dataclasses.field(default_factory=dict)
+  _dropouts: int = 0
+
+  def probe(self, site: str, x_BxTxD: jax.Array) -> None:
+    """Collects the observer's statistics of `x`, outside the gradient."""
+    if self.observe is None:
+      return
+    first_BxT = self.positions_BxT == 0
+    statistics = self.observe(site, jax.lax.stop_gradient(x_BxTxD), first_BxT)
+    if statistics is not None:
+      assert site not in self.collected, f"site {site} probed twice in one block"
+      self.collected[site] = statistics
+
+  def dropout(self, x: jax.Array) -> jax.Array:
+    """`x` with entries dropped and the rest scaled up, in training; `x` in evaluation."""
+    if self.dropout_key is None or not self.dropout_rate:
+      return x
+    key = jax.random.fold_in(self.dropout_key, self._dropouts)
+    self._dropouts += 1
+    keep = 1 - self.dropout_rate
+    return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0).astype(x.dtype)
+
+
+def flatten_heads(x_BxTxHxK: jax.Array) -> jax.Array:
+  """[..., heads, head_dim] -> [..., heads x head_dim], the neurons of a per-head site."""
+  return x_BxTxHxK.reshape(*x_BxTxHxK.shape[:-2], -1)
+
+
+def site_order(statistics: Mapping[str, Statistics]) -> list[str]:
+  """The sites of `statistics` in the order of the forward pass."""
+  return [site for site in SITES if site in statistics]
