@@ -1,0 +1,75 @@
+"""Downloads or reads a corpus, trains its tokenizer and writes its tokens, once.
+
+Training does the same when it must; run this first to see it happen, or to keep the folder:
+  python -m experiments.prepare_data --corpus=pypi_code --out=DIR
+then train with --config.data.corpus=tokens:DIR --config.data.vocab_size=32768.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from of_jax import config as config_lib
+from of_jax.errors import UserError
+
+_CORPUS = flags.DEFINE_string(
+    "corpus", "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH.")
+_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32768, "What the BPE is trained to.")
+_CACHE_DIR = flags.DEFINE_string("cache_dir", "~/.cache/of_jax", "Folder of tokenised corpora.")
+_OUT = flags.DEFINE_string("out", "", "Also leave the tokens here, for data.corpus=tokens:DIR.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "A tokenizer.json to use; default: train one.")
+_VALIDATION_FRACTION = flags.DEFINE_float("validation_fraction", 0.05, "Share held out.")
+
+
+def main() -> None:
+  try:
+    _prepare()
+  except UserError as error:
+    # The same mistakes are made in a config, whose fields these flags are.
+    raise UserError(str(error).replace("config.data.", "--")) from None
+
+
+def _prepare() -> None:
+  data = config_lib.resolve(config_lib.Config(data=config_lib.DataConfig(
+      corpus=_CORPUS.value, vocab_size=_VOCAB_SIZE.value, cache_dir=_CACHE_DIR.value,
+      tokenizer=_TOKENIZER.value, validation_fraction=_VALIDATION_FRACTION.value))).data
+  out = Path(_OUT.value).expanduser()
+  if _OUT.value:
+    if data.corpus.startswith("tokens:"):
+      raise UserError(f"--out={_OUT.value}: {data.corpus} already is a token folder or file")
+    if out.exists():
+      raise UserError(f"--out={_OUT.value}: exists; give a folder that does not")
+  # Flags are checked first: importing NumPy and walking a corpus takes longer than a typo should.
+  from of_jax.data import corpora
+  start = time.monotonic()
+  corpus = corpora.prepare(data, log=lambda line: print(line, flush=True))
+  print(corpus.description)
+  folder = corpus.tokenizer_path.parent if corpus.tokenizer_path else None
+  if _OUT.value:
+    assert folder is not None
+    _leave(folder, out)
+    folder = out
+  print(f"path: {folder or data.corpus.partition(':')[2]}")
+  print(f"corpus sha256: {corpus.corpus_sha256}")
+  print(f"tokenizer sha256: {corpus.tokenizer_sha256 or 'none'}")
+  print(f"{time.monotonic() - start:.1f} s")
+
+
+def _leave(folder: Path, out: Path) -> None:
+  """Copies the token folder to `out`, which appears whole or not at all."""
+  partial = out.with_name(f".{out.name}.partial")
+  try:
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder, partial)
+    partial.rename(out)
+  except OSError as error:
+    raise UserError(f"--out={out}: cannot be written: {error.strerror or error}") from None
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+if __name__ == "__main__":
+  cli.run(main)

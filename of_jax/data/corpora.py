@@ -1,0 +1,144 @@
+"""`prepare`: from the config's `data` section to memory-mapped tokens.
+
+Enters: a DataConfig. Leaves: a `Corpus`, out of the cache or tokenised into it.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from of_jax.config import DataConfig
+from of_jax.data import cache, files, folder, pypi_code, tfds_text, tokenizer, tokens
+from of_jax.data.documents import Document, Source, encode_name, pieces, sample
+from of_jax.data.folder import Corpus
+from of_jax.errors import UserError
+
+__all__ = ["Corpus", "prepare"]
+
+# The tokenizer learns from at most this much of train, which for code is past the point where
+# its merges still change, and keeps the trainer's memory below about 2 GB.
+TOKENIZER_BYTES = 40_000_000
+_BATCH_CHARACTERS = 4_000_000
+_SECONDS_BETWEEN_LINES = 10.0
+
+Log = Callable[[str], None]
+
+
+def prepare(data: DataConfig, log: Log = print) -> Corpus:
+  """Opens the corpus that `data` names, building or downloading it first where it is not there.
+
+  Args:
+    data: the resolved config's section.
+    log: is given progress lines; a corpus that is in the cache gives none.
+
+  Raises:
+    UserError: whatever is wrong with what the user named.
+  """
+  kind, _, rest = data.corpus.partition(":")
+  if kind == "tokens":
+    return tokens.open_tokens(data, log)
+  if importlib.util.find_spec("tokenizers") is None:
+    raise UserError(f"config.data.corpus={data.corpus}: the package tokenizers is not installed; "
+                    "run pip install tokenizers")
+  given = tokenizer.load(data.tokenizer, data.vocab_size) if data.tokenizer else None
+  source = _source(kind, rest, data, log)
+  key = {
+      "corpus": source.fingerprint,
+      "kind": kind,
+      "tokenizer": data.vocab_size if given is None else tokenizer.sha256(given),
+      "validation_fraction": data.validation_fraction,
+      "tokenizers": importlib.metadata.version("tokenizers"),
+  }
+  return cache.open_or_build(
+      data.cache_dir, f"{kind}-{data.vocab_size if given is None else 'given'}", key,
+      lambda entry: _build(entry, source, given, data, log), log)
+
+
+def _source(kind: str, rest: str, data: DataConfig, log: Log) -> Source:
+  if kind == "python_stdlib":
+    return files.python_stdlib()
+  if kind == "pypi_code":
+    return pypi_code.source(data.cache_dir, log)
+  if kind == "text":
+    return files.text(rest, log)
+  if kind == "tfds":
+    return tfds_text.source(rest)
+  raise UserError(f"config.data.corpus={data.corpus}: not python_stdlib, pypi_code, text:PATH, "
+                  "tfds:NAME or tokens:PATH")
+
+
+def _build(entry: Path, source: Source, given: str | None, data: DataConfig, log: Log) -> None:
+  """Writes the token folder of `source` into the empty folder `entry`."""
+  split = source.split(data.validation_fraction)
+  if given is None:
+    log(f"{source.name}: training a byte-level BPE of {data.vocab_size:,} tokens")
+    given = tokenizer.train(sample(split.train, TOKENIZER_BYTES), data.vocab_size)
+  (entry / folder.TOKENIZER).write_text(given, encoding="utf-8", newline="")
+  encoder = tokenizer.Encoder(given)
+  content = hashlib.sha256()
+  meta: dict[str, Any] = {
+      "corpus": source.name, "split": split.rule,
+      "validation_fraction": data.validation_fraction,
+      "vocab_size": encoder.vocab_size, "end_token": encoder.end_token,
+      "begin_token": encoder.begin_token, "dtype": encoder.dtype,
+      "tokenizer": "given tokenizer" if data.tokenizer else "own byte-level BPE",
+      "tokenizer_sha256": tokenizer.sha256(given),
+      "tokenizers_version": importlib.metadata.version("tokenizers"),
+  }
+  for part, documents in (("train", split.train), ("validation", split.validation)):
+    content.update(f"{part}\n".encode())
+    meta[part] = _write_tokens(entry / f"{part}.bin", documents, encoder, content, log)
+    if not meta[part]["tokens"]:
+      raise UserError(f"config.data.corpus={source.name}: its {part} documents hold no text")
+  meta["corpus_sha256"] = content.hexdigest()
+  folder.write_meta(entry, meta)
+
+
+def _write_tokens(path: Path, documents: Sequence[Document], encoder: tokenizer.Encoder,
+                  content: Any, log: Log) -> dict[str, Any]:
+  """Writes every document's tokens and its end token; returns the part's row of meta.json."""
+  row = {"documents": 0, "bytes": 0, "tokens": 0}
+  digest = hashlib.sha256()
+  end = np.array([encoder.end_token], encoder.dtype)
+  next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+  with path.open("wb") as file:
+    for batch in _batches(documents, content, row):
+      rows = encoder.encode([text for text, _ in batch])
+      for (_, is_end), tokens_N in zip(batch, rows, strict=True):
+        for array in (tokens_N, end) if is_end else (tokens_N,):
+          file.write(array.tobytes())
+          digest.update(array.tobytes())
+          row["tokens"] += len(array)
+      if time.monotonic() > next_line:
+        log(f"{path.stem}: tokenised {row['documents']:,} of {len(documents):,} documents")
+        next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+  return {**row, "sha256": digest.hexdigest()}
+
+
+def _batches(documents: Sequence[Document], content: Any,
+             row: dict[str, int]) -> Iterator[list[tuple[str, bool]]]:
+  """Lists of (piece of text, is it its document's last), large enough to keep all cores busy.
+
+  Adds every document to the hash `content` and to the counts in `row`.
+  """
+  batch, characters = [], 0
+  for document in documents:
+    text = document.read()
+    raw = text.encode("utf-8")
+    content.update(encode_name(document.name) + b"\0" + hashlib.sha256(raw).digest())
+    row["documents"] += 1
+    row["bytes"] += len(raw)
+    parts = list(pieces(text))
+    for i, part in enumerate(parts):
+      batch.append((part, i == len(parts) - 1))
+      characters += len(part)
+      if characters >= _BATCH_CHARACTERS:
+        yield batch
+        batch, characters = [], 0
+  yield batch

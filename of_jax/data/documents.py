@@ -1,0 +1,108 @@
+"""Documents, and the rules by which some are held out for validation.
+
+Enters: what a source found. Leaves: two sequences of documents whose text is read when asked for.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+# A text longer than this is tokenised in pieces, for one call's memory is many times its text.
+PIECE_CHARACTERS = 1 << 20
+# Holding out stops this close to the share asked for, or a tail of tiny files would follow.
+_NEAR_ENOUGH = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """One text, which ends with one end token.
+
+  Attributes:
+    name: unique in its corpus; part of the corpus hash.
+    size: bytes as UTF-8; 0 where only reading would tell.
+    read: the text.
+  """
+
+  name: str
+  size: int
+  read: Callable[[], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Documents to train and to validate on, and in words how they were told apart."""
+
+  train: Sequence[Document]
+  validation: Sequence[Document]
+  rule: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A corpus before it is tokenised.
+
+  Attributes:
+    name: as the config has it.
+    fingerprint: changes whenever the documents would; cheap, for every opening computes it.
+    split: reads or downloads what `fingerprint` did not need, and holds out the fraction given.
+  """
+
+  name: str
+  fingerprint: str
+  split: Callable[[float], Split]
+
+
+def hold_out(sizes: Mapping[str, int], fraction: float) -> set[str]:
+  """The names to validate on: at most `fraction` of the bytes, and near it where sizes allow.
+
+  Names are walked in the order of their sha256 and taken while they fit, so the choice depends
+  on names and sizes alone, never on a random state or on the order of a directory.
+  """
+  target = fraction * sum(sizes.values())
+  held: set[str] = set()
+  total = 0
+  for name in sorted(sizes, key=lambda name: hashlib.sha256(encode_name(name)).digest()):
+    if total >= _NEAR_ENOUGH * target:
+      break
+    if total + sizes[name] <= target:
+      held.add(name)
+      total += sizes[name]
+  return held
+
+
+def encode_name(name: str) -> bytes:
+  """A file's name as bytes, also where the name itself is not valid UTF-8."""
+  return name.encode("utf-8", "surrogateescape")
+
+
+def pieces(text: str) -> Iterator[str]:
+  """`text` in parts of about a million characters, cut after a line's end where there is one."""
+  start = 0
+  while len(text) - start > PIECE_CHARACTERS:
+    end = text.rfind("\n", start, start + PIECE_CHARACTERS) + 1
+    end = end if end > start else start + PIECE_CHARACTERS
+    yield text[start:end]
+    start = end
+  yield text[start:]
+
+
+def evenly(length: int) -> Iterator[int]:
+  """All of range(length), in an order of which every beginning is spread over the whole."""
+  step = max(1, round(length * 0.6180339887))
+  while math.gcd(step, length) != 1:
+    step += 1
+  for i in range(length):
+    yield i * step % length
+
+
+def sample(documents: Sequence[Document], limit: int) -> Iterator[str]:
+  """Evenly chosen pieces of text, `limit` bytes in all or everything if there is less."""
+  total = 0
+  for i in evenly(len(documents)):
+    parts = list(pieces(documents[i].read()))
+    for j in evenly(len(parts)):
+      if total >= limit:
+        return
+      total += len(parts[j].encode("utf-8"))
+      yield parts[j]

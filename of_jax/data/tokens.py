@@ -1,0 +1,175 @@
+"""A user's own tokens: .bin or .npy files, local or remote, or a folder that prepare_data made.
+
+Enters: `tokens:PATH`. Leaves: a `Corpus` over the file itself, or over one copy of a remote one.
+"""
+
+import functools
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from of_jax.config import DataConfig
+from of_jax.data import cache, tokenizer
+from of_jax.data.folder import META, PARTS, TOKENIZER, Corpus, Damaged, Tokens, open_folder
+from of_jax.errors import UserError
+
+_CHUNK = 1 << 24
+_NPY_TYPES = ("uint16", "uint32", "int32", "int64")
+
+Log = Callable[[str], None]
+
+
+def open_tokens(data: DataConfig, log: Log) -> Corpus:
+  """The corpus of `data.corpus`, tokens:PATH.
+
+  Raises:
+    UserError: no such file, not tokens, or a token that the model has no embedding for.
+  """
+  where = f"config.data.corpus={data.corpus}"
+  text = data.corpus.partition(":")[2]
+  path = _local(where, text, data.cache_dir, log) if "://" in text else Path(text).expanduser()
+  if path.is_dir() and (path / META).exists():
+    return _prepared(where, path, data)
+  if path.is_dir():
+    files = {part: _file_of(where, path, part) for part in PARTS}
+    arrays = {part: _load(where, file, data) for part, file in files.items()}
+  elif path.is_file():
+    tokens = _load(where, path, data)
+    cut = len(tokens) - round(len(tokens) * data.validation_fraction)
+    arrays = {"train": tokens[:cut], "validation": tokens[cut:]}
+    files = dict.fromkeys(PARTS, path)
+  else:
+    raise UserError(f"{where}: no such file or folder")
+  digest = hashlib.sha256()
+  for part in PARTS:
+    # A folder's parts are counted from their own beginning, a file's from the file's.
+    first = len(arrays["train"]) if part == "validation" and not path.is_dir() else 0
+    if not len(arrays[part]):
+      raise UserError(f"{where}: no {part} tokens in {files[part].name}")
+    digest.update(f"{part} {len(arrays[part])}\n".encode())
+    _check(where, arrays[part], files[part].name, first, data.vocab_size, digest)
+  tokenizer_json = tokenizer.load(data.tokenizer, data.vocab_size) if data.tokenizer else ""
+  return Corpus(
+      **arrays, vocab_size=data.vocab_size, end_token=data.end_token_id,
+      begin_token=data.begin_token_id, corpus_sha256=digest.hexdigest(),
+      tokenizer_sha256=tokenizer.sha256(tokenizer_json) if data.tokenizer else "",
+      tokenizer_path=Path(data.tokenizer).expanduser() if data.tokenizer else None,
+      description=f"{data.corpus}: {len(arrays['train']):,} train and "
+                  f"{len(arrays['validation']):,} validation tokens, "
+                  + (data.tokenizer or "tokenizer unknown"))
+
+
+def _prepared(where: str, path: Path, data: DataConfig) -> Corpus:
+  """A folder with meta.json; ids in the config win over its own."""
+  try:
+    corpus = open_folder(path)
+  except Damaged as damage:
+    raise UserError(f"{where}: {damage}; make the folder again with "
+                    "python -m experiments.prepare_data --out") from None
+  if corpus.vocab_size > data.vocab_size:
+    raise UserError(f"{where}: its tokenizer has {corpus.vocab_size} tokens, more than "
+                    f"config.data.vocab_size={data.vocab_size}")
+  replace = functools.partial(_or, data)
+  return Corpus(**{**vars(corpus), "end_token": replace("end_token_id", corpus.end_token),
+                   "begin_token": replace("begin_token_id", corpus.begin_token)})
+
+
+def _or(data: DataConfig, field: str, default: int | None) -> int | None:
+  value: int | None = getattr(data, field)
+  return default if value is None else value
+
+
+def _file_of(where: str, folder: Path, part: str) -> Path:
+  for suffix in (".bin", ".npy"):
+    if (folder / (part + suffix)).is_file():
+      return folder / (part + suffix)
+  raise UserError(f"{where}: the folder has no {part}.bin or {part}.npy")
+
+
+def _load(where: str, path: Path, data: DataConfig) -> Tokens:
+  """The file as a one-dimensional memory map."""
+  size = path.stat().st_size
+  if not size:
+    raise UserError(f"{where}: {path.name} is empty")
+  try:
+    if path.suffix == ".bin":
+      width = np.dtype(data.token_dtype).itemsize
+      if size % width:
+        raise UserError(f"{where}: {path.name} has {size} bytes, no multiple of the {width} of "
+                        f"config.data.token_dtype={data.token_dtype}")
+      return np.memmap(path, np.dtype(data.token_dtype).newbyteorder("<"), "r")
+    if path.suffix != ".npy":
+      raise UserError(f"{where}: {path.name} is neither a .bin nor a .npy file")
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+  except OSError as error:
+    raise UserError(f"{where}: {path.name} cannot be read: {error.strerror}") from None
+  except (ValueError, EOFError):
+    raise UserError(f"{where}: {path.name} is not a .npy file of numbers, "
+                    "or it is truncated") from None
+  if array.ndim != 1 or array.dtype.name not in _NPY_TYPES:
+    raise UserError(f"{where}: {path.name} holds {array.dtype.name} of shape {array.shape}; "
+                    f"tokens are one-dimensional, of type {', '.join(_NPY_TYPES)}")
+  return array  # type: ignore[no-any-return]
+
+
+def _check(where: str, tokens: Tokens, name: str, first: int, vocab_size: int,
+           digest: Any) -> None:
+  """Adds the tokens to `digest`, and refuses one outside [0, vocab_size)."""
+  for start in range(0, len(tokens), _CHUNK):
+    chunk = tokens[start:start + _CHUNK]
+    digest.update(chunk.astype("<i8" if chunk.dtype.name == "int64" else "<u4"))
+    for worst in (int(chunk.argmax()), int(chunk.argmin())):
+      token = int(chunk[worst])
+      if not 0 <= token < vocab_size:
+        raise UserError(
+            f"{where}: token {token} at position {first + start + worst} of {name} is not in "
+            f"[0, config.data.vocab_size={vocab_size}); set data.vocab_size, or data.token_dtype "
+            "of a .bin file")
+
+
+def _local(where: str, url: str, cache_dir: str, log: Log) -> Path:
+  """A local copy of what `url` names, made once for each size and time of change of its files."""
+  try:
+    from etils import epath
+    remote = epath.Path(url)
+    names = sorted(f.name for f in remote.iterdir()) if remote.is_dir() else []
+    known = [f"{part}{suffix}" for part in PARTS for suffix in (".bin", ".npy")]
+    files = [remote / n for n in names if n in (*known, META, TOKENIZER)] if names else [remote]
+    if not names and not remote.exists():
+      raise UserError(f"{where}: no such file or folder")
+    stats = [(f.name, f.stat().length, f.stat().mtime) for f in files]
+  except UserError:
+    raise
+  except Exception as error:  # Each cloud's client has errors of its own.
+    raise _unreachable(where, error) from None
+  key = hashlib.sha256(repr((url, stats)).encode()).hexdigest()
+  entry = Path(cache_dir).expanduser().absolute() / f"remote-{key[:16]}"
+  with cache.writing(cache_dir), cache.locked(entry, log):
+    if not entry.exists():
+      log(f"{url}: copying {sum(length for _, length, _ in stats) / 1e6:,.0f} MB to {entry}")
+      with cache.replacing(entry) as folder:
+        for file, (name, length, _) in zip(files, stats):
+          _copy(where, file, folder / name, length)
+  return entry if names else entry / remote.name
+
+
+def _copy(where: str, remote: Any, target: Path, length: int) -> None:
+  with target.open("wb") as write:
+    try:
+      with remote.open("rb") as read:
+        shutil.copyfileobj(read, write, _CHUNK)
+    except Exception as error:
+      if isinstance(error, OSError) and error.filename in (None, str(target)):
+        raise  # Of the disk, not of the cloud.
+      raise _unreachable(where, error) from None
+  if target.stat().st_size != length:
+    raise UserError(f"{where}: {target.name} ended after {target.stat().st_size} of {length} bytes")
+
+
+def _unreachable(where: str, error: Exception) -> UserError:
+  reason = " ".join(str(error).split())[:200]
+  return UserError(f"{where}: cannot be read: {type(error).__name__}: {reason}")
