@@ -1,0 +1,78 @@
+"""Figures and a page from run directories alone; trains nothing.
+
+  python -m experiments.report --root=DIR
+
+DIR is a study's folder, a folder of runs or one run. It gets report.html, one file that opens
+without a network, and figure.svg and figure.png. A study's claims are judged again.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from experiments import cli, studies
+from of_jax.analysis import page, plots, record, terminal
+from of_jax.analysis.runs import Run
+from of_jax.errors import UserError
+
+PAGE = "report.html"
+
+
+def write(root: pathlib.Path, console: Console) -> pathlib.Path:
+  """Writes the page and the figure of `root`, prints the tables, returns the page's path.
+
+  Raises:
+    UserError: no run in `root`, or one that cannot be read. Nothing has been written then.
+  """
+  if not root.is_dir():
+    raise UserError(f"--root={root}: no such folder")
+  study = record.read(root)
+  runs = _runs(root, study)
+  if not runs:
+    raise UserError(f"--root={root}: holds no run directory")
+  if study is not None:
+    study = _judged(study, runs)
+  text = page.render(runs, study, plots.svg(runs))
+  plots.save(runs, root)
+  if study is not None:
+    record.write(root, study)
+  path = root / PAGE
+  record.replace_text(path, text)
+  terminal.print_runs(console, runs)
+  if study is not None:
+    terminal.print_claims(console, study["claims"])
+  return path.resolve()
+
+
+def main() -> None:
+  if not flags.FLAGS.root:
+    raise UserError("--root: needs a value; see --help")
+  root = pathlib.Path(os.path.expanduser(flags.FLAGS.root))
+  print(write(root, terminal.console()))
+
+
+def _runs(root: pathlib.Path, study: dict[str, Any] | None) -> dict[str, Run]:
+  if study is None:
+    return record.load_runs(root)
+  return record.load_runs(root, [run["name"] for run in study["runs"]])
+
+
+def _judged(study: dict[str, Any], runs: dict[str, Run]) -> dict[str, Any]:
+  """The record with its claims judged on what the runs hold now, and the numbers of each run.
+
+  A study that this clone does not declare keeps the verdicts that it came with.
+  """
+  try:
+    declared = studies.load(str(study["study"]), str(study["scale"])).claims
+  except UserError:
+    return study
+  numbers = [{**run, **record.numbers(runs.get(run["name"]))} for run in study["runs"]]
+  return {**study, "claims": record.judge(declared, runs, study), "runs": numbers}
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("root", "", "a study's folder, a folder of runs, or one run")
+  cli.run(main)

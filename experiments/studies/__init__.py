@@ -1,0 +1,58 @@
+"""Declared studies: each file here is one. Enters: a study's name and scale. Leaves: its grid
+of runs, as overrides of one base config, and its claims with their rules.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from of_jax.analysis.claims import Claim
+from of_jax.errors import UserError
+
+Overrides = tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """One size of a study.
+
+  Attributes:
+    config: base config of every run, as `--config` takes it.
+    common: overrides of every run.
+    runs: run's name -> its own overrides, in the order in which they are trained.
+    claims: declared before the runs.
+    paper: config field -> the paper's value in words, so that a page can say what differs.
+  """
+
+  config: str
+  common: Overrides
+  runs: Mapping[str, Overrides]
+  claims: Sequence[Claim]
+  paper: Mapping[str, str]
+
+
+def names() -> list[str]:
+  """The studies there are."""
+  return sorted(p.stem for p in pathlib.Path(__file__).parent.glob("*.py")
+                if p.stem != "__init__")
+
+
+def load(study: str, scale: str) -> Scale:
+  """The declaration of one study at one scale.
+
+  Raises:
+    UserError: no such study or scale; the nearest is named.
+  """
+  if study not in names():
+    raise UserError(f"--study={study}: no such study{_nearest(study, names())}")
+  scales: Mapping[str, Scale] = importlib.import_module(f"experiments.studies.{study}").SCALES
+  if scale not in scales:
+    raise UserError(f"--scale={scale}: {study} has no such scale{_nearest(scale, list(scales))}")
+  return scales[scale]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+  return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"

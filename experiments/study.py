@@ -1,0 +1,163 @@
+"""Runs a declared grid, judges its claims and writes the page.
+
+  python -m experiments.study --study=op_block --scale=smoke --root=DIR
+
+Finished runs are skipped and a partial one is resumed, so the same command goes on after an
+interruption. --config.a.b=value overrides a field of every run. DIR gets study.json (the claims
+and their rules, written before the first run), a folder a run, figure.svg and report.html.
+"""
+
+import os
+import pathlib
+import runpy
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from absl import flags
+from rich.console import Console
+
+from experiments import cli, report, studies
+from of_jax import config as config_lib
+from of_jax.analysis import record, terminal
+from of_jax.analysis.runs import DONE
+from of_jax.config import Config
+from of_jax.errors import UserError
+
+Train = Callable[[Config, pathlib.Path], None]
+
+
+def plan(scale: studies.Scale, corpus: str = "",
+         overrides: studies.Overrides = ()) -> dict[str, Config]:
+  """Every run's resolved config by name.
+
+  Args:
+    scale: the declaration.
+    corpus: replaces data.corpus where not empty.
+    overrides: of every run; they win over the declaration's common ones.
+
+  Raises:
+    UserError: an override of a field that the study varies, or a config that cannot be trained.
+  """
+  varied = {path for own in scale.runs.values() for path, _ in own}
+  for path, text in overrides:
+    if path in varied:
+      raise UserError(f"--config.{path}={text}: the study varies {path} itself")
+  # The base stays unresolved: a field that is computed from others, such as the warmup from the
+  # steps, must see the run's own values.
+  base = _base(scale.config)
+  corpus_override = (("data.corpus", corpus),) if corpus else ()
+  planned = {}
+  for name, own in scale.runs.items():
+    try:
+      planned[name] = config_lib.apply_overrides(
+          base, (*scale.common, *own, *corpus_override, *overrides))
+    except UserError as error:
+      raise UserError(f"run {name}: {error}") from None
+  return planned
+
+
+def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
+            overrides: studies.Overrides = (), dry_run: bool = False,
+            train: Train | None = None, console: Console | None = None) -> None:
+  """Trains what is not finished, then judges and reports. See the module's docstring.
+
+  Args:
+    train: trains or resumes one run; default of_jax.train.train.
+
+  Raises:
+    UserError: a bad declaration or override, or a `root` that holds something else. Nothing
+      has been written then.
+  """
+  started = time.time()
+  console = console or terminal.console()
+  scale = studies.load(study, scale_name)
+  planned = plan(scale, corpus, overrides)
+  previous = _check_root(root, study, scale_name, planned)
+  if dry_run:
+    terminal.print_plan(console, planned, root)
+    return
+  train = train or _trainer()
+  root.mkdir(parents=True, exist_ok=True)
+  settings = [*((("data.corpus", corpus),) if corpus else ()), *overrides]
+
+  def write() -> None:
+    runs = record.load_runs(root, planned)
+    record.write(root, {
+        "study": study, "scale": scale_name,
+        "claims": record.judge(scale.claims, runs, previous),
+        "runs": record.describe_runs(planned, runs),
+        "overrides": {path: text for path, text in settings},
+        "paper_setup": dict(scale.paper), "command": _command()})
+
+  write()
+  for number, (name, config) in enumerate(planned.items(), 1):
+    done = (root / name / DONE).exists()
+    console.print(f"run {number} of {len(planned)}: {name}{' (finished before)' if done else ''}",
+                  style="bold", highlight=False)
+    if not done:
+      train(config, root / name)
+      write()
+  write()
+  page = report.write(root, console)
+  console.print(f"wall time of this command: {terminal.duration(time.time() - started)}",
+                highlight=False)
+  print(page)
+
+
+def main() -> None:
+  values = flags.FLAGS
+  for name in ("study", "root"):
+    if not values[name].value:
+      raise UserError(f"--{name}: needs a value; see --help")
+  execute(values.study, values.scale, pathlib.Path(os.path.expanduser(values.root)),
+          values.corpus, tuple(cli.overrides()), values.dry_run)
+
+
+def _base(spec: str) -> Config:
+  """The unresolved config of `PATH` or `PATH:ARGUMENT`."""
+  path, _, argument = spec.partition(":")
+  # The declaration names files of this clone, wherever the command was typed.
+  file = pathlib.Path(__file__).parent.parent / path
+  if not file.is_file():
+    raise UserError(f"{path}: the study's base config is missing")
+  get_config: Callable[..., Config] = runpy.run_path(str(file))["get_config"]
+  return get_config(argument) if argument else get_config()
+
+
+def _check_root(root: pathlib.Path, study: str, scale: str,
+                planned: Mapping[str, Config]) -> dict[str, object] | None:
+  """The record that `root` has of this study, if any; refuses a root that holds another one."""
+  if root.exists() and not root.is_dir():
+    raise UserError(f"--root={root}: not a folder")
+  previous = record.read(root)
+  if previous and (previous["study"], previous["scale"]) != (study, scale):
+    raise UserError(f"--root={root}: holds study {previous['study']} at scale "
+                    f"{previous['scale']}; choose another folder")
+  for name, config in planned.items():
+    different = record.conflict(root / name, config)
+    if different:
+      raise UserError(f"--root={root}: its run {name} has {different}; choose another folder")
+  return previous
+
+
+def _trainer() -> Train:
+  # Here, because it imports jax: a mistake on the command line is reported before that.
+  from of_jax.train import train
+  return train
+
+
+def _command() -> str:
+  """What was typed, less the place of the clone."""
+  name = pathlib.Path(sys.argv[0]).stem
+  return " ".join(["python -m experiments." + name, *map(shlex.quote, sys.argv[1:])])
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("study", "", f"which study: {', '.join(studies.names())}")
+  flags.DEFINE_string("scale", "smoke", "smoke (minutes on a CPU), small or paper")
+  flags.DEFINE_string("root", "", "folder of the study; made if it does not exist")
+  flags.DEFINE_string("corpus", "", "data.corpus of every run; default: the study's own")
+  flags.DEFINE_bool("dry_run", False, "list the runs and stop")
+  cli.run(main)

@@ -1,0 +1,202 @@
+"""Claims and the rules that judge them. Enters: runs by name. Leaves: a verdict with evidence.
+
+A claim is declared with its rule before the runs exist. The functions here make the judges; the
+text of a rule stands beside its judge in the study that declares it.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from of_jax.analysis.runs import Run
+
+Runs = Mapping[str, Run]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What a rule said: `evidence` holds the numbers it read, `summary` one plain sentence."""
+
+  verdict: Literal["reproduced", "not reproduced", "inconclusive"]
+  evidence: Mapping[str, Any]
+  summary: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """A statement that runs can support or contradict.
+
+  Attributes:
+    id: short name, unique in its study.
+    statement: what is claimed.
+    paper: what the paper reports, with its numbers and conditions.
+    rule: exactly which numbers decide, in words.
+    judge: the rule as a function of the study's runs by name.
+  """
+
+  id: str
+  statement: str
+  paper: str
+  rule: str
+  judge: Callable[[Runs], Verdict]
+
+
+def problems(runs: Runs, names: Sequence[str]) -> dict[str, str]:
+  """Why some of the runs cannot be judged, by name; empty if all can."""
+  found = {}
+  for name in names:
+    run = runs.get(name)
+    if run is None:
+      found[name] = "missing"
+    elif not run.finished:
+      found[name] = f"not finished (step {run.steps_done} of {run.config.train.steps})"
+    elif run.diverged:
+      found[name] = "diverged: a loss or a kurtosis is not finite"
+    elif not run.eval.loss.size:
+      found[name] = "was never evaluated"
+    elif not run.measured("kurtosis").values.size:
+      found[name] = "no kurtosis was measured"
+  return found
+
+
+def outliers_at_best(
+    pre: Mapping[str, Sequence[str]], op: Mapping[str, Sequence[str]], factor: float,
+    name: str = "pre",
+) -> Callable[[Runs], Verdict]:
+  """Judges that `op` has smaller outliers than `pre` at no worse loss, each at its best setting.
+
+  Args:
+    pre, op: setting (such as a learning rate) -> the names of its runs, one a seed.
+    factor: how many times the kurtosis must differ.
+    name: what to call `pre` in the summary.
+
+  The best setting has the lowest mean of the final validation losses. There, the smallest peak
+  kurtosis of `pre` must reach `factor` times the largest of `op`, and op's mean loss must not
+  exceed pre's by more than the larger of the two half-ranges over seeds.
+  """
+  names = [n for table in (pre, op) for seeds in table.values() for n in seeds]
+
+  def best(runs: Runs, table: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    means = {s: _mean_loss(runs, seeds) for s, seeds in table.items()}
+    setting = min(means, key=lambda s: means[s])
+    losses = [runs[n].final_loss for n in table[setting]]
+    return {
+        "best_setting": setting, "mean_loss_by_setting": means, "losses": losses,
+        "mean_loss": means[setting], "half_range": (max(losses) - min(losses)) / 2,
+        "peak_kurtosis": [runs[n].peak("kurtosis") for n in table[setting]]}
+
+  def judge(runs: Runs) -> Verdict:
+    found = problems(runs, names)
+    if found:
+      return unjudged(found)
+    left, right = best(runs, pre), best(runs, op)
+    ratio = min(left["peak_kurtosis"]) / max(right["peak_kurtosis"])
+    tolerance = max(left["half_range"], right["half_range"])
+    difference = right["mean_loss"] - left["mean_loss"]
+    return Verdict(
+        _verdict(ratio >= factor and difference <= tolerance),
+        {"pre": left, "op": right, "kurtosis_ratio": ratio, "kurtosis_ratio_needed": factor,
+         "loss_op_minus_pre": difference, "loss_tolerance": tolerance},
+        f"each at its best setting, {name}'s kurtosis peaks at {_range(left['peak_kurtosis'])} "
+        f"({left['best_setting']}) and op's at {_range(right['peak_kurtosis'])} "
+        f"({right['best_setting']}), a factor of {ratio:.3g}; op's mean validation loss is "
+        f"{right['mean_loss']:.3f} against {left['mean_loss']:.3f} (difference {difference:+.3f}, "
+        f"tolerance {tolerance:.3f})")
+
+  return judge
+
+
+def outliers_need_small_scale(
+    small: str, large: str, factor: float, ceiling: float, also: Sequence[str] = (),
+) -> Callable[[Runs], Verdict]:
+  """Judges that run `small` grows outliers and run `large`, of a larger embedding scale, none.
+
+  The peak kurtosis of `small` must reach `factor` times that of `large`, which must stay below
+  `ceiling`. The runs in `also` are reported and do not decide.
+  """
+  def judge(runs: Runs) -> Verdict:
+    found = problems(runs, [small, large])
+    if found:
+      return unjudged(found)
+    peaks = {n: runs[n].peak("kurtosis") for n in (small, large, *also) if n in runs}
+    scales = {n: runs[n].config.model.embedding_scale for n in (small, large)}
+    correlations = {n: runs[n].mean("input_correlation") for n in (small, large)}
+    ratio = peaks[small] / peaks[large]
+    formed = "nothing forms" if peaks[large] < ceiling else "outlier features form as well"
+    return Verdict(
+        _verdict(ratio >= factor and peaks[large] < ceiling),
+        {"peak_kurtosis": peaks, "ratio": ratio, "ratio_needed": factor, "ceiling": ceiling,
+         "mean_input_correlation": correlations},
+        f"at embedding scale {scales[large]:g} {formed} in {runs[large].config.train.steps:,} "
+        f"steps (pre's kurtosis peaks at {peaks[large]:.3g}), at scale {scales[small]:g} it peaks "
+        f"at {peaks[small]:.3g}; the mean input correlation is {correlations[large]:.2f} against "
+        f"{correlations[small]:.2f}")
+
+  return judge
+
+
+def smaller_peaks(pairs: Sequence[tuple[str, str]], what: str) -> Callable[[Runs], Verdict]:
+  """Judges that in every pair the first run's peak kurtosis is below the second's.
+
+  Args:
+    pairs: names of runs that differ in one thing only.
+    what: the sentence's subject, such as "the smaller learning rate".
+  """
+  def judge(runs: Runs) -> Verdict:
+    found = problems(runs, [n for pair in pairs for n in pair])
+    if found:
+      return unjudged(found)
+    peaks = {n: runs[n].peak("kurtosis") for pair in pairs for n in pair}
+    holds = [peaks[a] < peaks[b] for a, b in pairs]
+    return Verdict(
+        _verdict(all(holds)), {"peak_kurtosis": peaks, "pairs_that_hold": sum(holds),
+                               "pairs": len(pairs)},
+        f"{what} has the smaller peak kurtosis in {sum(holds)} of {len(pairs)} pairs ("
+        + ", ".join(f"{peaks[a]:.3g} against {peaks[b]:.3g}" for a, b in pairs) + ")")
+
+  return judge
+
+
+def growth(names: Sequence[str], factor: float) -> Callable[[Runs], Verdict]:
+  """Judges that kurtosis - 1 grows from the first logged step to its peak by `factor`, each run.
+
+  One is subtracted because kurtosis starts at its smallest value, 1, and cannot exceed the width.
+  """
+  def judge(runs: Runs) -> Verdict:
+    found = problems(runs, names)
+    if found:
+      return unjudged(found)
+    first = {n: float(np.max(runs[n].measured("kurtosis").values[0])) for n in names}
+    peaks = {n: runs[n].peak("kurtosis") for n in names}
+    ratios = {n: (peaks[n] - 1) / max(first[n] - 1, 1e-9) for n in names}
+    return Verdict(
+        _verdict(min(ratios.values()) >= factor),
+        {"first_kurtosis": first, "peak_kurtosis": peaks, "growth": ratios,
+         "growth_needed": factor},
+        f"kurtosis - 1 grows by a factor of {_range(list(ratios.values()))} over "
+        f"{len(names)} runs")
+
+  return judge
+
+
+def unjudged(found: Mapping[str, str]) -> Verdict:
+  """Inconclusive, naming the runs at fault."""
+  reason = "runs missing" if set(found.values()) == {"missing"} else "runs cannot be judged"
+  return Verdict("inconclusive", {"reason": reason, "runs": dict(found)},
+                 f"{reason}: " + "; ".join(f"{n} {why}" for n, why in found.items()))
+
+
+def _verdict(holds: bool) -> Literal["reproduced", "not reproduced"]:
+  return "reproduced" if holds else "not reproduced"
+
+
+def _mean_loss(runs: Runs, names: Sequence[str]) -> float:
+  return statistics.fmean(runs[n].final_loss for n in names)
+
+
+def _range(values: Sequence[float]) -> str:
+  low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+  return low if low == high else f"{low} to {high}"

@@ -1,0 +1,222 @@
+"""Run directories as arrays. Enters: a folder that the trainer wrote, finished or not.
+Leaves: a `Run` with its config, environment, curves and telemetry.
+
+A run may still be going on while it is read, so a torn last line and files that are not there
+yet are no error; they are named in `Run.notes`.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from of_jax import config as config_lib
+from of_jax.errors import UserError
+
+CONFIG, ENV, METRICS, TIMING, DONE = (
+    "config.json", "env.json", "metrics.jsonl", "timing.jsonl", "DONE")
+SITE = "resid_pre"
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """One metric at one site: `values` (steps x layers) at `steps`; NaN where undefined."""
+
+  steps: Ints
+  values: Floats
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+  """The lines of one split, in order of step. Absent numbers are NaN."""
+
+  steps: Ints
+  loss: Floats
+  learning_rate: Floats
+  grad_norm: Floats
+  telemetry: Mapping[str, Mapping[str, Measured]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training run, as far as it got."""
+
+  name: str
+  path: pathlib.Path
+  config: config_lib.Config
+  env: Mapping[str, Any]
+  train: Curves
+  eval: Curves
+  seconds_by_step: Floats
+  tokens_per_second: Floats
+  finished: bool
+  notes: tuple[str, ...] = ()
+
+  @property
+  def steps_done(self) -> int:
+    """The last step that was logged; 0 before the first."""
+    return int(self.train.steps[-1]) if self.train.steps.size else 0
+
+  @property
+  def final_loss(self) -> float:
+    """The last evaluation's loss in nats a token; NaN if there is none or it diverged."""
+    return float(self.eval.loss[-1]) if self.eval.loss.size else math.nan
+
+  @property
+  def seconds(self) -> float:
+    """Seconds of all timed steps; NaN where none was timed."""
+    return float(np.nansum(self.seconds_by_step)) if self.seconds_by_step.size else math.nan
+
+  @property
+  def diverged(self) -> bool:
+    """Some logged loss, or some measured kurtosis of the stream, is not finite."""
+    kurtosis = self.measured("kurtosis").values
+    return not all(bool(np.isfinite(a).all())
+                   for a in (self.train.loss, self.eval.loss, kurtosis))
+
+  def measured(self, metric: str, site: str = SITE) -> Measured:
+    """`metric` at `site` on the training batches, or on the evaluation set where only that is.
+
+    A metric that was not measured comes back with no steps.
+    """
+    for curves in (self.train, self.eval):
+      found = curves.telemetry.get(site, {}).get(metric)
+      if found is not None:
+        return found
+    return Measured(np.zeros(0, np.int64), np.zeros((0, 0)))
+
+  def peak(self, metric: str, site: str = SITE) -> float:
+    """The largest finite value over layers and logged steps; NaN if there is none."""
+    finite = self.measured(metric, site).values
+    finite = finite[np.isfinite(finite)]
+    return float(finite.max()) if finite.size else math.nan
+
+  def peak_at(self, metric: str, site: str = SITE) -> tuple[int, int] | None:
+    """(layer, step) of `peak`; None if there is no finite value."""
+    measured = self.measured(metric, site)
+    finite = np.where(np.isfinite(measured.values), measured.values, -np.inf)
+    if not finite.size or np.isneginf(finite.max()):
+      return None
+    row, layer = np.unravel_index(int(finite.argmax()), finite.shape)
+    return int(layer), int(measured.steps[row])
+
+  def mean(self, metric: str, site: str = SITE) -> float:
+    """The mean of the finite values over layers and logged steps; NaN if there is none."""
+    finite = self.measured(metric, site).values
+    finite = finite[np.isfinite(finite)]
+    return float(finite.mean()) if finite.size else math.nan
+
+
+def find_runs(root: str | pathlib.Path) -> list[pathlib.Path]:
+  """`root` itself if it is a run directory, else every run directory directly in it, by name."""
+  root = pathlib.Path(root)
+  if (root / CONFIG).is_file():
+    return [root]
+  if not root.is_dir():
+    return []
+  return sorted(p for p in root.iterdir() if (p / CONFIG).is_file())
+
+
+def load_run(path: str | pathlib.Path) -> Run:
+  """Reads one run directory.
+
+  Raises:
+    UserError: no run directory, a broken config or metrics line (the file and the line are
+      named), or a finished run whose metrics are gone.
+  """
+  path = pathlib.Path(path)
+  if not (path / CONFIG).is_file():
+    raise UserError(f"{path}: not a run directory, it holds no {CONFIG}")
+  config = config_lib.from_dict(_read_object(path / CONFIG))
+  finished = (path / DONE).exists()
+  notes: list[str] = []
+  for name in (ENV, METRICS, TIMING):
+    if not (path / name).is_file():
+      if finished and name == METRICS:
+        raise UserError(f"{path / name}: missing, though the run is marked {DONE}")
+      notes.append(f"no {name}")
+  env = _read_object(path / ENV) if (path / ENV).is_file() else {}
+  lines = list(_read_lines(path / METRICS, notes))
+  timing = list(_read_lines(path / TIMING, notes))
+  return Run(
+      name=path.resolve().name, path=path, config=config, env=env,
+      train=_curves(lines, "train"), eval=_curves(lines, "eval"),
+      seconds_by_step=_column(timing, "seconds"),
+      tokens_per_second=_column(timing, "tokens_per_second"),
+      finished=finished, notes=tuple(notes))
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, OSError) as error:
+    raise UserError(f"{path}: not readable as JSON: {error}") from None
+  if not isinstance(value, dict):
+    raise UserError(f"{path}: holds no JSON object")
+  return value
+
+
+def _read_lines(path: pathlib.Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+  """The objects of a JSON-lines file. Only the last line may be torn: the run wrote it when
+  it was read, or was killed while it wrote."""
+  if not path.is_file():
+    return
+  lines = path.read_bytes().split(b"\n")
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      value = json.loads(line)
+      if not isinstance(value, dict) or "step" not in value:
+        raise ValueError("no object with a step")
+    except ValueError as error:
+      if any(rest.strip() for rest in lines[number:]):
+        raise UserError(f"{path}, line {number}: not readable: {error}") from None
+      notes.append(f"last line of {path.name} is torn, left out")
+      return
+    yield value
+
+
+def _number(value: Any) -> float:
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return float(value) if is_number else math.nan
+
+
+def _column(lines: list[dict[str, Any]], key: str) -> Floats:
+  return np.array([_number(line.get(key)) for line in lines], np.float64)
+
+
+def _curves(lines: list[dict[str, Any]], split: str) -> Curves:
+  # A resumed run may have logged a step twice: the later line belongs to the run that went on.
+  by_step = {int(line["step"]): line for line in lines if line.get("split", "train") == split}
+  rows = [by_step[step] for step in sorted(by_step)]
+  cells: dict[str, dict[str, list[tuple[int, list[float]]]]] = {}
+  for row in rows:
+    for site, metrics in (row.get("telemetry") or {}).items():
+      for metric, values in metrics.items():
+        values = values if isinstance(values, list) else [values]
+        # Metrics that name neurons hold a list a layer; they are no curve.
+        if not any(isinstance(v, list) for v in values):
+          cells.setdefault(site, {}).setdefault(metric, []).append(
+              (int(row["step"]), [_number(v) for v in values]))
+  return Curves(
+      steps=np.array([row["step"] for row in rows], np.int64), loss=_column(rows, "loss"),
+      learning_rate=_column(rows, "learning_rate"), grad_norm=_column(rows, "grad_norm"),
+      telemetry={site: {metric: _measured(c) for metric, c in metrics.items()}
+                 for site, metrics in cells.items()})
+
+
+def _measured(cells: list[tuple[int, list[float]]]) -> Measured:
+  layers = max(len(values) for _, values in cells)
+  values = np.full((len(cells), layers), np.nan)
+  for row, (_, row_values) in enumerate(cells):
+    values[row, :len(row_values)] = row_values
+  return Measured(np.array([step for step, _ in cells], np.int64), values)

@@ -1,0 +1,126 @@
+"""How runs are grouped and thinned for figures. Enters: runs. Leaves: for each run its group
+(what gets a colour), its condition (what gets a panel) and its seed (what gets a dash), and
+curves of few enough points to draw.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from of_jax.analysis.record import flatten, varying
+from of_jax.analysis.runs import Floats, Ints, Run
+
+# Okabe and Ito's colours, which the colour-blind tell apart. A block keeps its colour on every
+# figure: Pre-Norm vermilion, Outlier Protected blue.
+_COLOURS = {"pre": "#D55E00", "op": "#0072B2"}
+_OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """Where one run stands in the figures."""
+
+  run: Run
+  group: str
+  condition: str
+  seed: int
+  colour: str
+  dash: str
+
+
+def arrange(runs: Mapping[str, Run]) -> list[Series]:
+  """One `Series` a run, in the order given.
+
+  The group is the block, with its norm where one block is run with several. A field that varies
+  inside a group makes the condition; one that follows from the group, such as op's gain, does
+  not.
+  """
+  configs = {name: run.config for name, run in runs.items()}
+  norms: dict[str, set[str]] = {}
+  for config in configs.values():
+    norms.setdefault(config.model.block, set()).add(config.model.norm)
+  groups = {}
+  for name, config in configs.items():
+    block = config.model.block
+    groups[name] = f"{block} ({config.model.norm})" if len(norms[block]) > 1 else block
+  inside: list[str] = []
+  for group in dict.fromkeys(groups.values()):
+    members = [configs[n] for n in configs if groups[n] == group]
+    inside += [f for f in varying(members) if f not in inside and f != "train.seed"]
+  # The warmup follows from the steps: one of them names the condition.
+  if "train.steps" in inside and "optim.warmup_steps" in inside:
+    inside.remove("optim.warmup_steps")
+  colours = _assign(list(dict.fromkeys(groups.values())))
+  seeds = sorted({c.train.seed for c in configs.values()})
+  result = []
+  for name, run in runs.items():
+    values = flatten(run.config)
+    result.append(Series(
+        run, groups[name], ", ".join(f"{field_name(f)} {shown(values[f])}" for f in inside),
+        run.config.train.seed, colours[groups[name]],
+        DASHES[seeds.index(run.config.train.seed) % len(DASHES)]))
+  return result
+
+
+def field_name(path: str) -> str:
+  """A dotted field as a reader says it."""
+  return path.rpartition(".")[2].replace("_", " ")
+
+
+def shown(value: Any) -> str:
+  """A config value as a reader types it."""
+  if isinstance(value, bool):
+    return "true" if value else "false"
+  if isinstance(value, list):
+    return ", ".join(map(str, value))
+  return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def thin(steps: Ints, values: Floats, points: int, largest: bool = False) -> tuple[Ints, Floats]:
+  """At most `points` of a curve: in each stretch of steps the mean, or the largest value.
+
+  Args:
+    values: (steps,) or (steps, layers).
+    largest: keep the largest value, so that no peak is lost.
+
+  Returns:
+    The last step of each stretch, and the value of each; NaN where a stretch has no finite one.
+  """
+  if steps.size <= points:
+    return steps, values
+  edges = np.linspace(0, steps.size, points + 1).astype(int)
+  finite = np.where(np.isfinite(values), values, -np.inf if largest else 0.0)
+  rows = []
+  for low, high in zip(edges, edges[1:]):
+    if largest:
+      row = finite[low:high].max(axis=0)
+      rows.append(np.where(np.isneginf(row), np.nan, row))
+    else:
+      count = np.isfinite(values[low:high]).sum(axis=0)
+      rows.append(np.where(count > 0, finite[low:high].sum(axis=0) / np.maximum(count, 1),
+                           np.nan))
+  return steps[edges[1:] - 1], np.array(rows)
+
+
+def over_layers(values: Floats, largest: bool) -> Floats:
+  """(steps, layers) -> (steps,): the largest or the mean over the layers; NaN stays NaN."""
+  if not values.size:
+    return np.zeros(values.shape[0])
+  line: Floats = values.max(axis=1) if largest else values.mean(axis=1)
+  return line
+
+
+def _assign(groups: list[str]) -> dict[str, str]:
+  """A colour a group; the first group of a named block gets the block's own."""
+  taken: dict[str, str] = {}
+  others = 0
+  for group in groups:
+    colour = _COLOURS.get(group.partition(" ")[0])
+    if colour is None or colour in taken.values():
+      colour = _OTHERS[others % len(_OTHERS)]
+      others += 1
+    taken[group] = colour
+  return taken

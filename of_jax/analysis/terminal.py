@@ -1,0 +1,103 @@
+"""Tables for a terminal. Enters: runs, claims as study.json holds them. Leaves: printed text."""
+
+import math
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from of_jax.analysis.record import flatten, varying
+from of_jax.analysis.runs import Run
+from of_jax.config import Config
+
+_STYLES = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
+
+
+def console() -> Console:
+  """To standard output; in a pipe a line is as long as a table needs, for nothing reflows it."""
+  return Console() if sys.stdout.isatty() else Console(width=110)
+
+
+def duration(seconds: float) -> str:
+  """`seconds` as a reader says it."""
+  if not math.isfinite(seconds):
+    return "-"
+  if seconds < 60:
+    return f"{seconds:.1f} s"
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def show(value: float) -> str:
+  """A measured number to three significant digits; a dash where there is none."""
+  if not math.isfinite(value):
+    return "-"
+  return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def show_loss(value: float) -> str:
+  """A loss to a thousandth of a nat."""
+  return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+def status(run: Run) -> str:
+  """finished, diverged, or how far the run is."""
+  if run.diverged:
+    return "diverged"
+  return "finished" if run.finished else f"step {run.steps_done:,} of {run.config.train.steps:,}"
+
+
+def print_runs(out: Console, runs: Mapping[str, Run]) -> None:
+  """A line a run: final loss, peak kurtosis, peak MMR, seconds."""
+  table = Table()
+  table.add_column("run", no_wrap=True)
+  for column in ("final loss", "peak kurtosis", "peak MMR", "seconds"):
+    table.add_column(column, justify="right")
+  finished = all(status(run) == "finished" for run in runs.values())
+  if not finished:
+    table.add_column("status")
+  for run in runs.values():
+    cells = [escape(run.name), show_loss(run.final_loss), show(run.peak("kurtosis")),
+             show(run.peak("mmr")), f"{run.seconds:.1f}" if math.isfinite(run.seconds) else "-"]
+    table.add_row(*cells, *([] if finished else [status(run)]))
+  out.print(table)
+  out.print("final loss: last validation loss, nats a token. kurtosis, MMR: largest over layers "
+            "and steps, stream entering each block.", style="dim", highlight=False)
+
+
+def print_claims(out: Console, claims: Sequence[Mapping[str, Any]]) -> None:
+  """Each claim with its verdict, its rule and what the rule read."""
+  for claim in claims:
+    verdict = str(claim["verdict"])
+    style = _STYLES.get(verdict, "")
+    out.print()
+    out.print(f"[{style}][bold]{escape(verdict.upper())}[/bold][/{style}]  "
+              f"{escape(str(claim['statement']))}", highlight=False)
+    lines = Table.grid(padding=(0, 2))
+    lines.add_row("  found", escape(str(claim.get("summary", ""))))
+    lines.add_row("  rule", escape(str(claim["rule"])), style="dim")
+    out.print(lines)
+  out.print()
+
+
+def print_plan(out: Console, planned: Mapping[str, Config], root: pathlib.Path) -> None:
+  """The runs that a study would train, with the fields that differ, and which are finished."""
+  fields = varying(list(planned.values()))
+  table = Table()
+  table.add_column("run", no_wrap=True)
+  for field in fields:
+    table.add_column(field.rpartition(".")[2].replace("_", " "))
+  table.add_column("done")
+  for name, config in planned.items():
+    table.add_row(escape(name), *(str(flatten(config)[f]) for f in fields),
+                  "yes" if (root / name / "DONE").exists() else "")
+  out.print(table)
+  first = next(iter(planned.values()))
+  out.print(f"{len(planned)} runs of {first.train.steps:,} steps of {first.train.batch_size} x "
+            f"{first.train.sequence_length} tokens on {escape(first.data.corpus)}; nothing was "
+            "started", highlight=False)
