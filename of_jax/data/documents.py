@@ -5,7 +5,6 @@ Enters: what a source found. Leaves: two sequences of documents whose text is re
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # A text longer than this is tokenised in pieces, for one call's memory is many times its text.
@@ -89,11 +88,11 @@ def pieces(text: str) -> Iterator[str]:
 
 def evenly(length: int) -> Iterator[int]:
   """All of range(length), in an order of which every beginning is spread over the whole."""
-  step = max(1, round(length * 0.6180339887))
-  while math.gcd(step, length) != 1:
-    step += 1
-  for i in range(length):
-    yield i * step % length
+  bits = (length - 1).bit_length() if length > 1 else 0
+  for i in range(1 << bits):
+    reversed_bits = int(format(i, f"0{bits}b")[::-1], 2) if bits else 0
+    if reversed_bits < length:
+      yield reversed_bits
 
 
 def sample(documents: Sequence[Document], limit: int) -> Iterator[str]:

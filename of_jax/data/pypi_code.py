@@ -26,12 +26,12 @@ _LINE = re.compile(r"(?P<name>[\w.-]+)==(?P<version>\S+) --hash=sha256:(?P<sha25
 Log = Callable[[str], None]
 
 
-def source(cache_dir: str, log: Log, requirements: Path = REQUIREMENTS) -> Source:
-  """The corpus of `requirements`, whose hashes are its fingerprint: no wheel is needed for it."""
-  pins = _pins(requirements)
+def source(cache_dir: str, log: Log) -> Source:
+  """The wheels' corpus; its fingerprint is made of their pinned hashes, so it needs no wheel."""
+  pins = _pins(REQUIREMENTS)
   fingerprint = hashlib.sha256(repr(sorted(pins.items())).encode()).hexdigest()
   return Source("pypi_code", fingerprint,
-                functools.partial(_split, cache_dir, requirements, fingerprint, log))
+                functools.partial(_split, cache_dir, fingerprint, log))
 
 
 def _pins(requirements: Path) -> dict[str, str]:
@@ -44,11 +44,9 @@ def _normal(name: str) -> str:
   return re.sub(r"[-_.]+", "_", name).lower()
 
 
-def _split(cache_dir: str, requirements: Path, fingerprint: str, log: Log,
-           fraction: float) -> Split:
+def _split(cache_dir: str, fingerprint: str, log: Log, fraction: float) -> Split:
   """Holds out whole packages, for near-duplicates of a package's files are in that package."""
-  pins = _pins(requirements)
-  wheels = _wheels(cache_dir, requirements, pins, fingerprint, log)
+  wheels = _wheels(cache_dir, _pins(REQUIREMENTS), fingerprint, log)
   by_package: dict[str, list[Document]] = {}
   seen: set[bytes] = set()
   for package in sorted(wheels):
@@ -84,8 +82,7 @@ def _read(archive: zipfile.ZipFile, name: str) -> str:
   return archive.read(name).decode("utf-8")
 
 
-def _wheels(cache_dir: str, requirements: Path, pins: dict[str, str], fingerprint: str,
-            log: Log) -> dict[str, Path]:
+def _wheels(cache_dir: str, pins: dict[str, str], fingerprint: str, log: Log) -> dict[str, Path]:
   """The checked wheels by package, downloaded where the cache lacks one."""
   entry = Path(cache_dir).expanduser().absolute() / f"wheels-{fingerprint[:16]}"
   with cache.writing(cache_dir), cache.locked(entry, log):
@@ -97,7 +94,7 @@ def _wheels(cache_dir: str, requirements: Path, pins: dict[str, str], fingerprin
       log(f"{entry}: the wheel of {wrong} is missing or damaged; downloaded anew")
     log(f"pypi_code: downloading {len(pins)} wheels with pip, 162 MB")
     with cache.replacing(entry) as folder:
-      _download(requirements, folder)
+      _download(REQUIREMENTS, folder)
       wrong = _wrong(_by_package(folder), pins)
       if wrong:
         raise UserError(f"{_WHERE}: pip left a wheel of {wrong} whose sha256 is not the pinned one")
