@@ -7,7 +7,7 @@ that a mistake on the command line is reported at once.
 import inspect
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -48,8 +48,8 @@ def overrides() -> list[tuple[str, str]]:
   return list(_overrides)
 
 
-def load_config(spec: str) -> config_lib.Config:
-  """The resolved config of `PATH` or `PATH:ARGUMENT`, with the command line's overrides.
+def load_config(spec: str, extra: Iterable[tuple[str, str]] = ()) -> config_lib.Config:
+  """The resolved config of `PATH` or `PATH:ARGUMENT`, with `extra` and the command line's overrides.
 
   The file defines `get_config()` or `get_config(argument)`, returning an of_jax Config.
 
@@ -61,6 +61,8 @@ def load_config(spec: str) -> config_lib.Config:
     raise UserError(f"--config={spec}: no such file as {path}")
   try:
     get_config = runpy.run_path(path).get("get_config")
+  except UserError:
+    raise
   except Exception as error:  # The file is the user's: whatever it raises is their mistake.
     raise UserError(f"--config={spec}: {type(error).__name__}: {error}".split("\n")[0]) from error
   if not callable(get_config):
@@ -71,7 +73,7 @@ def load_config(spec: str) -> config_lib.Config:
   if takes_argument and not argument:
     raise UserError(f"--config={spec}: needs an argument, as in {path}:NAME")
   config = get_config(argument) if argument else get_config()
-  return config_lib.apply_overrides(config, overrides())
+  return config_lib.apply_overrides(config, [*extra, *overrides()])
 
 
 def _take_overrides(argv: list[str]) -> list[str]:

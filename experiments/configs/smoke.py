@@ -1,0 +1,13 @@
+"""A Pre-Norm transformer in which outlier features form within minutes on two CPU cores.
+
+  python -m experiments.train --config=experiments/configs/smoke.py --workdir=runs/smoke
+
+About a minute and a half on two cores, the tokenizer apart.
+"""
+
+from of_jax import presets
+from of_jax.config import Config
+
+
+def get_config() -> Config:
+  return presets.smoke()

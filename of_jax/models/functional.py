@@ -1,0 +1,94 @@
+"""A model as pure functions of a dictionary of parameters.
+
+The train step is plain JAX over dictionaries; the NNX module exists only inside `init` and
+`apply`. Roles and axes are read off the parameters, which state both when they are created.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from of_jax.config import ROLES, Config
+from of_jax.models.probe import Observer, Statistics
+from of_jax.models.transformer import Transformer
+
+Parameters = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A model without its parameters.
+
+  Attributes:
+    shapes: tree of jax.ShapeDtypeStruct.
+    roles: tree of roles, one a parameter.
+    axes: tree of tuples of logical axes, one name an axis of the parameter.
+  """
+
+  graph: Any
+  template: Any
+  make: Callable[[jax.Array], nnx.Module]
+  shapes: Parameters
+  roles: Parameters
+  axes: Parameters
+
+  def init(self, key: jax.Array) -> Parameters:
+    """Fresh parameters, a function of the key alone."""
+    return nnx.to_pure_dict(nnx.state(self.make(key), nnx.Param))  # type: ignore[no-any-return]
+
+  def apply(self, parameters: Parameters, tokens_BxT: jax.Array,
+            documents_BxT: jax.Array | None = None, *, dropout_key: jax.Array | None = None,
+            observe: Observer | None = None) -> tuple[jax.Array, dict[str, Statistics]]:
+    """The model's `__call__` with these parameters."""
+    state = jax.tree.map(lambda leaf: leaf, self.template)
+    nnx.replace_by_pure_dict(state, parameters)
+    model = nnx.merge(self.graph, state, copy=True)
+    return model(  # type: ignore[no-any-return]
+        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe)
+
+
+def build_network(config: Config) -> Network:
+  """The network of a resolved config. Allocates nothing.
+
+  Raises:
+    ValueError: a parameter without a role, or with an axis too few.
+  """
+
+  def make(key: jax.Array) -> Transformer:
+    return Transformer(config.model, config.data.vocab_size, config.train.sequence_length,
+                       nnx.Rngs(params=key))
+
+  abstract = nnx.eval_shape(make, jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
+  graph, template = nnx.split(abstract, nnx.Param)
+  roles, axes = {}, {}
+  for path, variable in nnx.to_flat_state(template):
+    role = variable.get_metadata().get("role")
+    if role not in ROLES:
+      raise ValueError(f"parameter {'/'.join(map(str, path))} has the role {role}, not one of "
+                       f"{', '.join(ROLES)}")
+    named = variable.get_metadata()["axes"]
+    # Stacked blocks have one axis more than a block's own parameter.
+    stacked = ("layers",) if path[0] == "stacks" else ()
+    roles[path], axes[path] = role, stacked + named
+  shapes = nnx.to_pure_dict(template)
+  return Network(graph, template, make, shapes, _nest(roles), _nest(axes))
+
+
+def named_leaves(tree: Parameters, is_leaf: Callable[[Any], bool] | None = None
+                 ) -> dict[str, Any]:
+  """The leaves of a tree by their path, as in `stacks/0/mlp/up/kernel`."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def _nest(flat: dict[tuple[Any, ...], Any]) -> Parameters:
+  nested: Parameters = {}
+  for path, value in flat.items():
+    node = nested
+    for key in path[:-1]:
+      node = node.setdefault(key, {})
+    node[path[-1]] = value
+  return nested

@@ -1,0 +1,113 @@
+"""The size ladder and the settings of the papers, as configs.
+
+Sizes are those of He et al. 2024 (2405.19279, App. D) where it has one; `tiny` and `small` are
+ours, for a laptop and for one accelerator.
+"""
+
+from of_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+SIZES = ("tiny", "small", "130m", "320m", "1b", "7b", "released")
+
+# He et al. scale the embedding so that the first block reads a mean square near 1.
+_PAPER_SCALE = 50.0
+
+
+def preset(name: str) -> Config:
+  """The config of a name in SIZES, with the Pre-Norm block; not resolved.
+
+  `model.block=op` turns any of them into the Outlier Protected model: the paper's gain of 0.3
+  (130m) and its relatives are set with `model.beta`, whose default follows the depth.
+  """
+  return {"tiny": _tiny, "small": _small, "130m": _codeparrot_130m, "320m": _languini_320m,
+          "1b": _fineweb_1b, "7b": _fineweb_7b, "released": _released_code}[name]()
+
+
+def smoke() -> Config:
+  """A model that trains in about a minute and a half on two cores and shows outlier features.
+
+  The embedding scale of 8 leaves the tokens' representations correlated at first, and He et
+  al. 2024 (Sec. 4) find that outliers grow where signal propagation is poor.
+  """
+  return Config(
+      model=ModelConfig(width=128, depth=6, heads=4, embedding_scale=8.0),
+      optim=OptimConfig(learning_rate=1e-2),
+      train=TrainConfig(steps=150, batch_size=16, sequence_length=128, eval_every=50,
+                        checkpoint_every=50),
+      data=DataConfig(corpus="python_stdlib", vocab_size=4096))
+
+
+def _tiny() -> Config:
+  return Config(
+      model=ModelConfig(width=64, depth=2, heads=2, embedding_scale=_PAPER_SCALE),
+      optim=OptimConfig(learning_rate=3e-3),
+      train=TrainConfig(steps=200, batch_size=8, sequence_length=64),
+      data=DataConfig(vocab_size=4096))
+
+
+def _small() -> Config:
+  return Config(
+      model=ModelConfig(width=384, depth=6, heads=6, embedding_scale=_PAPER_SCALE),
+      optim=OptimConfig(learning_rate=1e-3),
+      train=TrainConfig(steps=10_000, batch_size=32, sequence_length=128, eval_every=500,
+                        checkpoint_every=1_000),
+      data=DataConfig(vocab_size=32_768))
+
+
+def _codeparrot_130m() -> Config:
+  """App. D, "CodeParrot": 6 layers, no final norm, untied, 80K steps of 32 x 128 tokens."""
+  return Config(
+      model=ModelConfig(width=768, depth=6, heads=12, norm="layer", norm_eps=1e-5,
+                        embedding_scale=_PAPER_SCALE),
+      optim=OptimConfig(learning_rate=1e-3),
+      train=TrainConfig(steps=80_000, batch_size=32, sequence_length=128, log_every=100,
+                        eval_every=1_000, checkpoint_every=10_000),
+      data=DataConfig(corpus="pypi_code", vocab_size=50_304, eval_sequences=1_024))
+
+
+def _languini_320m() -> Config:
+  """App. D, "Languini": 24 layers of 1,024, rotary, GELU, tied, clip 0.5, 512 tokens."""
+  return Config(
+      model=ModelConfig(width=1024, depth=24, heads=16, norm="layer", norm_eps=1e-5, mlp="gelu",
+                        positions="rotary", tied_embeddings=True, final_norm=True,
+                        embedding_scale=_PAPER_SCALE, compute_dtype="bfloat16", remat="dots"),
+      optim=OptimConfig(learning_rate=1e-3, clip_norm=0.5, warmup_steps=1_000),
+      train=TrainConfig(steps=50_000, batch_size=128, sequence_length=512, log_every=100,
+                        eval_every=1_000, checkpoint_every=10_000),
+      data=DataConfig(corpus="pypi_code", vocab_size=32_768, eval_sequences=1_024))
+
+
+def _fineweb(width: int, depth: int, steps: int, batch: int, rate: float) -> Config:
+  """App. D, "FineWeb-Edu": LLaMA-like with a GELU MLP of one hidden layer, QK-RMSNorm, cosine."""
+  return Config(
+      model=ModelConfig(width=width, depth=depth, heads=width // 128, norm="rms", mlp="gelu",
+                        positions="rotary", qk_norm="rms", final_norm=True,
+                        embedding_scale=_PAPER_SCALE, compute_dtype="bfloat16", remat="full"),
+      optim=OptimConfig(learning_rate=rate, schedule="cosine"),
+      train=TrainConfig(steps=steps, batch_size=batch, sequence_length=4096, log_every=10,
+                        eval_every=1_000, checkpoint_every=5_000),
+      data=DataConfig(corpus="pypi_code", vocab_size=32_768, eval_sequences=1_024))
+
+
+def _fineweb_1b() -> Config:
+  return _fineweb(width=2048, depth=24, steps=50_000, batch=440, rate=1e-3)
+
+
+def _fineweb_7b() -> Config:
+  return _fineweb(width=4096, depth=32, steps=20_000, batch=72, rate=3e-4)
+
+
+def _released_code() -> Config:
+  """github.com/bobby-he/simplified_transformers: GPT-2 with tied embeddings and a final norm.
+
+  12 layers, RMSNorm with eps outside the root, no embedding scale, a bias on queries and keys
+  alone, 4 micro-batches of 32. Its Outlier Protected form is `model.block=op model.beta=0.2
+  model.first_attention_norm=true`: there block 0's attention keeps a LayerNorm.
+  """
+  return Config(
+      model=ModelConfig(width=768, depth=12, heads=12, norm="rms", norm_eps=1e-5,
+                        norm_eps_placement="outside", position_init_std=0.02, qk_bias=True,
+                        tied_embeddings=True, final_norm=True),
+      optim=OptimConfig(learning_rate=1e-3),
+      train=TrainConfig(steps=40_000, batch_size=128, grad_accumulation=4, sequence_length=128,
+                        log_every=100, eval_every=1_000, checkpoint_every=10_000),
+      data=DataConfig(corpus="pypi_code", vocab_size=50_304, eval_sequences=1_024))

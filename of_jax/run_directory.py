@@ -1,0 +1,103 @@
+"""The run directory: file names, and how its JSON is written and read back.
+
+Everything that a run leaves and everything that analysis knows passes through here, so that
+analysis never needs the trainer. See the README for what each file holds.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from of_jax.errors import UserError
+
+CONFIG = "config.json"
+ENVIRONMENT = "env.json"
+METRICS = "metrics.jsonl"
+TIMING = "timing.jsonl"
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer.json"
+DONE = "DONE"
+
+
+def plain(value: Any) -> Any:
+  """`value` as JSON can hold it: arrays become lists, what is not finite becomes None.
+
+  A float32 is written with the fewest digits that give it back.
+  """
+  if isinstance(value, Mapping):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(item) for item in value]
+  if isinstance(value, np.ndarray) and value.ndim:
+    return [plain(item) for item in value]
+  if isinstance(value, (np.ndarray, np.generic)):
+    value = float(str(value[()])) if value.dtype == np.float32 else value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes `value` whole or not at all."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary.write_text(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+  os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+  """Raises UserError where the file is missing or is not JSON."""
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise UserError(f"{path}: no such file; is {path.parent} a run directory?") from None
+  except (ValueError, OSError) as error:
+    raise UserError(f"{path}: not readable as JSON: {str(error).splitlines()[0]}") from None
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+  """The records of a JSON-lines file; a torn last line, as a killed run leaves, is left out."""
+  if not path.exists():
+    return
+  with path.open() as file:
+    for number, line in enumerate(file, 1):
+      if not line.endswith("\n"):
+        return
+      try:
+        yield json.loads(line)
+      except ValueError:
+        raise UserError(f"{path}, line {number}: not JSON") from None
+
+
+def keep_lines_until(path: Path, step: int) -> None:
+  """Drops the records after `step`, and a torn last line: what a resumed run writes again."""
+  if not path.exists():
+    return
+  kept = [json.dumps(record) + "\n" for record in read_lines(path) if record["step"] <= step]
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary.write_text("".join(kept))
+  os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+  """Holds the directory against other processes; the kernel lets go if this one dies.
+
+  Raises:
+    UserError: another process holds it.
+  """
+  handle = os.open(directory, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f"{directory}: another process is writing this run directory") from None
+    yield
+  finally:
+    os.close(handle)

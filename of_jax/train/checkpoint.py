@@ -1,0 +1,120 @@
+"""Orbax checkpoints: which steps are kept, saving in the background, restoring on any mesh.
+
+The v1 interface of Orbax still moves, so this file alone imports it.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from of_jax import run_directory
+from of_jax.errors import UserError
+
+State = dict[str, Any]
+
+
+def kept_steps(steps: int, every: int) -> list[int]:
+  """0, the powers of two, the multiples of `every` and the last: outliers appear early."""
+  powers = [2 ** i for i in range(steps.bit_length()) if 2 ** i <= steps]
+  return sorted({0, steps, *powers, *range(every, steps + 1, every)})
+
+
+class Checkpoints:
+  """The checkpoints of one run directory; `with` waits for the last save and closes."""
+
+  def __init__(self, workdir: Path):
+    self._checkpointer = ocp.training.Checkpointer(
+        (workdir / run_directory.CHECKPOINTS).absolute(), cleanup_tmp_directories=True)
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._checkpointer.close()
+
+  @property
+  def latest(self) -> int | None:
+    """The last step that was saved whole; a torn save does not count."""
+    latest = self._checkpointer.latest
+    return None if latest is None else int(latest.step)
+
+  def save(self, state: State, step: int) -> None:
+    """Copies the state to the host and goes on writing in the background."""
+    self._checkpointer.save_checkpointables_async(
+        step, {"params": state["params"], "opt_state": state["opt_state"]}, force=True)
+
+  def wait(self) -> None:
+    """Returns when everything that was saved is on disk."""
+    self._checkpointer.wait()
+
+  def restore(self, shapes: State, shardings: State, step: int) -> State:
+    """The state after `step`, laid out as `shardings` say, whatever mesh wrote it."""
+    abstract = _abstract(shapes, shardings)
+    loaded = self._checkpointer.load_checkpointables(
+        step, {name: abstract[name] for name in ("params", "opt_state")})
+    count = jax.device_put(jax.numpy.int32(step), shardings["step"])
+    return {"params": loaded["params"], "opt_state": loaded["opt_state"], "step": count}
+
+
+def load_parameters(source: str, shapes: Any, shardings: Any) -> Any:
+  """The parameters of another run, for fine-tuning.
+
+  Args:
+    source: a run directory, or `DIR@STEP`; default its last checkpoint.
+    shapes, shardings: of the parameters that the new run has.
+
+  Raises:
+    UserError: no such run or step, or parameters of other names or shapes.
+  """
+  directory, step = parse_source(source)
+  with Checkpoints(directory) as checkpoints:
+    available = [int(c.step) for c in checkpoints._checkpointer.checkpoints]
+    if not available:
+      raise UserError(f"config.train.init_from={source}: no checkpoint in {directory}")
+    wanted = max(available) if step is None else step
+    if wanted not in available:
+      raise UserError(f"config.train.init_from={source}: no checkpoint at step {wanted}; "
+                      f"there are {', '.join(map(str, sorted(available)))}")
+    saved = checkpoints._checkpointer.checkpointables_metadata(wanted).metadata["params"]
+    _check_same_shapes(source, shapes, saved)
+    loaded = checkpoints._checkpointer.load_checkpointables(
+        wanted, {"params": _abstract(shapes, shardings)})
+  return loaded["params"]
+
+
+def parse_source(source: str) -> tuple[Path, int | None]:
+  """`DIR` or `DIR@STEP` -> (directory, step). Raises UserError where there is no such run."""
+  directory, _, step = source.partition("@") if not Path(source).exists() else (source, "", "")
+  if step and not step.isdigit():
+    raise UserError(f"config.train.init_from={source}: the step behind @ is not a number")
+  path = Path(directory).expanduser()
+  if not (path / run_directory.CHECKPOINTS).is_dir():
+    raise UserError(f"config.train.init_from={source}: {directory} is not a run directory")
+  return path, int(step) if step else None
+
+
+def bytes_of(shapes: Iterable[Any]) -> int:
+  """Bytes that arrays of these shapes take, uncompressed."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+
+
+def _abstract(shapes: Any, shardings: Any) -> Any:
+  return jax.tree.map(
+      lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+      shapes, shardings)
+
+
+def _check_same_shapes(source: str, shapes: Any, saved: Any) -> None:
+  def named(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in leaves}
+
+  ours, theirs = named(shapes), named(saved)
+  for name in sorted({*ours, *theirs}):
+    if ours.get(name) != theirs.get(name):
+      raise UserError(f"config.train.init_from={source}: parameter {name} is "
+                      f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here")

@@ -1,0 +1,93 @@
+"""What a run's numbers depend on beside its config: versions, code, machine, data, sizes."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from of_jax.config import Config
+from of_jax.data.corpora import Corpus
+from of_jax.models.functional import Network, named_leaves
+
+_PACKAGES = ("of_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
+             "tokenizers", "numpy")
+# Dense bfloat16 peaks that the makers state, in flops a second; by jax's device_kind.
+_PEAK_FLOPS = {
+    "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "TPU v4": 275e12,
+    "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12, "TPU v6e": 918e12}
+
+
+def describe(config: Config, mesh: Mesh, corpus: Corpus, network: Network) -> dict[str, Any]:
+  """The contents of env.json."""
+  device = jax.devices()[0]
+  return {
+      "command": " ".join(sys.argv),
+      "versions": {"python": platform.python_version(), **{
+          name: _version(name) for name in _PACKAGES}},
+      "git": _git(),
+      "devices": {"platform": device.platform, "kind": device.device_kind,
+                  "count": jax.device_count(), "processes": jax.process_count()},
+      "mesh": dict(mesh.shape),
+      "corpus": corpus.description,
+      "corpus_sha256": corpus.corpus_sha256,
+      "tokenizer_sha256": corpus.tokenizer_sha256,
+      **count_parameters(network),
+      "flops_per_token": flops_per_token(config, network),
+  }
+
+
+def count_parameters(network: Network) -> dict[str, int]:
+  """Parameters in all, and without the embedding and unembedding tables."""
+  shapes, roles = named_leaves(network.shapes), named_leaves(network.roles)
+  tables = sum(shapes[name].size for name, role in roles.items()
+               if role in ("embedding", "unembedding"))
+  total = sum(shape.size for shape in shapes.values())
+  return {"parameters": total, "parameters_without_embeddings": total - tables}
+
+
+def flops_per_token(config: Config, network: Network) -> int:
+  """6 x (parameters in matrix products) + 12 x depth x width x sequence length.
+
+  Forward and backward of one token, attention counted as if it were not causal (Chowdhery et
+  al. 2022, 2204.02311, App. B). The unembedding counts, an embedding lookup does not.
+  """
+  shapes, roles = named_leaves(network.shapes), named_leaves(network.roles)
+  matrices = sum(shapes[name].size for name, role in roles.items()
+                 if role in ("hidden", "unembedding"))
+  if config.model.tied_embeddings:
+    matrices += config.data.vocab_size * config.model.width
+  return (6 * matrices
+          + 12 * config.model.depth * config.model.width * config.train.sequence_length)
+
+
+def peak_flops() -> float | None:
+  """Dense bfloat16 flops a second of all devices, or None where the maker's figure is unknown."""
+  kind = jax.devices()[0].device_kind
+  known = [name for name in _PEAK_FLOPS if kind.startswith(name)]
+  return _PEAK_FLOPS[max(known, key=len)] * jax.device_count() if known else None
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _git() -> dict[str, Any]:
+  """Commit and dirty flag of the clone that runs; None where it is no clone."""
+
+  def run(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, check=True, text=True,
+                          capture_output=True, timeout=10).stdout.strip()
+
+  try:
+    return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain"))}
+  except (OSError, subprocess.SubprocessError):
+    return {"commit": None, "dirty": None}

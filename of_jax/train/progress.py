@@ -1,0 +1,46 @@
+"""Progress for people: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class TrainingProgress:
+  """Shows step, loss, tokens a second and the time left."""
+
+  def __init__(self, name: str, start: int, steps: int):
+    self._name, self._start, self._steps = name, start, steps
+    self._begun = self._shown = time.monotonic()
+    self._bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
+        console=Console(file=sys.stderr)) if sys.stderr.isatty() else None
+    if self._bar:
+      self._task = self._bar.add_task(name, total=steps, completed=start, status="compiling")
+
+  def __enter__(self) -> Self:
+    if self._bar:
+      self._bar.start()
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+               trace: TracebackType | None) -> None:
+    if self._bar:
+      self._bar.stop()
+
+  def update(self, step: int, loss: float, tokens_per_second: float) -> None:
+    """After a logged step."""
+    status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+    now = time.monotonic()
+    if self._bar:
+      self._bar.update(self._task, completed=step, status=status)
+    elif now - self._shown >= _SECONDS_BETWEEN_LINES or step == self._steps:
+      left = (now - self._begun) / max(1, step - self._start) * (self._steps - step)
+      print(f"{self._name}: step {step}/{self._steps}  {status}  {left:.0f} s left", flush=True)
+      self._shown = now

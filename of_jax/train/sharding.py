@@ -1,0 +1,63 @@
+"""The device mesh, and where every array of the train state lies on it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from of_jax.config import Config, check_batch_splits
+from of_jax.errors import UserError
+from of_jax.models import partition
+from of_jax.models.functional import Network
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(config: Config) -> Mesh:
+  """The mesh (data, fsdp, tensor) of the config over this job's devices.
+
+  Raises:
+    UserError: more devices asked for than there are, devices that the other axes do not divide,
+      or a batch that the mesh cannot split.
+  """
+  sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
+  count = jax.device_count()
+  fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+  for axis, size in sizes.items():
+    if size == -1:
+      if count % fixed:
+        raise UserError(f"config.mesh.{axis}=-1: the {count} devices cannot be split by the "
+                        f"other axes' {fixed}")
+      sizes[axis] = count // fixed
+  total = int(np.prod(list(sizes.values())))
+  if total > count or (total < count and jax.process_count() > 1):
+    shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    raise UserError(f"config.mesh: {shape} needs {total} devices, and there are {count}")
+  check_batch_splits(config, sizes["data"] * sizes["fsdp"])
+  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3,
+                       devices=jax.devices()[:total])
+
+
+def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTransformation
+                    ) -> dict[str, Any]:
+  """Shardings of {"params", "opt_state", "step"}: moments lie where their parameters lie.
+
+  Left to itself, `jit(optimizer.init)` would replicate the moments over the mesh.
+  """
+  replicated = NamedSharding(mesh, PartitionSpec())
+  parameters = jax.tree.map(
+      lambda axes: NamedSharding(mesh, partition.parameter_spec(axes)), network.axes,
+      is_leaf=lambda node: isinstance(node, tuple))
+  moments = optax.tree.map_params(
+      optimizer, lambda _, sharding: sharding, jax.eval_shape(optimizer.init, network.shapes),
+      parameters, transform_non_params=lambda _: replicated)
+  return {"params": parameters, "opt_state": moments, "step": replicated}
+
+
+def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  """This process's rows of a batch -> global arrays, split over data and fsdp."""
+  return {name: jax.make_array_from_process_local_data(
+      NamedSharding(mesh, partition.batch_spec(rows.ndim)), rows)
+      for name, rows in batch.items()}

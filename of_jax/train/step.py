@@ -1,0 +1,141 @@
+"""The compiled train step and evaluation step, each with telemetry or without.
+
+A step is a pure function of (state, batch): the telemetry of a measured step leaves through
+statistics that no gradient sees, so both forms train the same parameters bit for bit.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from of_jax.config import Config
+from of_jax.models.functional import Network, build_network
+from of_jax.optim import build_optimizer, learning_rate_schedule
+from of_jax.telemetry.observe import SiteStatistics, Telemetry, merge_sites
+from of_jax.train.sharding import state_shardings
+
+State = dict[str, Any]
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+  """What a config trains: pure functions, jitted once.
+
+  `step` and `step_measured` map (state, batch, key) to (state, metrics), where metrics holds
+  float32 `loss`, `learning_rate`, `grad_norm` and, measured, `telemetry`: site -> metric ->
+  [layers]. They consume the state they are given. `evaluate` maps (params, batch) to sums that
+  `add` combines and `finish` turns into metrics.
+  """
+
+  network: Network
+  shardings: State
+  init: Any
+  step: Any
+  step_measured: Any
+  evaluate: Any
+  add: Any
+  finish: Any
+
+
+def cross_entropy_sums(logits_BxTxV: jax.Array, targets_BxT: jax.Array, weights_BxT: jax.Array
+                       ) -> dict[str, jax.Array]:
+  """Sums over tokens, in float32: `loss` (nats), `log_z_square` and `count` (of weights)."""
+  log_z_BxT = jax.nn.logsumexp(logits_BxTxV, -1)
+  target_BxT = jnp.take_along_axis(logits_BxTxV, targets_BxT[..., None], -1)[..., 0]
+  return {"loss": jnp.sum((log_z_BxT - target_BxT) * weights_BxT),
+          "log_z_square": jnp.sum(jnp.square(log_z_BxT) * weights_BxT),
+          "count": jnp.sum(weights_BxT)}
+
+
+def make_trainer(config: Config, mesh: Mesh) -> Trainer:
+  """Compiles nothing yet: every function compiles at its first call.
+
+  Args:
+    config: resolved.
+    mesh: as `of_jax.train.sharding.make_mesh` gives it; it must be set (`jax.set_mesh`) wherever
+      the functions are called.
+  """
+  network = build_network(config)
+  schedule = learning_rate_schedule(config.optim, config.train.steps)
+  optimizer = build_optimizer(config.optim, schedule, network.roles)
+  telemetry = Telemetry.at_level(config.telemetry.level)
+  shardings = state_shardings(mesh, network, optimizer)
+  replicated = NamedSharding(mesh, PartitionSpec())
+  parts = config.train.grad_accumulation
+  tokens = config.train.batch_size * config.train.sequence_length
+
+  def init(key: jax.Array) -> State:
+    params = network.init(key)
+    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+
+  def sums(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
+           ) -> tuple[dict[str, jax.Array], SiteStatistics]:
+    observe = watched.observer(batch["weights"]) if watched else None
+    logits, statistics = network.apply(params, batch["inputs"], batch.get("documents"),
+                                       dropout_key=key, observe=observe)
+    return cross_entropy_sums(logits, batch["targets"], batch["weights"]), statistics
+
+  def loss(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
+           ) -> tuple[jax.Array, tuple[jax.Array, SiteStatistics]]:
+    totals, statistics = sums(params, batch, key, watched)
+    objective = totals["loss"] + config.train.z_loss * totals["log_z_square"]
+    return objective / tokens, (totals["loss"] / tokens, statistics)
+
+  gradient = jax.grad(loss, has_aux=True)
+
+  def accumulated(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
+                  ) -> tuple[Any, tuple[jax.Array, SiteStatistics]]:
+    """Gradients, loss and statistics of the whole batch, a micro-batch at a time."""
+    if parts == 1:
+      return gradient(params, batch, key, watched)  # type: ignore[no-any-return]
+    # Row r goes to micro-batch r % parts, so that a device's rows stay on the device.
+    split = jax.tree.map(
+        lambda rows: rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1), batch)
+    keys = None if key is None else jax.random.split(key, parts)
+    first, rest = jax.tree.map(lambda x: x[0], (split, keys)), jax.tree.map(
+        lambda x: x[1:], (split, keys))
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+      grads, (value, statistics) = gradient(params, *part, watched)
+      total_grads, (total_value, total_statistics) = total
+      return (jax.tree.map(jnp.add, total_grads, grads),
+              (total_value + value, merge_sites(total_statistics, statistics))), None
+
+    return jax.lax.scan(add, gradient(params, *first, watched), rest)[0]
+
+  def step(watched: Telemetry | None) -> Any:
+    def run(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, Any]]:
+      dropout_key = jax.random.fold_in(key, state["step"]) if config.model.dropout else None
+      grads, (value, statistics) = accumulated(state["params"], batch, dropout_key, watched)
+      updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+      metrics = {"loss": value, "learning_rate": schedule(state["step"]),
+                 "grad_norm": optax.tree.norm(grads)}
+      if watched:
+        metrics["telemetry"] = watched.finish(statistics)
+      params = optax.apply_updates(state["params"], updates)
+      return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
+
+    # Without pinned outputs the second call would compile a second executable.
+    return jax.jit(run, donate_argnums=0, out_shardings=(shardings, replicated))
+
+  def evaluate(params: Any, batch: Batch) -> Any:
+    return sums(params, batch, None, telemetry)
+
+  def add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a[0], b[0]), merge_sites(a[1], b[1])
+
+  def finish(total: Any) -> dict[str, Any]:
+    totals, statistics = total
+    return {"loss": totals["loss"] / totals["count"], "telemetry": telemetry.finish(statistics)}
+
+  plain = step(None)
+  return Trainer(
+      network, shardings, jax.jit(init, out_shardings=shardings), plain,
+      step(telemetry) if telemetry.sites else plain,
+      jax.jit(evaluate, out_shardings=replicated), jax.jit(add, out_shardings=replicated),
+      jax.jit(finish, out_shardings=replicated))

@@ -1,0 +1,162 @@
+"""Where the records of a run go: JSON lines, TensorBoard, Weights & Biases."""
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+from of_jax import run_directory
+from of_jax.config import Config, TrainConfig, to_dict
+from of_jax.errors import UserError
+
+Record = Mapping[str, Any]
+
+
+class Writer(Protocol):
+  """Takes records in the order of their steps."""
+
+  def write(self, record: Record) -> None:
+    """One record; its `step` and, for metrics, its `split` say what it is."""
+
+  def flush(self) -> None:
+    """Hands everything written to the operating system, so that a killed process loses none."""
+
+  def close(self) -> None:
+    """Flushes and lets go."""
+
+
+class JsonLines:
+  """A line a record; what is not finite is null."""
+
+  def __init__(self, path: Path):
+    self._file = path.open("a")
+
+  def write(self, record: Record) -> None:
+    self._file.write(json.dumps(run_directory.plain(record), allow_nan=False) + "\n")
+
+  def flush(self) -> None:
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class TensorBoard:
+  """Scalars `SPLIT/loss`, and `SPLIT/METRIC/SITE/LAYER` for telemetry."""
+
+  def __init__(self, workdir: Path, resumed_at: int):
+    from tensorboardX import SummaryWriter
+    # Steps that a killed process logged after the checkpoint are hidden, not shown twice.
+    self._writer = SummaryWriter(str(workdir), purge_step=resumed_at + 1)
+
+  def write(self, record: Record) -> None:
+    for name, value in scalars(record):
+      self._writer.add_scalar(name, value, record["step"])
+
+  def flush(self) -> None:
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class WeightsAndBiases:
+  """The same scalars in a Weights & Biases project; the run's id is kept for a resumed run."""
+
+  def __init__(self, workdir: Path, project: str, config: Record):
+    import wandb
+    self._run = wandb.init(project=project, dir=str(workdir), name=workdir.name,
+                           id=workdir.resolve().as_posix().replace("/", "-")[-64:].strip("-"),
+                           resume="allow", config=dict(config))
+
+  def write(self, record: Record) -> None:
+    self._run.log(dict(scalars(record)), step=record["step"])
+
+  def flush(self) -> None:
+    """Its own process sends what was logged."""
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+def check_available(train: TrainConfig) -> None:
+  """Raises UserError if a writer that the config asks for is not installed."""
+  if train.wandb_project and importlib.util.find_spec("wandb") is None:
+    raise UserError(f"config.train.wandb_project={train.wandb_project}: wandb is not installed; "
+                    "pip install -e '.[wandb]'")
+
+
+class RunLog:
+  """Turns fetched metrics into records and hands them to every writer; `with` closes them.
+
+  metrics.jsonl holds functions of config, seed and step alone; what a clock says goes to
+  timing.jsonl. Only process 0 writes.
+  """
+
+  def __init__(self, workdir: Path, config: Config, start: int, peak_flops: float | None,
+               flops_per_token: int):
+    train = config.train
+    self._metrics: list[Writer] = []
+    self._timing: list[Writer] = []
+    if jax.process_index() == 0:
+      self._metrics.append(JsonLines(workdir / run_directory.METRICS))
+      self._timing.append(JsonLines(workdir / run_directory.TIMING))
+      if train.tensorboard:
+        self._metrics.append(TensorBoard(workdir, start))
+      if train.wandb_project:
+        self._metrics.append(WeightsAndBiases(workdir, train.wandb_project, to_dict(config)))
+    self._tokens_per_step = train.batch_size * train.sequence_length
+    self._peak_flops, self._flops_per_token = peak_flops, flops_per_token
+    self._logged = start
+    self.restart_clock()
+
+  def __enter__(self) -> "RunLog":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for writer in self._metrics + self._timing:
+      writer.close()
+
+  def restart_clock(self) -> None:
+    """Leaves what happened since the last record out of the timing."""
+    self._clock = time.perf_counter()
+
+  def train(self, step: int, metrics: Record) -> tuple[int, float, float]:
+    """Writes a step's metrics and timing; returns step, loss and tokens a second."""
+    fetched = jax.device_get(metrics)
+    seconds = time.perf_counter() - self._clock
+    self.restart_clock()
+    rate = (step - self._logged) * self._tokens_per_step / seconds
+    mfu = rate * self._flops_per_token / self._peak_flops if self._peak_flops else None
+    self._logged = step
+    for writer in self._metrics:
+      writer.write({"step": step, "split": "train", **fetched})
+    for writer in self._timing:
+      writer.write({"step": step, "seconds": seconds, "tokens_per_second": rate, "mfu": mfu})
+    return step, float(fetched["loss"]), rate
+
+  def evaluation(self, step: int, metrics: Record) -> None:
+    """Writes what an evaluation found."""
+    for writer in self._metrics:
+      writer.write({"step": step, "split": "eval", **jax.device_get(metrics)})
+
+  def flush(self) -> None:
+    """After this a killed process loses nothing that was written."""
+    for writer in self._metrics + self._timing:
+      writer.flush()
+
+
+def scalars(record: Record) -> Iterator[tuple[str, float]]:
+  """Names and values of everything numeric in a record."""
+  split = record.get("split", "timing")
+  for name, value in record.items():
+    if name in ("loss", "learning_rate", "grad_norm"):
+      yield f"{split}/{name}", float(value)
+  for site, metrics in record.get("telemetry", {}).items():
+    for metric, layers in metrics.items():
+      for layer, value in enumerate(layers):
+        yield f"{split}/{metric}/{site}/{layer:02d}", float(value)
