@@ -21,7 +21,7 @@ from rich.console import Console
 from experiments import cli, report, studies
 from of_jax import config as config_lib
 from of_jax.analysis import record, terminal
-from of_jax.analysis.runs import DONE
+from of_jax.analysis.runs import DONE, Run
 from of_jax.config import Config
 from of_jax.errors import UserError
 
@@ -82,8 +82,13 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   root.mkdir(parents=True, exist_ok=True)
   settings = [*((("data.corpus", corpus),) if corpus else ()), *overrides]
 
+  loaded: dict[str, Run] = {}
+
   def write() -> None:
-    runs = record.load_runs(root, planned)
+    # A finished run does not change: it is read once.
+    open_runs = [n for n in planned if n not in loaded or not loaded[n].finished]
+    loaded.update(record.load_runs(root, open_runs))
+    runs = {n: loaded[n] for n in planned if n in loaded}
     record.write(root, {
         "study": study, "scale": scale_name,
         "claims": record.judge(scale.claims, runs, previous),
@@ -97,7 +102,11 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
     console.print(f"run {number} of {len(planned)}: {name}{' (finished before)' if done else ''}",
                   style="bold", highlight=False)
     if not done:
-      train(config, root / name)
+      try:
+        train(config, root / name)
+      except UserError:
+        _forget(root, planned, previous)
+        raise
       write()
   write()
   page = report.write(root, console)
@@ -140,6 +149,15 @@ def _check_root(root: pathlib.Path, study: str, scale: str,
     if different:
       raise UserError(f"--root={root}: its run {name} has {different}; choose another folder")
   return previous
+
+
+def _forget(root: pathlib.Path, planned: Mapping[str, Config],
+            previous: Mapping[str, object] | None) -> None:
+  """Removes the record of a study whose first run was refused: nothing was trained."""
+  if previous is None and not any((root / name).exists() for name in planned):
+    (root / record.STUDY).unlink()
+    if not any(root.iterdir()):
+      root.rmdir()
 
 
 def _trainer() -> Train:

@@ -31,7 +31,7 @@ BLOCKS: dict[str, Overrides] = {
 PAPER = {
     "model.width": "768", "model.depth": "6", "model.embedding_scale": "50",
     "model.mlp": "relu", "data.corpus": "CodeParrot", "data.vocab_size": "about 50,000",
-    "train.steps": "80000", "train.batch_size": "32", "train.sequence_length": "128",
+    "train.steps": "80,000", "train.batch_size": "32", "train.sequence_length": "128",
     "optim.learning_rate": "0.001",
 }
 

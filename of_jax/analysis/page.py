@@ -6,6 +6,7 @@ JavaScript, the page shows its text, tables and the static figure.
 """
 
 import base64
+import functools
 import gzip
 import html
 import importlib.resources
@@ -14,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from of_jax.analysis import prose, series, terminal
+from of_jax.analysis import plots, prose, series, terminal
 from of_jax.analysis.page_data import page_data
 from of_jax.analysis.record import flatten, varying
 from of_jax.analysis.runs import Run
@@ -51,6 +52,7 @@ def _asset(name: str) -> str:
   return (importlib.resources.files("of_jax.analysis") / "assets" / name).read_text("utf-8")
 
 
+@functools.cache
 def _library() -> str:
   """plotly.js, compressed, as text."""
   from plotly.offline import get_plotlyjs
@@ -81,8 +83,7 @@ def _chip(verdict: str) -> str:
 
 
 def _figure(runs: Mapping[str, Run], figures: Sequence[str]) -> str:
-  arranged = series.arrange(runs)
-  condition = arranged[0].condition
+  condition = plots.headline(runs)[0].condition
   return (f'<figure class="pair">{"".join(f"<div>{f}</div>" for f in figures)}'
           "<figcaption>Kurtosis = mean<sub>j</sub> s<sub>j</sub><sup>4</sup> / (mean<sub>j</sub> "
           "s<sub>j</sub><sup>2</sup>)<sup>2</sup>, where s<sub>j</sub> is the root mean square of "
@@ -94,10 +95,11 @@ def _figure(runs: Mapping[str, Run], figures: Sequence[str]) -> str:
 def _claims(study: Mapping[str, Any] | None) -> str:
   if study is None:
     return ""
-  parts = ["<h2>Claims</h2>",
-           '<p class="note">The rules were written to disk before the first run.</p>']
+  reworded = any("rule_at_start" in claim for claim in study["claims"])
+  parts = ["<h2>Claims</h2>", '<p class="note">The rules were written to disk before the first '
+           f"run{'; one that reads otherwise now shows both' if reworded else ''}.</p>"]
   for claim in study["claims"]:
-    rows = [("Found", claim.get("summary", "")), ("Rule", claim["rule"]),
+    rows = [("Found", prose.sentence(str(claim.get("summary", "")))), ("Rule", claim["rule"]),
             ("In the paper", claim["paper"])]
     if "rule_at_start" in claim:
       rows.insert(2, ("Rule when the study began", claim["rule_at_start"]))
@@ -188,9 +190,14 @@ def _named(item: series.Series) -> str:
           f"{_text(item.run.name)}")
 
 
+def _breakable(text: str) -> str:
+  """A dotted field that may go on in the next line, so that a column is no wider than needed."""
+  return _text(text).replace(".", ".<wbr>").replace("_", "_<wbr>")
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """Rows are HTML already; the header is not."""
-  head = "".join(f"<th>{_text(h)}</th>" for h in header)
+  head = "".join(f"<th>{_breakable(h)}</th>" for h in header)
   body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
   return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
           "</table></div>")

@@ -9,12 +9,13 @@ from typing import Any
 from of_jax.analysis import series
 from of_jax.analysis.runs import Floats, Run
 
-# Name, formula, what one line over layers shows, log axis, and whether a stretch keeps its peak.
+# Name, formula (as HTML), log axis, and whether a stretch of steps keeps its largest value.
 _METRICS: dict[str, dict[str, Any]] = {
     "kurtosis": {
         "name": "kurtosis", "axis": "kurtosis (1 to width)", "log": True, "largest": True,
-        "formula": "mean_j s_j^4 / (mean_j s_j^2)^2, s_j = RMS of neuron j over tokens; "
-                   "1 to width"},
+        "formula": "mean<sub>j</sub> s<sub>j</sub><sup>4</sup> / (mean<sub>j</sub> "
+                   "s<sub>j</sub><sup>2</sup>)<sup>2</sup>, s<sub>j</sub> = root mean square of "
+                   "neuron j over tokens; from 1 to the width"},
     "kurtosis_no_first": {
         "name": "kurtosis without position 0", "axis": "kurtosis (1 to width)", "log": True,
         "largest": True, "formula": "the same, leaving out the first token of every window"},
@@ -23,14 +24,15 @@ _METRICS: dict[str, dict[str, Any]] = {
         "largest": True, "formula": "the same after subtracting each token's mean"},
     "mmr": {
         "name": "MMR", "axis": "max over median (from 1)", "log": True, "largest": True,
-        "formula": "mean over tokens of max_j |x_j| / median_j |x_j|; 1 or more"},
+        "formula": "mean over tokens of max<sub>j</sub> |x<sub>j</sub>| / median<sub>j</sub> "
+                   "|x<sub>j</sub>|; 1 or more"},
     "mmr_no_first": {
         "name": "MMR without position 0", "axis": "max over median (from 1)", "log": True,
         "largest": True, "formula": "the same, leaving out the first token of every window"},
     "input_correlation": {
         "name": "input correlation", "axis": "correlation", "log": False, "largest": False,
-        "formula": "mean off-diagonal of X X^T / width, X scaled to mean square 1; 1 means that "
-                   "all tokens look alike (poor signal propagation)"},
+        "formula": "mean off-diagonal of X X<sup>T</sup> / width, X scaled to mean square 1; "
+                   "1 means that all tokens look alike (poor signal propagation)"},
     "rms": {
         "name": "RMS", "axis": "root mean square", "log": True, "largest": False,
         "formula": "root mean square of the stream"},

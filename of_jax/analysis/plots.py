@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from of_jax.analysis import series
 from of_jax.analysis.runs import Run
@@ -35,7 +37,8 @@ def headline(runs: Mapping[str, Run]) -> list[series.Series]:
 def save(runs: Mapping[str, Run], folder: pathlib.Path) -> None:
   """Writes figure.svg and figure.png into `folder`."""
   with _styled():
-    figure = _draw(headline(runs), ("kurtosis", "loss"), (8.4, 3.3))
+    items = headline(runs)
+    figure = _draw(items, ("kurtosis", "loss"), (8.4, 3.3), items[0].condition)
     figure.savefig(folder / f"{FIGURE}.png", dpi=160)
     figure.savefig(folder / f"{FIGURE}.svg", metadata={"Date": None})
 
@@ -51,7 +54,8 @@ def svg(runs: Mapping[str, Run]) -> list[str]:
       text = buffer.getvalue()
       text = text[text.index("<svg"):]
       # The page sets the size; matplotlib's own is in points. Ids of two figures would clash.
-      text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', text, count=1)
+      head = rf'<svg \1 role="img" aria-label="{panel} against step">'
+      text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, text, count=1)
       text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
       text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{panel}-", text)
       text = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", text)
@@ -64,12 +68,12 @@ def _styled() -> Any:
   return matplotlib.rc_context(_STYLE)
 
 
-def _draw(items: list[series.Series], panels: tuple[str, ...], size: tuple[float, float]) -> Any:
+def _draw(items: list[series.Series], panels: tuple[str, ...], size: tuple[float, float],
+          condition: str = "") -> Any:
   # Without pyplot: no display, no global state, nothing to close.
-  from matplotlib.figure import Figure
   figure = Figure(figsize=size, layout="constrained")
-  if items and items[0].condition:
-    figure.suptitle(items[0].condition, fontsize=9, color="#555555", x=0.01, ha="left")
+  if condition:
+    figure.suptitle(condition, fontsize=9, color="#555555", x=0.01, ha="left")
   for index, panel in enumerate(panels):
     axes = figure.add_subplot(1, len(panels), index + 1)
     (_kurtosis if panel == "kurtosis" else _loss)(axes, items)
@@ -86,8 +90,9 @@ def _kurtosis(axes: Any, items: list[series.Series]) -> None:
   axes.set_yscale("log")
   low, high = axes.get_ylim()
   axes.set_ylim(min(low, 0.95), max(high, 3))
+  axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 else (1,)))
   axes.yaxis.set_major_formatter("{x:g}")
-  axes.yaxis.set_minor_formatter("")
+  axes.yaxis.set_minor_locator(NullLocator())
   axes.set_ylabel("kurtosis (1 to width)")
   axes.set_title("Kurtosis of the stream, worst layer")
   axes.legend(frameon=False, fontsize=9)

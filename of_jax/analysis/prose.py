@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from of_jax.analysis.record import flatten, varying
+from of_jax.analysis.record import flatten
 from of_jax.analysis.runs import Run
-from of_jax.analysis.series import field_name, shown
+from of_jax.analysis.series import field_name, shown, varied
 from of_jax.analysis.terminal import show, status
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -28,12 +28,11 @@ def trained(runs: Mapping[str, Run]) -> str:
   configs = [flatten(run.config) for run in runs.values()]
 
   def values(path: str) -> str:
-    return _listed(dict.fromkeys(f"{c[path]:,}" if isinstance(c[path], int) else shown(c[path])
-                                 for c in configs))
+    return _listed(dict.fromkeys(_value(c[path]) for c in configs))
 
   parameters = _listed(dict.fromkeys(
       _millions(run.env["parameters"]) for run in runs.values() if "parameters" in run.env))
-  differ = [field_name(p) for p in varying([run.config for run in runs.values()])]
+  differ = [field_name(p) for p in varied(runs)]
   text = (f"{_count(len(runs), 'decoder-only transformer')} of depth {values('model.depth')} and "
           f"width {values('model.width')}{f' ({parameters} parameters)' if parameters else ''} on "
           f"{values('data.corpus')}, vocabulary {values('data.vocab_size')}: "
@@ -51,7 +50,7 @@ def trained(runs: Mapping[str, Run]) -> str:
 def found(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> list[tuple[str, str]]:
   """(verdict, sentence) of each claim; without a study, what the kurtosis did."""
   if study is not None:
-    return [(str(c["verdict"]), _sentence(str(c.get("summary") or c["statement"])))
+    return [(str(c["verdict"]), sentence(str(c.get("summary") or c["statement"])))
             for c in study["claims"]]
   peaks = {n: run.peak("kurtosis") for n, run in runs.items()}
   peaks = {n: p for n, p in peaks.items() if math.isfinite(p)}
@@ -69,7 +68,7 @@ def against_paper(runs: Mapping[str, Run],
   """(field, here, in the paper) where the runs' values are not the paper's."""
   rows = []
   for path, paper in ((study or {}).get("paper_setup") or {}).items():
-    here = list(dict.fromkeys(shown(flatten(run.config)[path]) for run in runs.values()))
+    here = list(dict.fromkeys(_value(flatten(run.config)[path]) for run in runs.values()))
     if here != [paper]:
       rows.append((field_name(path), _listed(here), paper))
   return rows
@@ -83,6 +82,11 @@ def small(runs: Mapping[str, Run]) -> str:
   return (f"Each run reads {_listed(dict.fromkeys(map(_millions, tokens)))} tokens and there "
           f"{'is one seed' if len(seeds) == 1 else f'are {_word(len(seeds))} seeds'}, so small "
           "differences in loss mean little: only differences between the means of seeds count.")
+
+
+def _value(value: Any) -> str:
+  is_count = isinstance(value, int) and not isinstance(value, bool)
+  return f"{value:,}" if is_count else shown(value)
 
 
 def _millions(number: float) -> str:
@@ -106,7 +110,10 @@ def _listed(items: Any) -> str:
       if items else ""
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+  """`text` with a capital and a full stop."""
+  if not text:
+    return text
   # A run's name at the beginning keeps its own spelling.
   first = text.split(" ", 1)[0]
   text = text if "_" in first else text[:1].upper() + text[1:]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from of_jax.analysis.claims import Claim, Runs
-from of_jax.analysis.runs import CONFIG, Run, find_runs, load_run
+from of_jax.analysis.runs import CONFIG, Run, find_runs, load_run, read_config
 from of_jax.config import Config, to_dict
 from of_jax.errors import UserError
 
@@ -20,6 +20,9 @@ STUDY = "study.json"
 
 # They decide where and how a run is stored or split, not what it computes.
 _IRRELEVANT = ("mesh.", "data.cache_dir", "train.tensorboard", "train.wandb_project")
+
+_COMPUTED = ("optim.warmup_steps", "model.beta_attention", "model.beta_mlp", "model.qk_norm",
+             "model.mlp_width", "model.position_init_std")
 
 
 def varying(configs: Sequence[Config]) -> list[str]:
@@ -44,8 +47,10 @@ def conflict(path: pathlib.Path, planned: Config) -> str | None:
   """What the run directory `path` has set otherwise than planned; None if nothing, or no run."""
   if not (path / CONFIG).is_file():
     return None
-  there, wanted = flatten(load_run(path).config), flatten(planned)
+  there, wanted = flatten(read_config(path)), flatten(planned)
   different = [p for p in wanted if there[p] != wanted[p] and not p.startswith(_IRRELEVANT)]
+  # What was typed is named before what was computed from it.
+  different.sort(key=lambda p: p in _COMPUTED)
   if not different:
     return None
   field = different[0]

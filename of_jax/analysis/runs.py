@@ -133,9 +133,7 @@ def load_run(path: str | pathlib.Path) -> Run:
       named), or a finished run whose metrics are gone.
   """
   path = pathlib.Path(path)
-  if not (path / CONFIG).is_file():
-    raise UserError(f"{path}: not a run directory, it holds no {CONFIG}")
-  config = config_lib.from_dict(_read_object(path / CONFIG))
+  config = read_config(path)
   finished = (path / DONE).exists()
   notes: list[str] = []
   for name in (ENV, METRICS, TIMING):
@@ -152,6 +150,17 @@ def load_run(path: str | pathlib.Path) -> Run:
       seconds_by_step=_column(timing, "seconds"),
       tokens_per_second=_column(timing, "tokens_per_second"),
       finished=finished, notes=tuple(notes))
+
+
+def read_config(path: pathlib.Path) -> config_lib.Config:
+  """The config of one run directory. Raises UserError if it is none, or the config is broken."""
+  if not (path / CONFIG).is_file():
+    raise UserError(f"{path}: not a run directory, it holds no {CONFIG}")
+  sections = _read_object(path / CONFIG)
+  try:
+    return config_lib.from_dict(sections)
+  except (AttributeError, UserError) as error:
+    raise UserError(f"{path / CONFIG}: {error}") from None
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

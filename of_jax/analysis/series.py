@@ -38,23 +38,10 @@ def arrange(runs: Mapping[str, Run]) -> list[Series]:
   inside a group makes the condition; one that follows from the group, such as op's gain, does
   not.
   """
-  configs = {name: run.config for name, run in runs.items()}
-  norms: dict[str, set[str]] = {}
-  for config in configs.values():
-    norms.setdefault(config.model.block, set()).add(config.model.norm)
-  groups = {}
-  for name, config in configs.items():
-    block = config.model.block
-    groups[name] = f"{block} ({config.model.norm})" if len(norms[block]) > 1 else block
-  inside: list[str] = []
-  for group in dict.fromkeys(groups.values()):
-    members = [configs[n] for n in configs if groups[n] == group]
-    inside += [f for f in varying(members) if f not in inside and f != "train.seed"]
-  # The warmup follows from the steps: one of them names the condition.
-  if "train.steps" in inside and "optim.warmup_steps" in inside:
-    inside.remove("optim.warmup_steps")
+  groups = _groups(runs)
+  inside = _inside(runs, groups)
   colours = _assign(list(dict.fromkeys(groups.values())))
-  seeds = sorted({c.train.seed for c in configs.values()})
+  seeds = sorted({run.config.train.seed for run in runs.values()})
   result = []
   for name, run in runs.items():
     values = flatten(run.config)
@@ -63,6 +50,39 @@ def arrange(runs: Mapping[str, Run]) -> list[Series]:
         run.config.train.seed, colours[groups[name]],
         DASHES[seeds.index(run.config.train.seed) % len(DASHES)]))
   return result
+
+
+def varied(runs: Mapping[str, Run]) -> list[str]:
+  """The fields that tell the runs apart, less those that follow from the block."""
+  groups = _groups(runs)
+  chosen = set(_inside(runs, groups)) | {"train.seed"}
+  if len(set(groups.values())) > 1:
+    chosen |= {"model.block", "model.norm"}
+  return [f for f in varying([run.config for run in runs.values()]) if f in chosen]
+
+
+def _groups(runs: Mapping[str, Run]) -> dict[str, str]:
+  norms: dict[str, set[str]] = {}
+  for run in runs.values():
+    norms.setdefault(run.config.model.block, set()).add(run.config.model.norm)
+  groups = {}
+  for name, run in runs.items():
+    block, norm = run.config.model.block, run.config.model.norm
+    groups[name] = f"{block} ({norm})" if len(norms[block]) > 1 else block
+  return groups
+
+
+def _inside(runs: Mapping[str, Run], groups: Mapping[str, str]) -> list[str]:
+  """The fields that vary inside some group, less the seed."""
+  inside: list[str] = []
+  for group in dict.fromkeys(groups.values()):
+    members = [run.config for name, run in runs.items() if groups[name] == group]
+    inside += [f for f in varying(members) if f not in inside
+               and f not in ("train.seed", "model.norm")]
+  # The warmup follows from the steps: one of them names the condition.
+  if "train.steps" in inside and "optim.warmup_steps" in inside:
+    inside.remove("optim.warmup_steps")
+  return inside
 
 
 def field_name(path: str) -> str:

@@ -5,6 +5,7 @@
   const byId = id => document.getElementById(id);
   const narrow = matchMedia("(max-width: 600px)").matches;
   const settings = { displayModeBar: false, responsive: true };
+  const longest = Math.max(1, ...data.runs.map(r => r.train.steps[r.train.steps.length - 1] || 1));
   const unique = items => [...new Set(items)];
 
   function element(tag, parent, text) {
@@ -39,19 +40,30 @@
     watcher.observe(plot);
   }
 
+  // Plain numbers for a log axis, whose range is in powers of ten: 1, 2, 5, 10, 20 and so on.
+  function ticks(range) {
+    if (!range) return undefined;
+    const factors = range[1] - range[0] > 2.5 ? [1] : range[1] - range[0] > 1.7 ? [1, 3] : [1, 2, 5];
+    const values = [];
+    for (let power = Math.floor(range[0]); power <= range[1]; power++) {
+      for (const factor of factors) values.push(Number((factor * 10 ** power).toPrecision(1)));
+    }
+    return values;
+  }
+
   function layout(yTitle, log, range) {
     return {
-      margin: { l: 52, r: 8, t: 8, b: 38 }, showlegend: false, hovermode: "closest",
+      margin: { l: 52, r: 16, t: 8, b: 38 }, showlegend: false, hovermode: "closest",
       // On a phone a finger must be able to scroll past a figure.
       dragmode: narrow ? false : "zoom",
       font: { family: "system-ui, sans-serif", size: 12, color: "#1d2126" },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       xaxis: { title: { text: "step", standoff: 4 }, gridcolor: "#eceff2", zeroline: false,
-        fixedrange: narrow, rangemode: "tozero" },
+        fixedrange: narrow, range: [0, longest * 1.02] },
       yaxis: { title: { text: yTitle, standoff: 6 }, gridcolor: "#eceff2", zeroline: false,
-        type: log ? "log" : "linear", range: range, fixedrange: narrow,
-        // Few, plain numbers: 1, 2, 5, 10 and so on.
-        dtick: log ? "D2" : undefined, automargin: true },
+        type: log ? "log" : "linear", range: range, fixedrange: narrow, automargin: true,
+        tickvals: log ? ticks(range) : undefined,
+        ticktext: log && range ? ticks(range).map(String) : undefined },
     };
   }
 
@@ -106,9 +118,11 @@
     element("h3", section, metric === "loss" ? "Loss: validation (dots) and training (faint)"
       : about.name[0].toUpperCase() + about.name.slice(1) +
         (about.largest ? ", largest layer" : ", mean over layers"));
-    element("p", section, metric === "loss"
+    const note = element("p", section);
+    note.className = "note";
+    note.innerHTML = metric === "loss"
       ? "Cross-entropy in nats a token; the first tenth of the steps may lie above the panel."
-      : about.formula).className = "note";
+      : about.formula;
     const grid = element("div", section);
     grid.className = "grid";
     for (const condition of unique(data.runs.map(r => r.condition))) {
@@ -142,7 +156,7 @@
   function layerPlots() {
     const metric = byId("metric").value, about = data.metrics[metric];
     const chosen = [byId("left"), byId("right")].map(s => data.runs[s.value]);
-    byId("formula").textContent = about.formula;
+    byId("formula").innerHTML = about.formula;
     const values = data.runs.flatMap(r => r.metrics[metric] ? r.metrics[metric].layers.flat() : []);
     const range = padded(values, about.log, about.log && about.largest ? 1 : undefined);
     byId("layers").replaceChildren();
@@ -181,7 +195,8 @@
     for (const run of runs) {
       const curve = run.metrics[metric];
       const frame = layout("layer", false, undefined);
-      frame.margin = { l: 34, r: 4, t: 4, b: 34 };
+      frame.margin = { l: 34, r: 14, t: 4, b: 34 };
+      frame.xaxis.range = [curve.steps[0], longest];
       frame.yaxis.dtick = Math.ceil(curve.layers.length / 6);
       frame.yaxis.showgrid = frame.xaxis.showgrid = false;
       draw(panel(byId("heat"), run.name), [{

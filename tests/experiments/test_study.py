@@ -1,0 +1,202 @@
+"""The study: what it trains, skips, refuses and records. The trainer is a stand-in."""
+
+import dataclasses
+import io
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from experiments import studies, study
+from experiments.studies import op_block
+from of_jax import config as config_lib
+from of_jax.config import Config
+from of_jax.errors import UserError
+from tests.analysis import synthetic
+
+
+@pytest.fixture(autouse=True)
+def base(monkeypatch):
+  """A base config of the smoke setting's shape, wherever the config files stand."""
+  monkeypatch.setattr(study, "_base", lambda spec: Config(
+      train=config_lib.TrainConfig(batch_size=16, eval_every=25)))
+
+
+@pytest.fixture
+def few(monkeypatch):
+  """The study cut down to four short runs, so that a test is quick."""
+  smoke = op_block.SCALES["smoke"]
+  names = list(smoke.runs)[:4]
+  scale = dataclasses.replace(smoke, common=(("train.steps", "20"), ("train.eval_every", "10")),
+                              runs={n: smoke.runs[n] for n in names})
+  monkeypatch.setitem(op_block.SCALES, "smoke", scale)
+  return names
+
+
+class Trainer:
+  def __init__(self):
+    self.trained = []
+
+  def __call__(self, config, path):
+    self.trained.append(path.name)
+    if path.exists():
+      shutil.rmtree(path)
+    synthetic.train(config, path)
+
+
+def execute(root, trainer=None, **options):
+  out = io.StringIO()
+  study.execute("op_block", "smoke", root, train=trainer or Trainer(),
+                console=Console(file=out, width=110), **options)
+  return out.getvalue()
+
+
+def test_trains_all_then_judges_and_ends_with_the_page(tmp_path, capsys):
+  trainer = Trainer()
+  printed = execute(tmp_path / "s", trainer)
+  assert trainer.trained == list(op_block.SCALES["smoke"].runs)
+  page = tmp_path / "s" / "report.html"
+  assert capsys.readouterr().out.splitlines()[-1] == str(page)
+  assert page.is_file() and (tmp_path / "s" / "figure.png").stat().st_size > 10_000
+  assert "wall time" in printed and printed.count("REPRODUCED") == 3
+  saved = json.loads((tmp_path / "s" / "study.json").read_text())
+  assert {"study", "scale", "claims", "runs"} <= set(saved)
+  assert [c["id"] for c in saved["claims"]] == ["op_kurtosis", "embedding_scale", "learning_rate"]
+  for claim in saved["claims"]:
+    assert {"id", "statement", "paper", "rule", "verdict", "evidence"} <= set(claim)
+    assert claim["verdict"] == "reproduced"
+  first = saved["runs"][0]
+  assert {"name", "workdir", "config_diff", "final_loss", "peak_kurtosis"} <= set(first)
+  assert first["peak_kurtosis"] == pytest.approx(20.4)
+  assert first["config_diff"]["model.embedding_scale"] == 8.0
+  assert "train.steps" not in first["config_diff"]
+
+
+def test_both_blocks_see_the_same_tokens(tmp_path):
+  planned = study.plan(studies.load("op_block", "smoke"))
+  assert len(planned) == 10
+  for name, config in planned.items():
+    other = planned[name.replace("pre_", "op_")]
+    assert config.data == other.data and config.train == other.train
+    assert config.optim == other.optim
+    assert (other.model.block, other.model.beta, other.model.qk_norm) == ("op", 0.3, "rms")
+    assert config.model.qk_norm == ("none" if name.startswith("pre") else "rms")
+    assert config.train.steps <= 150
+
+
+def test_the_rules_are_on_disk_before_the_first_run(tmp_path, few):
+  seen = []
+
+  def trainer(config, path):
+    seen.append(json.loads((tmp_path / "study.json").read_text()))
+    synthetic.train(config, path)
+
+  execute(tmp_path, trainer)
+  assert all(c["rule"] and c["verdict"] == "inconclusive"
+             and c["evidence"]["reason"] == "runs missing" for c in seen[0]["claims"])
+  assert [r["final_loss"] for r in seen[0]["runs"]] == [None] * 4
+  verdicts = {c["id"]: c["verdict"] for c in seen[3]["claims"]}
+  assert verdicts["embedding_scale"] == "reproduced"
+
+
+def test_an_interrupted_study_goes_on_and_a_finished_one_trains_nothing(tmp_path, few):
+  class Stop(Exception):
+    pass
+
+  def dies(config, path):
+    if path.name == few[2]:
+      synthetic.write_run(path, config, steps=5, finished=False)
+      raise Stop
+    synthetic.train(config, path)
+
+  with pytest.raises(Stop):
+    execute(tmp_path, dies)
+  trainer = Trainer()
+  execute(tmp_path, trainer)
+  assert trainer.trained == few[2:]
+  trainer = Trainer()
+  assert "finished before" in execute(tmp_path, trainer)
+  assert trainer.trained == []
+
+
+def test_overrides_reach_every_run_and_are_recorded(tmp_path, few):
+  execute(tmp_path, corpus="text:mine.txt", overrides=(("model.depth", "2"),
+                                                       ("train.steps", "40")))
+  saved = json.loads((tmp_path / "study.json").read_text())
+  assert saved["overrides"] == {"data.corpus": "text:mine.txt", "model.depth": "2",
+                                "train.steps": "40"}
+  for name in few:
+    config = json.loads((tmp_path / name / "config.json").read_text())
+    assert config["data"]["corpus"] == "text:mine.txt" and config["model"]["depth"] == 2
+    assert config["optim"]["warmup_steps"] == 2     # 5 % of the steps that were asked for
+
+
+def test_dry_run_lists_and_leaves_nothing(tmp_path, few):
+  trainer = Trainer()
+  printed = execute(tmp_path / "s", trainer, dry_run=True)
+  assert all(name in printed for name in few) and "4 runs of 20 steps" in printed
+  assert trainer.trained == [] and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"overrides": (("train.seed", "3"),)}, "the study varies train.seed itself"),
+    ({"overrides": (("model.blok", "op"),)}, "did you mean config.model.block"),
+    ({"overrides": (("model.heads", "5"),)}, "does not divide"),
+])
+def test_a_bad_override_is_refused_before_anything_is_written(tmp_path, options, message):
+  with pytest.raises(UserError, match=message):
+    execute(tmp_path / "s", **options)
+  assert not (tmp_path / "s").exists()
+
+
+def test_a_refusal_by_the_first_run_leaves_nothing(tmp_path, few):
+  def refuses(config, path):
+    raise UserError("config.data.corpus=text:no: no such file")
+
+  with pytest.raises(UserError, match="no such file"):
+    execute(tmp_path / "s", refuses)
+  assert not (tmp_path / "s").exists()
+
+
+def test_a_root_of_other_runs_is_refused(tmp_path, few):
+  execute(tmp_path)
+  with pytest.raises(UserError, match="train.steps=20, not 30"):
+    execute(tmp_path, overrides=(("train.steps", "30"),))
+  saved = json.loads((tmp_path / "study.json").read_text())
+  (tmp_path / "study.json").write_text(json.dumps({**saved, "scale": "paper"}))
+  with pytest.raises(UserError, match="holds study op_block at scale paper"):
+    execute(tmp_path)
+
+
+@pytest.mark.parametrize("name, scale, message", [
+    ("op_blok", "smoke", "no such study; did you mean op_block?"),
+    ("op_block", "smol", "no such scale; did you mean smoke?"),
+    ("zzz", "smoke", "no such study; there are "),
+])
+def test_unknown_names(name, scale, message):
+  with pytest.raises(UserError) as error:
+    studies.load(name, scale)
+  assert message in str(error.value)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+def test_every_declared_run_and_rule_stands(scale):
+  declared = studies.load("op_block", scale)
+  planned = study.plan(declared)
+  assert len({str(config_lib.to_dict(c)) for c in planned.values()}) == len(declared.runs)
+  for claim in declared.claims:
+    verdict = claim.judge({})
+    assert verdict.verdict == "inconclusive" and len(claim.rule) > 60
+    assert set(verdict.evidence["runs"]) <= set(declared.runs)
+  assert len({claim.id for claim in declared.claims}) == len(declared.claims)
+
+
+def test_on_the_command_line_a_mistake_is_one_line(tmp_path):
+  done = subprocess.run(
+      [sys.executable, "-m", "experiments.study", "--study=op_blok", f"--root={tmp_path / 's'}"],
+      capture_output=True, text=True, cwd=study.__file__.rpartition("experiments")[0])
+  assert done.returncode == 1 and not (tmp_path / "s").exists()
+  assert done.stderr == "error: --study=op_blok: no such study; did you mean op_block?\n"
