@@ -9,7 +9,6 @@ and their rules, written before the first run), a folder a run, figure.svg and r
 
 import os
 import pathlib
-import runpy
 import shlex
 import sys
 import time
@@ -19,48 +18,39 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, report, studies
-from of_jax import config as config_lib
 from of_jax.analysis import record, terminal
-from of_jax.analysis.runs import DONE, Run
+from of_jax.analysis.runs import Run
 from of_jax.config import Config
 from of_jax.errors import UserError
+from of_jax.run_directory import DONE
 
 Train = Callable[[Config, pathlib.Path], None]
 
 
-def plan(scale: studies.Scale, corpus: str = "",
-         overrides: studies.Overrides = ()) -> dict[str, Config]:
-  """Every run's resolved config by name.
+def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
+  """Every run's resolved config by name; the command line's overrides win.
 
   Args:
     scale: the declaration.
     corpus: replaces data.corpus where not empty.
-    overrides: of every run; they win over the declaration's common ones.
 
   Raises:
     UserError: an override of a field that the study varies, or a config that cannot be trained.
   """
   varied = {path for own in scale.runs.values() for path, _ in own}
-  for path, text in overrides:
+  for path, text in cli.overrides():
     if path in varied:
       raise UserError(f"--config.{path}={text}: the study varies {path} itself")
-  # The base stays unresolved: a field that is computed from others, such as the warmup from the
-  # steps, must see the run's own values.
-  base = _base(scale.config)
-  corpus_override = (("data.corpus", corpus),) if corpus else ()
-  planned = {}
-  for name, own in scale.runs.items():
-    try:
-      planned[name] = config_lib.apply_overrides(
-          base, (*scale.common, *own, *corpus_override, *overrides))
-    except UserError as error:
-      raise UserError(f"run {name}: {error}") from None
-  return planned
+  # The declaration names files of this clone, wherever the command was typed.
+  base = str(pathlib.Path(__file__).parent.parent / scale.config)
+  extra = [("data.corpus", corpus)] if corpus else []
+  return {name: cli.load_config(base, [*scale.common, *own, *extra])
+          for name, own in scale.runs.items()}
 
 
 def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
-            overrides: studies.Overrides = (), dry_run: bool = False,
-            train: Train | None = None, console: Console | None = None) -> None:
+            dry_run: bool = False, train: Train | None = None,
+            console: Console | None = None) -> None:
   """Trains what is not finished, then judges and reports. See the module's docstring.
 
   Args:
@@ -73,14 +63,14 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   started = time.time()
   console = console or terminal.console()
   scale = studies.load(study, scale_name)
-  planned = plan(scale, corpus, overrides)
+  planned = plan(scale, corpus)
   previous = _check_root(root, study, scale_name, planned)
   if dry_run:
     terminal.print_plan(console, planned, root)
     return
   train = train or _trainer()
   root.mkdir(parents=True, exist_ok=True)
-  settings = [*((("data.corpus", corpus),) if corpus else ()), *overrides]
+  settings = [*((("data.corpus", corpus),) if corpus else ()), *cli.overrides()]
 
   loaded: dict[str, Run] = {}
 
@@ -121,18 +111,7 @@ def main() -> None:
     if not values[name].value:
       raise UserError(f"--{name}: needs a value; see --help")
   execute(values.study, values.scale, pathlib.Path(os.path.expanduser(values.root)),
-          values.corpus, tuple(cli.overrides()), values.dry_run)
-
-
-def _base(spec: str) -> Config:
-  """The unresolved config of `PATH` or `PATH:ARGUMENT`."""
-  path, _, argument = spec.partition(":")
-  # The declaration names files of this clone, wherever the command was typed.
-  file = pathlib.Path(__file__).parent.parent / path
-  if not file.is_file():
-    raise UserError(f"{path}: the study's base config is missing")
-  get_config: Callable[..., Config] = runpy.run_path(str(file))["get_config"]
-  return get_config(argument) if argument else get_config()
+          values.corpus, values.dry_run)
 
 
 def _check_root(root: pathlib.Path, study: str, scale: str,

@@ -114,12 +114,9 @@ def _small() -> Scale:
   paper = ("Section 3: OP lowers peak kurtosis by orders of magnitude at equal loss, for every "
            "norm of the Pre-Norm block, at width 768 and 80,000 steps.")
   return Scale(
-      config="experiments/configs/ladder.py:130m",
-      common=(("model.width", "384"), ("model.heads", "6"), ("model.depth", "6"),
-              ("data.corpus", "python_stdlib"), ("data.vocab_size", "32768"),
-              ("train.steps", "10000"), ("train.batch_size", "32"),
-              ("train.sequence_length", "128"), ("train.log_every", "10"),
-              ("telemetry.every", "10"), ("train.eval_every", "500")),
+      config="experiments/configs/ladder.py:small",
+      common=(("data.corpus", "python_stdlib"), ("train.steps", "10000"),
+              ("train.log_every", "10")),
       runs=dict(_run(*r) for r in order),
       claims=(_op_claim("pre", "50", rates, seeds, 10, paper),
               _op_claim("pre_srms", "50", rates, seeds, 10, paper),
@@ -137,9 +134,7 @@ def _paper() -> Scale:
   pre = [_name(b, "1e-3", "50", s) for b in pre_blocks for s in (0, 1)]
   return Scale(
       config="experiments/configs/ladder.py:130m",
-      common=(("data.corpus", "pypi_code"), ("train.steps", "80000"),
-              ("train.log_every", "20"), ("telemetry.every", "20"),
-              ("train.eval_every", "2000"), ("train.checkpoint_every", "10000")),
+      common=(("data.corpus", "pypi_code"), ("train.steps", "80000"), ("train.log_every", "20")),
       runs=dict(_run(*r) for r in order),
       claims=(
           *(_op_claim(b, "50", ["1e-3"], [0, 1], 100, paper) for b in pre_blocks),

@@ -126,7 +126,8 @@ def _runs(runs: Mapping[str, Run]) -> str:
       ["run", "final loss", "peak kurtosis", "at layer, step", "peak MMR", "seconds", "status"],
       rows) + '<p class="note">Final loss: last validation loss, nats a token. Peaks: largest '
       "over layers and logged steps, in the stream entering each block. MMR: mean over tokens of "
-      "the largest absolute entry over the median one. Seconds: sum over the steps."
+      "the largest absolute entry over the median one. Seconds: "
+      "of all steps, compilation included, evaluation left out."
       f"{_text(' ' + ' '.join(notes)) if notes else ''}</p>")
 
 

@@ -4,17 +4,16 @@ Leaves: one object that says what was claimed, by which rule, and what came out.
 It is written before the first run, so that the rules are on disk before any number is.
 """
 
-import json
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from of_jax.analysis.claims import Claim, Runs
-from of_jax.analysis.runs import CONFIG, Run, find_runs, load_run, read_config
+from of_jax.analysis.runs import Run, find_runs, load_run, read_config
 from of_jax.config import Config, to_dict
 from of_jax.errors import UserError
+from of_jax.run_directory import CONFIG, DONE, read_json, write_json
 
 STUDY = "study.json"
 
@@ -47,8 +46,10 @@ def conflict(path: pathlib.Path, planned: Config) -> str | None:
   """What the run directory `path` has set otherwise than planned; None if nothing, or no run."""
   if not (path / CONFIG).is_file():
     return None
+  # A run that is to be resumed must agree in everything, a finished one in what it computed.
+  free = _IRRELEVANT if (path / DONE).exists() else ()
   there, wanted = flatten(read_config(path)), flatten(planned)
-  different = [p for p in wanted if there[p] != wanted[p] and not p.startswith(_IRRELEVANT)]
+  different = [p for p in wanted if there[p] != wanted[p] and not p.startswith(free)]
   # What was typed is named before what was computed from it.
   different.sort(key=lambda p: p in _COMPUTED)
   if not different:
@@ -109,19 +110,15 @@ def read(root: pathlib.Path) -> dict[str, Any] | None:
   path = root / STUDY
   if not path.is_file():
     return None
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict) or not {"study", "scale", "claims", "runs"} <= set(value):
-      raise ValueError("it needs study, scale, claims and runs")
-  except ValueError as error:
-    raise UserError(f"{path}: not a study's record: {error}") from None
+  value = read_json(path)
+  if not isinstance(value, dict) or not {"study", "scale", "claims", "runs"} <= set(value):
+    raise UserError(f"{path}: not a study's record, it needs study, scale, claims and runs")
   return value
 
 
 def write(root: pathlib.Path, value: Mapping[str, Any]) -> None:
   """Writes study.json whole or not at all."""
-  text = json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
-  replace_text(root / STUDY, text)
+  write_json(root / STUDY, value)
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
@@ -129,14 +126,3 @@ def replace_text(path: pathlib.Path, text: str) -> None:
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   temporary.write_text(text, encoding="utf-8")
   os.replace(temporary, path)
-
-
-def finite(value: Any) -> Any:
-  """`value` with NaN and infinities as None: JSON has no word for them."""
-  if isinstance(value, float):
-    return value if math.isfinite(value) else None
-  if isinstance(value, Mapping):
-    return {str(k): finite(v) for k, v in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [finite(v) for v in value]
-  return value

@@ -6,10 +6,9 @@ yet are no error; they are named in `Run.notes`.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ import numpy.typing as npt
 
 from of_jax import config as config_lib
 from of_jax.errors import UserError
+from of_jax.run_directory import CONFIG, DONE, ENVIRONMENT, METRICS, TIMING, read_json, read_lines
 
-CONFIG, ENV, METRICS, TIMING, DONE = (
-    "config.json", "env.json", "metrics.jsonl", "timing.jsonl", "DONE")
 SITE = "resid_pre"
 
 Floats = npt.NDArray[np.float64]
@@ -136,14 +134,13 @@ def load_run(path: str | pathlib.Path) -> Run:
   config = read_config(path)
   finished = (path / DONE).exists()
   notes: list[str] = []
-  for name in (ENV, METRICS, TIMING):
+  for name in (ENVIRONMENT, METRICS, TIMING):
     if not (path / name).is_file():
       if finished and name == METRICS:
         raise UserError(f"{path / name}: missing, though the run is marked {DONE}")
       notes.append(f"no {name}")
-  env = _read_object(path / ENV) if (path / ENV).is_file() else {}
-  lines = list(_read_lines(path / METRICS, notes))
-  timing = list(_read_lines(path / TIMING, notes))
+  env = _read_object(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {}
+  lines, timing = list(read_lines(path / METRICS)), list(read_lines(path / TIMING))
   return Run(
       name=path.resolve().name, path=path, config=config, env=env,
       train=_curves(lines, "train"), eval=_curves(lines, "eval"),
@@ -164,34 +161,10 @@ def read_config(path: pathlib.Path) -> config_lib.Config:
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except (ValueError, OSError) as error:
-    raise UserError(f"{path}: not readable as JSON: {error}") from None
+  value = read_json(path)
   if not isinstance(value, dict):
     raise UserError(f"{path}: holds no JSON object")
   return value
-
-
-def _read_lines(path: pathlib.Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-  """The objects of a JSON-lines file. Only the last line may be torn: the run wrote it when
-  it was read, or was killed while it wrote."""
-  if not path.is_file():
-    return
-  lines = path.read_bytes().split(b"\n")
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      value = json.loads(line)
-      if not isinstance(value, dict) or "step" not in value:
-        raise ValueError("no object with a step")
-    except ValueError as error:
-      if any(rest.strip() for rest in lines[number:]):
-        raise UserError(f"{path}, line {number}: not readable: {error}") from None
-      notes.append(f"last line of {path.name} is torn, left out")
-      return
-    yield value
 
 
 def _number(value: Any) -> float:

@@ -13,6 +13,7 @@ from rich.table import Table
 from of_jax.analysis.record import flatten, varying
 from of_jax.analysis.runs import Run
 from of_jax.config import Config
+from of_jax.run_directory import DONE
 
 _STYLES = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
 
@@ -95,7 +96,7 @@ def print_plan(out: Console, planned: Mapping[str, Config], root: pathlib.Path) 
   table.add_column("done")
   for name, config in planned.items():
     table.add_row(escape(name), *(str(flatten(config)[f]) for f in fields),
-                  "yes" if (root / name / "DONE").exists() else "")
+                  "yes" if (root / name / DONE).exists() else "")
   out.print(table)
   first = next(iter(planned.values()))
   out.print(f"{len(planned)} runs of {first.train.steps:,} steps of {first.train.batch_size} x "

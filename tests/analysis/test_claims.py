@@ -123,8 +123,3 @@ def test_a_reworded_rule_keeps_the_first_one():
   assert again["rule_at_start"] == "old rule"
   same, = record.judge([claim], {}, {"claims": [{"id": "a", "rule": "new rule"}]})
   assert "rule_at_start" not in same
-
-
-def test_json_has_no_word_for_nan():
-  assert record.finite({"a": [float("nan"), 1.0, {"b": float("inf")}]}) == {
-      "a": [None, 1.0, {"b": None}]}

@@ -29,17 +29,15 @@ def test_the_final_site_does_not_enter_the_peak(tmp_path):
   path = tmp_path / "a" / "metrics.jsonl"
   lines = [json.loads(line) for line in path.read_text().splitlines()]
   lines[0]["telemetry"]["final"]["kurtosis"] = [99.0]
-  path.write_text("\n".join(map(json.dumps, lines)))
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
   assert runs.load_run(tmp_path / "a").peak("kurtosis") == pytest.approx(3.0)
 
 
-def test_a_torn_last_line_is_left_out_and_noted(tmp_path):
+def test_a_torn_last_line_is_left_out(tmp_path):
   write_run(tmp_path / "a", config(), steps=40, finished=False)
   path = tmp_path / "a" / "metrics.jsonl"
   path.write_text(path.read_text() + '{"step": 41, "split": "train", "lo')
-  run = runs.load_run(tmp_path / "a")
-  assert run.steps_done == 40
-  assert run.notes == ("last line of metrics.jsonl is torn, left out",)
+  assert runs.load_run(tmp_path / "a").steps_done == 40
 
 
 def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):
@@ -97,7 +95,7 @@ def test_telemetry_on_every_tenth_step_only(tmp_path):
   for line in lines:
     if line["step"] % 10:
       line.pop("telemetry", None)
-  path.write_text("\n".join(map(json.dumps, lines)))
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
   run = runs.load_run(tmp_path / "a")
   assert run.measured("kurtosis").steps.tolist() == list(range(10, 151, 10))
   assert not run.diverged

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments import report
+from of_jax.analysis import plots
 from of_jax.errors import UserError
 from tests.analysis.synthetic import config, write_run
 
@@ -20,6 +21,19 @@ def write(root):
   with open(root.parent / "printed.txt", "w", encoding="utf-8") as out:
     page = report.write(root, Console(file=out, width=110))
   return page.read_text(encoding="utf-8"), (root.parent / "printed.txt").read_text("utf-8")
+
+
+@pytest.fixture(autouse=True)
+def no_figure(monkeypatch, request):
+  """Drawing takes half a second a page; the tests of the figure ask for it."""
+  if "with_figure" not in request.fixturenames:
+    monkeypatch.setattr(plots, "save", lambda runs, folder: None)
+    monkeypatch.setattr(plots, "svg", lambda runs: [])
+
+
+@pytest.fixture
+def with_figure():
+  """Asks for the real figure."""
 
 
 @pytest.fixture
@@ -59,7 +73,7 @@ def test_only_fields_that_differ_are_listed(folder):
   assert "model.beta_mlp" not in table
 
 
-def test_the_page_loads_nothing(folder):
+def test_the_page_loads_nothing(folder, with_figure):
   page, _ = write(folder)
   assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)""", without_scripts(page))
   assert not re.search(r"@import|url\((?!#)", without_scripts(page))
@@ -89,14 +103,14 @@ def test_names_and_texts_are_escaped(tmp_path):
   assert evil in printed
 
 
-def test_one_run_and_one_that_goes_on(tmp_path):
+def test_one_run_that_goes_on(tmp_path, with_figure):
   write_run(tmp_path / "r" / "only", config(), steps=40, finished=False)
   page, printed = write(tmp_path / "r" / "only")
   assert "step 40 of 150" in page and "step 40 of 150" in printed
   assert (tmp_path / "r" / "only" / "figure.svg").is_file()
 
 
-def test_a_diverged_run_is_shown_as_one(tmp_path):
+def test_a_diverged_run_is_shown_as_one(tmp_path, with_figure):
   write_run(tmp_path / "r" / "a", config(), nan_from=60)
   page, printed = write(tmp_path / "r")
   assert "diverged" in without_scripts(page) and "diverged" in printed
@@ -104,7 +118,7 @@ def test_a_diverged_run_is_shown_as_one(tmp_path):
   assert "NaN" not in json.dumps(data_of(page))
 
 
-def test_a_run_that_has_logged_nothing(tmp_path):
+def test_a_run_that_has_logged_nothing(tmp_path, with_figure):
   write_run(tmp_path / "r" / "a", config(), steps=0, finished=False)
   assert "No kurtosis was measured" in write(tmp_path / "r")[0]
 
@@ -139,7 +153,8 @@ def test_a_study_that_is_not_declared_here_keeps_its_verdicts(folder):
 @pytest.mark.parametrize("prepare, message", [
     (lambda root: None, "no such folder"),
     (lambda root: root.mkdir(), "holds no run directory"),
-    (lambda root: (root.mkdir(), (root / "study.json").write_text("{")), "not a study's record"),
+    (lambda root: (root.mkdir(), (root / "study.json").write_text("{")),
+     "study.json: not readable as JSON"),
 ])
 def test_a_folder_without_runs_gets_no_page(tmp_path, prepare, message):
   root = tmp_path / "r"

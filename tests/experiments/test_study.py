@@ -10,19 +10,31 @@ import sys
 import pytest
 from rich.console import Console
 
-from experiments import studies, study
+from experiments import cli, studies, study
 from experiments.studies import op_block
 from of_jax import config as config_lib
-from of_jax.config import Config
+from of_jax.analysis import plots
 from of_jax.errors import UserError
 from tests.analysis import synthetic
 
 
 @pytest.fixture(autouse=True)
-def base(monkeypatch):
-  """A base config of the smoke setting's shape, wherever the config files stand."""
-  monkeypatch.setattr(study, "_base", lambda spec: Config(
-      train=config_lib.TrainConfig(batch_size=16, eval_every=25)))
+def no_figure(monkeypatch, request):
+  """Drawing takes half a second a study; one test looks at it."""
+  if "with_figure" not in request.fixturenames:
+    monkeypatch.setattr(plots, "save", lambda runs, folder: None)
+    monkeypatch.setattr(plots, "svg", lambda runs: [])
+
+
+@pytest.fixture
+def with_figure():
+  """Asks for the real figure."""
+
+
+@pytest.fixture
+def override(monkeypatch):
+  """Sets what the command line's --config.path=text flags say."""
+  return lambda *pairs: monkeypatch.setattr(cli, "overrides", lambda: list(pairs))
 
 
 @pytest.fixture
@@ -54,7 +66,7 @@ def execute(root, trainer=None, **options):
   return out.getvalue()
 
 
-def test_trains_all_then_judges_and_ends_with_the_page(tmp_path, capsys):
+def test_trains_all_then_judges_and_ends_with_the_page(tmp_path, capsys, with_figure):
   trainer = Trainer()
   printed = execute(tmp_path / "s", trainer)
   assert trainer.trained == list(op_block.SCALES["smoke"].runs)
@@ -122,15 +134,15 @@ def test_an_interrupted_study_goes_on_and_a_finished_one_trains_nothing(tmp_path
   assert trainer.trained == []
 
 
-def test_overrides_reach_every_run_and_are_recorded(tmp_path, few):
-  execute(tmp_path, corpus="text:mine.txt", overrides=(("model.depth", "2"),
-                                                       ("train.steps", "40")))
+def test_overrides_reach_every_run_and_are_recorded(tmp_path, few, override):
+  override(("model.width", "64"), ("train.steps", "40"))
+  execute(tmp_path, corpus="text:mine.txt")
   saved = json.loads((tmp_path / "study.json").read_text())
-  assert saved["overrides"] == {"data.corpus": "text:mine.txt", "model.depth": "2",
+  assert saved["overrides"] == {"data.corpus": "text:mine.txt", "model.width": "64",
                                 "train.steps": "40"}
   for name in few:
     config = json.loads((tmp_path / name / "config.json").read_text())
-    assert config["data"]["corpus"] == "text:mine.txt" and config["model"]["depth"] == 2
+    assert config["data"]["corpus"] == "text:mine.txt" and config["model"]["width"] == 64
     assert config["optim"]["warmup_steps"] == 2     # 5 % of the steps that were asked for
 
 
@@ -141,14 +153,16 @@ def test_dry_run_lists_and_leaves_nothing(tmp_path, few):
   assert trainer.trained == [] and not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"overrides": (("train.seed", "3"),)}, "the study varies train.seed itself"),
-    ({"overrides": (("model.blok", "op"),)}, "did you mean config.model.block"),
-    ({"overrides": (("model.heads", "5"),)}, "does not divide"),
+@pytest.mark.parametrize("path, text, message", [
+    ("train.seed", "3", "the study varies train.seed itself"),
+    ("model.blok", "op", "did you mean config.model.block"),
+    ("model.heads", "5", "does not divide"),
 ])
-def test_a_bad_override_is_refused_before_anything_is_written(tmp_path, options, message):
+def test_a_bad_override_is_refused_before_anything_is_written(tmp_path, override, path, text,
+                                                              message):
+  override((path, text))
   with pytest.raises(UserError, match=message):
-    execute(tmp_path / "s", **options)
+    execute(tmp_path / "s")
   assert not (tmp_path / "s").exists()
 
 
@@ -161,10 +175,12 @@ def test_a_refusal_by_the_first_run_leaves_nothing(tmp_path, few):
   assert not (tmp_path / "s").exists()
 
 
-def test_a_root_of_other_runs_is_refused(tmp_path, few):
+def test_a_root_of_other_runs_is_refused(tmp_path, few, override):
   execute(tmp_path)
+  override(("train.steps", "30"))
   with pytest.raises(UserError, match="train.steps=20, not 30"):
-    execute(tmp_path, overrides=(("train.steps", "30"),))
+    execute(tmp_path)
+  override()
   saved = json.loads((tmp_path / "study.json").read_text())
   (tmp_path / "study.json").write_text(json.dumps({**saved, "scale": "paper"}))
   with pytest.raises(UserError, match="holds study op_block at scale paper"):
