@@ -34,7 +34,7 @@ def source(name: str) -> Source:
   try:
     builder = tfds.builder(name, file_format="array_record")
   except Exception as error:  # Its own errors have no common class, and span many lines.
-    raise UserError(f"{where}: tensorflow_datasets has no such dataset: {_short(error)}") from None
+    raise UserError(f"{where}: tensorflow_datasets cannot open it: {_short(error)}") from None
   try:
     builder.download_and_prepare()
   except Exception as error:

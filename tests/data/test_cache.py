@@ -157,12 +157,13 @@ def test_a_cache_that_cannot_be_written_is_one_line(make_data, tmp_path, log, mo
     corpora.prepare(make_data(), log)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_cache_is_opened(make_data, log):
   corpus = corpora.prepare(make_data(), log)
   cache_dir = Path(make_data().cache_dir)
   cache_dir.chmod(0o555)
   try:
+    if os.access(cache_dir, os.W_OK):
+      pytest.skip("this user may write everywhere")
     assert corpora.prepare(make_data(), log).description == corpus.description
     with pytest.raises(UserError, match="cannot be written: Permission denied"):
       corpora.prepare(make_data(vocab_size=290), log)

@@ -192,7 +192,7 @@ def test_tfds_without_other_splits_holds_out_examples(monkeypatch, make_data, lo
 
 def test_tfds_mistakes_are_one_line(monkeypatch, make_data, log):
   fake_tfds(monkeypatch, {"train": examples(9)}, [])
-  with pytest.raises(UserError, match="no such dataset: ValueError: Dataset typo not found.$"):
+  with pytest.raises(UserError, match="cannot open it: ValueError: Dataset typo not found.$"):
     corpora.prepare(make_data(corpus="tfds:typo"), log)
   with pytest.raises(UserError, match="no text feature, only label"):
     corpora.prepare(make_data(corpus="tfds:tiny"), log)
