@@ -55,7 +55,7 @@ def test_a_text_cannot_forge_the_end_of_a_document(tmp_path, make_data, log):
 def test_a_given_tokenizer_is_used_and_its_own_limits_are_not(tmp_path, make_data, log):
   given = Tokenizer.from_str(tokenizer.train(TEXTS, 290))
   given.enable_truncation(8)
-  given.enable_padding(length=64)
+  given.enable_padding(length=4096, pad_id=1)
   given.post_processor = processors.TemplateProcessing("<|begin|> $A", None, [("<|begin|>", 1)])
   path = tmp_path / "given.json"
   given.save(str(path))
