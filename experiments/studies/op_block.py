@@ -62,7 +62,7 @@ def _op_claim(pre: str, scale: str, rates: Sequence[str], seeds: Sequence[int], 
       f"rates, the smallest peak over seeds of {pre} is at least {factor:g} times the largest of "
       "op, and op's mean final validation loss exceeds that of "
       f"{pre} by no more than the larger of the two blocks' half-ranges over seeds. Inconclusive "
-      f"if any of the {count} runs is missing, unfinished or not finite.",
+      f"if any of the {count} runs is missing, unfinished, not finite or read another corpus.",
       claims.outliers_at_best(table(pre), table("op"), factor, pre))
 
 
@@ -73,7 +73,7 @@ def _rate_claim(block: str, scale: str, low: str, high: str, seeds: Sequence[int
       "Section 5: 1e-3 to 3e-4 at 130M lowers kurtosis at no loss of final convergence.",
       f"Reproduced if, for every one of the seeds {', '.join(map(str, seeds))}, the peak kurtosis "
       f"of {block} at learning rate {low} is below that at {high}, embedding scale {scale}. "
-      "Inconclusive if a run is missing, unfinished or not finite.",
+      "Inconclusive if a run is missing, unfinished, not finite or read another corpus.",
       claims.smaller_peaks(pairs, f"learning rate {low}"))
 
 
@@ -99,8 +99,8 @@ def _smoke() -> Scale:
               "Section 4: poor signal propagation (high input correlation) goes with high "
               "kurtosis. The paper trains at 50 for 80,000 steps and does not compare scales.",
               f"Reproduced if the peak kurtosis of {small} is at least 5 times that of {large}, "
-              "and the latter is below 2. Inconclusive if either is missing, unfinished or not "
-              "finite. The op run at scale 50 is reported and does not decide.",
+              "and the latter is below 2. Inconclusive if either is missing, unfinished, not "
+              "finite or read another corpus. The op run at scale 50 is reported and does not decide.",
               claims.outliers_need_small_scale(
                   small, large, factor=5, ceiling=2, also=[_name("op", "1e-2", "50", 0)])),
           _rate_claim("pre", "8", "3e-3", "1e-2", [0, 1])),
@@ -146,8 +146,8 @@ def _paper() -> Scale:
               "Reproduced if, in each of the six pre runs at learning rate 1e-3, peak kurtosis "
               "less 1 is at least 1e4 times the largest kurtosis over layers at the first logged "
               "step, less 1. Kurtosis cannot exceed the width, 768, so four orders can only be "
-              "meant above the smallest value, 1. Inconclusive if a run is missing, unfinished "
-              "or not finite.",
+              "meant above the smallest value, 1. Inconclusive if a run is missing, unfinished, "
+              "not finite or read another corpus.",
               claims.growth(pre, 1e4)),
           Claim(
               "srms_highest", "Of the Pre-Norm variants, SRMSNorm, which has no parameters, has "
@@ -155,7 +155,7 @@ def _paper() -> Scale:
               "Figure 2: Pre-SRMSNorm is the highest.",
               "Reproduced if, at learning rate 1e-3 and for both seeds, the peak kurtosis of pre "
               "and of pre_layer is below that of pre_srms. Inconclusive if a run is missing, "
-              "unfinished or not finite.",
+              "unfinished, not finite or read another corpus.",
               claims.smaller_peaks(
                   [(_name(b, "1e-3", "50", s), _name("pre_srms", "1e-3", "50", s))
                    for b in ("pre", "pre_layer") for s in (0, 1)], "the norm with a gain")),

@@ -59,6 +59,12 @@ def problems(runs: Runs, names: Sequence[str]) -> dict[str, str]:
       found[name] = "was never evaluated"
     elif not run.measured("kurtosis").values.size:
       found[name] = "no kurtosis was measured"
+  # Losses on different tokens do not compare; a folder of text may change between two runs.
+  data = {n: tuple(runs[n].env.get(k) for k in ("corpus_sha256", "tokenizer_sha256"))
+          for n in names if n in runs}
+  for name in data:
+    if data[name] != data[next(iter(data))] and name not in found:
+      found[name] = "read another corpus than the first run"
   return found
 
 
@@ -185,8 +191,12 @@ def growth(names: Sequence[str], factor: float) -> Callable[[Runs], Verdict]:
 def unjudged(found: Mapping[str, str]) -> Verdict:
   """Inconclusive, naming the runs at fault."""
   reason = "runs missing" if set(found.values()) == {"missing"} else "runs cannot be judged"
-  return Verdict("inconclusive", {"reason": reason, "runs": dict(found)},
-                 f"{reason}: " + "; ".join(f"{n} {why}" for n, why in found.items()))
+  by_why: dict[str, list[str]] = {}
+  for name, why in found.items():
+    by_why.setdefault(why, []).append(name)
+  parts = [f"{', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}: {why}"
+           for why, names in by_why.items()]
+  return Verdict("inconclusive", {"reason": reason, "runs": dict(found)}, "; ".join(parts))
 
 
 def _verdict(holds: bool) -> Literal["reproduced", "not reproduced"]:

@@ -21,7 +21,8 @@ def config(overrides: Sequence[tuple[str, str]] = ()) -> Config:
 
 def write_run(path: pathlib.Path, run_config: Config, *, kurtosis: float = 1.2,
               loss: float = 4.5, mmr: float = 8.0, correlation: float = 0.1, seconds: float = 0.4,
-              steps: int | None = None, finished: bool = True, nan_from: int | None = None) -> None:
+              steps: int | None = None, finished: bool = True, nan_from: int | None = None,
+              corpus_sha256: str = "c0ffee" * 10) -> None:
   """A run whose kurtosis peaks at exactly `kurtosis`, in layer 1 at 60 % of the steps, and whose
   last validation loss is exactly `loss`. From step `nan_from` all numbers are null."""
   path.mkdir(parents=True)
@@ -30,7 +31,7 @@ def write_run(path: pathlib.Path, run_config: Config, *, kurtosis: float = 1.2,
       "versions": {"jax": "0.10.2", "of_jax": "0.1.0"},
       "git": {"commit": "0123456789abcdef", "dirty": True},
       "devices": {"platform": "cpu", "kind": "cpu", "count": 1}, "mesh": {},
-      "corpus": "python_stdlib", "corpus_sha256": "c0ffee" * 10, "tokenizer_sha256": "beef" * 16,
+      "corpus": "python_stdlib", "corpus_sha256": corpus_sha256, "tokenizer_sha256": "beef" * 16,
       "parameters": 2_245_120, "parameters_without_embeddings": 1_180_160,
       "flops_per_token": 1, "command": "python -m experiments.train"}))
   total = run_config.train.steps

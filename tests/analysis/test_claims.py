@@ -64,6 +64,7 @@ def test_the_verdict_turns_on_the_deciding_number(make, change, expected):
     ({"os1": {"nan_from": 10}}, "diverged"),
     ({"os1": {"nan_from": 10, "finished": False}}, "not finished"),
     ({"os1": {"steps": 10, "finished": False}}, "not finished (step 10 of 20)"),
+    ({"os1": {"corpus_sha256": "0ther"}}, "read another corpus than the first run"),
 ])
 def test_a_run_that_cannot_be_judged_leaves_it_open(make, options, why):
   verdict = JUDGE(make(**options))
