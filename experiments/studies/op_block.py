@@ -100,7 +100,8 @@ def _smoke() -> Scale:
               "kurtosis. The paper trains at 50 for 80,000 steps and does not compare scales.",
               f"Reproduced if the peak kurtosis of {small} is at least 5 times that of {large}, "
               "and the latter is below 2. Inconclusive if either is missing, unfinished, not "
-              "finite or read another corpus. The op run at scale 50 is reported and does not decide.",
+              "finite or read another corpus. The op run at scale 50 is reported, it does not "
+              "decide.",
               claims.outliers_need_small_scale(
                   small, large, factor=5, ceiling=2, also=[_name("op", "1e-2", "50", 0)])),
           _rate_claim("pre", "8", "3e-3", "1e-2", [0, 1])),

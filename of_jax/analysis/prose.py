@@ -50,7 +50,10 @@ def trained(runs: Mapping[str, Run]) -> str:
 def found(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> list[tuple[str, str]]:
   """(verdict, sentence) of each claim; without a study, what the kurtosis did."""
   if study is not None:
-    return [(str(c["verdict"]), sentence(str(c.get("summary") or c["statement"])))
+    # What was not judged must still say what was asked.
+    return [(str(c["verdict"]), sentence(str(c.get("summary") or c["statement"]))
+             if c["verdict"] != "inconclusive" else
+             f"{sentence(str(c['statement']))} Not judged: {c.get('summary', '')}.")
             for c in study["claims"]]
   peaks = {n: run.peak("kurtosis") for n, run in runs.items()}
   peaks = {n: p for n, p in peaks.items() if math.isfinite(p)}
