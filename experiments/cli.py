@@ -86,7 +86,7 @@ def _take_overrides(argv: list[str]) -> list[str]:
     if not (argument.startswith("-") and name.startswith(_PREFIX)):
       rest.append(argument)
       continue
-    if "config" not in flags.FLAGS and "study" not in flags.FLAGS:
+    if not _takes_config():
       raise UserError(f"{argument}: this binary takes no config")
     if not has_value:
       text = next(arguments, "--")
@@ -96,10 +96,14 @@ def _take_overrides(argv: list[str]) -> list[str]:
   return rest
 
 
+def _takes_config() -> bool:
+  return any(name in flags.FLAGS for name in ("config", "study", "sizes"))
+
+
 def _help(module: ModuleType) -> str:
   lines = [(module.__doc__ or "").strip(), "", "Flags:"]
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     lines.append(f"  --{flag.name}={'' if flag.default is None else flag.default}\n      {flag.help}")
-  if "config" in flags.FLAGS or "study" in flags.FLAGS:
+  if _takes_config():
     lines += ["", "Config fields:", config_lib.field_help()]
   return "\n".join(lines)

@@ -48,8 +48,7 @@ def _kurtosis_centred(s: Statistics) -> jax.Array:
 
 
 def _mmr(s: Statistics) -> jax.Array:
-  mean = s["sum_max_over_median"] / s["count"]
-  return jnp.where(jnp.isfinite(mean), mean, jnp.nan)
+  return _nan_if_any(s, s["sum_max_over_median"] / s["count"])
 
 
 def _rms(s: Statistics) -> jax.Array:
@@ -57,7 +56,12 @@ def _rms(s: Statistics) -> jax.Array:
 
 
 def _max_abs(s: Statistics) -> jax.Array:
-  return jnp.where(s["count"] > 0, s["max_abs"], jnp.nan)
+  return _nan_if_any(s, s["max_abs"])
+
+
+def _nan_if_any(s: Statistics, value: jax.Array) -> jax.Array:
+  # XLA's maximum may pass over a NaN; a sum never does.
+  return jnp.where(jnp.any(jnp.isnan(s["sum"]), -1), jnp.nan, value)
 
 
 def _input_correlation(s: Statistics) -> jax.Array:

@@ -25,6 +25,19 @@ _PEAK_FLOPS = {
 
 def describe(config: Config, mesh: Mesh, corpus: Corpus, network: Network) -> dict[str, Any]:
   """The contents of env.json."""
+  return {
+      **machine(),
+      "mesh": dict(mesh.shape),
+      "corpus": corpus.description,
+      "corpus_sha256": corpus.corpus_sha256,
+      "tokenizer_sha256": corpus.tokenizer_sha256,
+      **count_parameters(network),
+      "flops_per_token": flops_per_token(config, network),
+  }
+
+
+def machine() -> dict[str, Any]:
+  """Command, versions, code and devices: what any measurement depends on."""
   device = jax.devices()[0]
   return {
       "command": " ".join(sys.argv),
@@ -33,12 +46,6 @@ def describe(config: Config, mesh: Mesh, corpus: Corpus, network: Network) -> di
       "git": _git(),
       "devices": {"platform": device.platform, "kind": device.device_kind,
                   "count": jax.device_count(), "processes": jax.process_count()},
-      "mesh": dict(mesh.shape),
-      "corpus": corpus.description,
-      "corpus_sha256": corpus.corpus_sha256,
-      "tokenizer_sha256": corpus.tokenizer_sha256,
-      **count_parameters(network),
-      "flops_per_token": flops_per_token(config, network),
   }
 
 

@@ -1,0 +1,145 @@
+"""Times the train step with telemetry and without, interleaved.
+
+  python -m experiments.benchmark --sizes=smoke --widths=128,256 --telemetry=off,basic
+
+Every variant is compiled first; then blocks of steps are run in turn, A B .. B A .., and each
+block is compared with the first variant's of the same round, so that a neighbour on the machine
+slows both sides. Quote the ratios: wall, and CPU time over all threads. A config field given
+with --config.PATH=VALUE holds for all.
+"""
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from of_jax import config as config_lib
+from of_jax import presets
+from of_jax.config import Config
+from of_jax.errors import UserError
+
+_SIZES = flags.DEFINE_list("sizes", ["smoke"], f"of: smoke, {', '.join(presets.SIZES)}")
+_WIDTHS = flags.DEFINE_list("widths", [], "model widths in place of each size's own")
+_TELEMETRY = flags.DEFINE_list("telemetry", ["off", "basic"], "levels; ratios are to the first")
+_ROUNDS = flags.DEFINE_integer("rounds", 20, "rounds, in each of which every variant runs a block",
+                               lower_bound=1)
+_BLOCK = flags.DEFINE_integer("block", 4, "steps of a block", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "folder to leave benchmark.json in; default: none is left")
+
+
+@dataclasses.dataclass
+class Variant:
+  """One compiled step with its own state."""
+
+  label: str
+  tokens: int
+  compile_s: float
+  peak_memory_bytes: int
+  step: Any
+  state: Any
+  batch: Any
+  wall: list[float] = dataclasses.field(default_factory=list)
+  cpu: list[float] = dataclasses.field(default_factory=list)
+
+  def run(self, steps: int) -> None:
+    """Runs a block and notes seconds a step."""
+    import jax
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(steps):
+      self.state, metrics = self.step(self.state, *self.batch)
+    jax.block_until_ready((self.state, metrics))
+    self.wall.append((time.perf_counter() - wall) / steps)
+    self.cpu.append((time.process_time() - cpu) / steps)
+
+  def row(self, base: "Variant") -> dict[str, Any]:
+    """As benchmark.json holds it; ratios are medians over rounds, paired with `base`."""
+    def ratio(ours: list[float], theirs: list[float]) -> float:
+      return statistics.median(a / b for a, b in zip(ours, theirs))
+
+    median = statistics.median(self.wall)
+    return {"label": self.label, "median_s": median,
+            "p10_s": sorted(self.wall)[len(self.wall) // 10],
+            "cpu_s": statistics.median(self.cpu), "ratio": ratio(self.wall, base.wall),
+            "cpu_ratio": ratio(self.cpu, base.cpu), "tokens_per_s": self.tokens / median,
+            "compile_s": self.compile_s, "peak_memory_bytes": self.peak_memory_bytes}
+
+
+def prepare(label: str, config: Config) -> Variant:
+  """Compiles the config's measured step on random tokens."""
+  import jax
+  import numpy as np
+
+  from of_jax.train.sharding import make_mesh, place_batch
+  from of_jax.train.step import make_trainer
+  mesh = make_mesh(config)
+  shape = (config.train.batch_size, config.train.sequence_length)
+  tokens = np.random.default_rng(0).integers(0, config.data.vocab_size, shape).astype(np.int32)
+  batch = place_batch(mesh, {"inputs": tokens, "targets": tokens,
+                             "weights": np.ones(shape, np.float32)})
+  with jax.set_mesh(mesh):
+    trainer = make_trainer(config, mesh)
+    state = trainer.init(jax.random.key(0))
+    arguments = (batch, jax.random.key(1))
+    begun = time.perf_counter()
+    compiled = trainer.step_measured.lower(state, *arguments).compile()
+    compile_s = time.perf_counter() - begun
+  memory = compiled.memory_analysis()
+  peak = (memory.argument_size_in_bytes + memory.temp_size_in_bytes
+          + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+  return Variant(label, tokens.size, compile_s, peak, compiled, state, arguments)
+
+
+def configs(size: str) -> list[tuple[str, Config]]:
+  """(label, config) of every width and telemetry level of a size."""
+  if size != "smoke" and size not in presets.SIZES:
+    raise UserError(f"--sizes={size}: no such size; there are smoke, {', '.join(presets.SIZES)}")
+  base = presets.smoke() if size == "smoke" else presets.preset(size)
+  result = []
+  for width in _WIDTHS.value or [str(base.model.width)]:
+    for level in _TELEMETRY.value:
+      overrides = [("model.width", width), *cli.overrides(), ("telemetry.level", level)]
+      result.append((f"{size} width {width} {level}",
+                     config_lib.apply_overrides(base, overrides)))
+  return result
+
+
+def main() -> None:
+  groups = [configs(size) for size in _SIZES.value]
+  from rich.console import Console
+  from rich.table import Table
+  rows = []
+  for group in groups:
+    levels = len(_TELEMETRY.value)
+    for start in range(0, len(group), levels):
+      variants = [prepare(*item) for item in group[start:start + levels]]
+      for variant in variants:
+        variant.run(_BLOCK.value)
+        variant.wall.clear()
+        variant.cpu.clear()
+      for round_ in range(_ROUNDS.value):
+        for variant in variants if round_ % 2 == 0 else variants[::-1]:
+          variant.run(_BLOCK.value)
+      rows += [variant.row(variants[0]) for variant in variants]
+  table = Table("step", "median s", "p10 s", "cpu s", "wall ratio", "cpu ratio", "tokens/s",
+                "compile s", "peak MB")
+  for row in rows:
+    table.add_row(row["label"], f"{row['median_s']:.4f}", f"{row['p10_s']:.4f}",
+                  f"{row['cpu_s']:.4f}", f"{row['ratio']:.3f}", f"{row['cpu_ratio']:.3f}",
+                  f"{row['tokens_per_s']:,.0f}", f"{row['compile_s']:.1f}",
+                  f"{row['peak_memory_bytes'] / 1e6:,.1f}")
+  Console().print(table)
+  if _OUT.value:
+    from of_jax import run_directory
+    from of_jax.train.environment import machine
+    out = Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    run_directory.write_json(out / "benchmark.json", {"machine": machine(), "rows": rows})
+    print(out / "benchmark.json")
+
+
+if __name__ == "__main__":
+  cli.run(main)

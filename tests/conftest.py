@@ -1,0 +1,49 @@
+"""Eight CPU devices for every test, and a corpus of random tokens that needs no tokenizer."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from of_jax import config as config_lib  # noqa: E402
+
+VOCAB = 64
+
+
+@pytest.fixture(scope="session")
+def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """Tokens in which each mostly decides the next, so that a loss can fall; 0 ends a document."""
+  rng = np.random.default_rng(0)
+  follower = rng.permutation(VOCAB)
+  tokens = np.empty(20_000, np.uint16)
+  tokens[0] = 1
+  noise = rng.random(len(tokens)) < 0.2
+  for i in range(1, len(tokens)):
+    tokens[i] = rng.integers(VOCAB) if noise[i] else follower[tokens[i - 1]]
+  path = tmp_path_factory.mktemp("tokens") / "tokens.npy"
+  np.save(path, tokens)
+  return path
+
+
+@pytest.fixture
+def make_config(token_file: Path) -> Callable[..., config_lib.Config]:
+  """A model that compiles in seconds; keywords are fields, as `model__block="op"`."""
+
+  def make(**fields: object) -> config_lib.Config:
+    settings = {
+        "model__width": 32, "model__depth": 3, "model__heads": 4, "model__embedding_scale": 8,
+        "train__steps": 6, "train__batch_size": 8, "train__sequence_length": 16,
+        "train__eval_every": 4, "train__checkpoint_every": 3, "train__tensorboard": False,
+        "data__corpus": f"tokens:{token_file}", "data__vocab_size": VOCAB,
+        "data__eval_sequences": 16, "optim__warmup_steps": 0, "mesh__data": 1, **fields}
+    texts = [(path.replace("__", "."), "none" if value is None else str(value))
+             for path, value in settings.items()]
+    return config_lib.apply_overrides(config_lib.Config(), texts)
+
+  return make

@@ -1,0 +1,175 @@
+"""Every metric against its plain NumPy float64 definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from of_jax.telemetry import METRICS, finish, measure, merge, sufficient_statistics
+
+# Metrics whose definition subtracts numbers near 1: their error is absolute.
+ABSOLUTE = ("input_correlation",)
+RELATIVE_ERROR = {"mmr": 1e-4}
+
+
+def reference(x_BxTxD: np.ndarray) -> dict[str, float]:
+  """The definitions of the design, in float64, without regard for cost or overflow."""
+  metrics = {}
+  with np.errstate(all="ignore"):
+    for suffix, x_BxTxD_ in (("", x_BxTxD), ("_no_first", x_BxTxD[:, 1:])):
+      x = x_BxTxD_.reshape(-1, x_BxTxD.shape[-1]).astype(np.float64)
+      n, d = x.shape
+
+      def kurtosis(x: np.ndarray) -> float:
+        s2 = np.mean(x ** 2, 0) if len(x) else np.full(d, np.nan)
+        return np.mean(s2 ** 2) / np.mean(s2) ** 2
+
+      metrics["kurtosis" + suffix] = kurtosis(x)
+      metrics["kurtosis_centred" + suffix] = kurtosis(x - x.mean(1, keepdims=True))
+      size = np.abs(x)
+      metrics["mmr" + suffix] = (
+          np.mean(size.max(1) / np.median(size, axis=1)) if n else np.nan)
+      metrics["rms" + suffix] = np.sqrt(np.mean(x ** 2)) if n else np.nan
+      metrics["max_abs" + suffix] = size.max() if n else np.nan
+      scaled = x / np.sqrt(np.mean(x ** 2)) if n else x
+      total = 0.0
+      for rows in np.array_split(np.arange(n), max(1, n // 1024)):
+        gram = scaled[rows] @ scaled.T / d
+        total += gram.sum() - gram[np.arange(len(rows)), rows].sum()
+      metrics["input_correlation" + suffix] = total / (n * (n - 1)) if n > 1 else np.nan
+  return {name: value if np.isfinite(value) else np.nan for name, value in metrics.items()}
+
+
+def check(measured: dict[str, jax.Array], x_BxTxD: np.ndarray) -> None:
+  expected = reference(x_BxTxD)
+  assert measured.keys() == expected.keys()
+  for name, value in measured.items():
+    kind = name.removesuffix("_no_first")
+    tolerance = RELATIVE_ERROR.get(kind, 1e-5)
+    np.testing.assert_allclose(
+        value, expected[name], rtol=0 if kind in ABSOLUTE else tolerance,
+        atol=tolerance if kind in ABSOLUTE else 0, err_msg=name)
+
+
+# Compiled once a shape: op by op, each call would compile dozens of small programs.
+measured = jax.jit(measure)
+statistics_of = jax.jit(sufficient_statistics)
+finished = jax.jit(finish)
+
+
+def random(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def one_large_neuron() -> np.ndarray:
+  x = random((4, 32, 48))
+  x[..., 7] *= 300
+  return x
+
+
+def massive_first_token() -> np.ndarray:
+  x = random((4, 32, 48))
+  x[:, 0, 5] = 4000
+  return x
+
+
+CASES = {
+    "random": random((4, 32, 48)),
+    "odd width": random((4, 32, 47)),
+    "width 1": random((4, 8, 1)),
+    "width 2": random((4, 8, 2)),
+    "wide": random((2, 3, 4096)),
+    "many tokens": random((32, 512, 16)),
+    "heavy tails": np.random.default_rng(1).standard_t(1.5, (4, 32, 64)).astype(np.float32),
+    "one neuron": random((4, 32, 48)) * (np.arange(48) == 3),
+    "one large neuron": one_large_neuron(),
+    "massive first token": massive_first_token(),
+    "correlated": random((4, 32, 48)) + 5 * random((48,), 3),
+    "shifted": random((4, 32, 48)) + 10,
+    "tiny": random((4, 32, 48)) * np.float32(1e-12),
+    "huge": random((4, 32, 48)) * np.float32(1e12),
+    "zeros": np.zeros((2, 5, 8), np.float32),
+    "zero median": random((2, 5, 8)) * (np.arange(8) < 3),
+    "ties": np.round(random((4, 32, 48)) * 2),
+    "one token": random((1, 1, 16)),
+    "one position": random((4, 1, 16)),
+    "one sequence": random((1, 2, 16)),
+    "NaN": np.where(np.arange(48) == 3, np.float32(np.nan), random((4, 32, 48))),
+    "infinity": np.where(np.arange(48) == 3, np.float32(np.inf), random((4, 32, 48))),
+    "NaN in the first": np.where(np.arange(32)[:, None] == 0, np.float32(np.nan),
+                                 random((4, 32, 48))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_numpy(name: str) -> None:
+  check(measured(CASES[name]), CASES[name])
+
+
+@pytest.mark.parametrize("name", ("random", "one large neuron", "massive first token"))
+def test_bfloat16_is_measured_in_float32(name: str) -> None:
+  x = jnp.asarray(CASES[name], jnp.bfloat16)
+  check(measured(x), np.asarray(x, np.float64))
+
+
+@pytest.mark.parametrize("axes", ((8, 1, 1), (2, 2, 2), (1, 8, 1)))
+def test_sharded_equals_numpy(axes: tuple[int, int, int]) -> None:
+  mesh = jax.make_mesh(axes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+  x = massive_first_token()
+  x = np.concatenate([x, 2 * x])
+  sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  check(measured(jax.device_put(x, sharding)), x)
+
+
+def test_statistics_add_up() -> None:
+  x = massive_first_token()
+  first = np.broadcast_to(np.arange(32) == 0, (2, 32))
+  halves = [statistics_of(part, first) for part in (x[:2], x[2:])]
+  check(finished(merge(*halves)), x)
+
+
+def test_padding_is_left_out() -> None:
+  x = np.concatenate([massive_first_token(), np.full((1, 32, 48), np.inf, np.float32)])
+  weights = np.ones((5, 32), np.float32)
+  weights[4] = 0
+  first = np.broadcast_to(np.arange(32) == 0, (5, 32))
+  check(finished(statistics_of(x, first, weights)), x[:4])
+
+
+def test_layers_are_separate() -> None:
+  x = np.stack([random((2, 8, 16)), one_large_neuron()[:2, :8, :16]])
+  first = np.broadcast_to(np.arange(8) == 0, (2, 8))
+  metrics = finished(jax.jit(jax.vmap(lambda x: sufficient_statistics(x, first)))(x))
+  for layer in range(2):
+    check({name: value[layer] for name, value in metrics.items()}, x[layer])
+
+
+def test_signal_propagation_identity() -> None:
+  """He et al. 2024, Eq. 5: n^2 d Kurt + off-diagonals of (X^T X)^2 = sum of (X X^T)^2."""
+  x = (random((4, 16, 24)) + random((24,), 1)).astype(np.float64)
+  flat = x.reshape(-1, 24)
+  flat /= np.sqrt(np.mean(flat ** 2))
+  n, d = flat.shape
+  features, inputs = flat.T @ flat, flat @ flat.T
+  off_diagonal = np.sum(features ** 2) - np.sum(np.diag(features) ** 2)
+  kurtosis = float(measured(x.astype(np.float32))["kurtosis"])
+  np.testing.assert_allclose(n ** 2 * d * kurtosis + off_diagonal, np.sum(inputs ** 2), rtol=1e-5)
+
+
+def test_known_values() -> None:
+  ones = measured(np.ones((2, 4, 8), np.float32))
+  assert float(ones["kurtosis"]) == 1 and float(ones["mmr"]) == 1
+  assert float(ones["input_correlation"]) == pytest.approx(1, abs=1e-6)
+  single = measured(np.eye(8, dtype=np.float32)[3] * np.ones((2, 4, 1), np.float32))
+  assert float(single["kurtosis"]) == pytest.approx(8)
+
+
+def test_wants_three_axes() -> None:
+  with pytest.raises(ValueError, match=r"\[batch, time, width\]"):
+    measure(np.ones((4, 8)))
+
+
+def test_every_metric_is_described() -> None:
+  for metric in METRICS.values():
+    assert all((metric.formula, metric.unit, metric.range, metric.reference))
