@@ -10,6 +10,7 @@ with --config.PATH=VALUE holds for all.
 
 import dataclasses
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def main() -> None:
                   f"{row['cpu_s']:.4f}", f"{row['ratio']:.3f}", f"{row['cpu_ratio']:.3f}",
                   f"{row['tokens_per_s']:,.0f}", f"{row['compile_s']:.1f}",
                   f"{row['peak_memory_bytes'] / 1e6:,.1f}")
-  Console().print(table)
+  Console(width=None if sys.stdout.isatty() else 140).print(table)
   if _OUT.value:
     from of_jax import run_directory
     from of_jax.train.environment import machine

@@ -42,12 +42,24 @@ class Network:
   def apply(self, parameters: Parameters, tokens_BxT: jax.Array,
             documents_BxT: jax.Array | None = None, *, dropout_key: jax.Array | None = None,
             observe: Observer | None = None) -> tuple[jax.Array, dict[str, Statistics]]:
-    """The model's `__call__` with these parameters."""
+    """float32 logits [batch, time, vocabulary] and statistics, see Transformer.__call__."""
+    return self._merge(parameters)(
+        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe)
+
+  def stream(self, parameters: Parameters, tokens_BxT: jax.Array,
+             documents_BxT: jax.Array | None = None, *, dropout_key: jax.Array | None = None,
+             observe: Observer | None = None
+             ) -> tuple[jax.Array, jax.Array, dict[str, Statistics]]:
+    """What the unembedding reads, the unembedding, and statistics, see Transformer.stream."""
+    model = self._merge(parameters)
+    x_BxTxD, statistics = model.stream(
+        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe)
+    return x_BxTxD, model.unembedding_table(), statistics
+
+  def _merge(self, parameters: Parameters) -> Transformer:
     state = jax.tree.map(lambda leaf: leaf, self.template)
     nnx.replace_by_pure_dict(state, parameters)
-    model = nnx.merge(self.graph, state, copy=True)
-    return model(  # type: ignore[no-any-return]
-        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe)
+    return nnx.merge(self.graph, state, copy=True)
 
 
 def build_network(config: Config) -> Network:

@@ -71,7 +71,23 @@ class Transformer(nnx.Module):
   def __call__(self, tokens_BxT: jax.Array, documents_BxT: jax.Array | None = None, *,
                dropout_key: jax.Array | None = None, observe: Observer | None = None
                ) -> tuple[jax.Array, dict[str, Statistics]]:
-    """Runs the model.
+    """As `stream`, but with float32 logits [batch, time, vocabulary] in place of the stream."""
+    x_BxTxD, statistics = self.stream(
+        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe)
+    logits_BxTxV = jnp.tensordot(x_BxTxD, self.unembedding_table().astype(x_BxTxD.dtype), 1,
+                                 preferred_element_type=jnp.float32)
+    return logits_BxTxV, statistics
+
+  def unembedding_table(self) -> jax.Array:
+    """[width, vocabulary]: logits are the stream times this."""
+    if self.model.tied_embeddings:
+      return self.embedding.token[...].T
+    return self.unembedding.kernel[...]
+
+  def stream(self, tokens_BxT: jax.Array, documents_BxT: jax.Array | None = None, *,
+             dropout_key: jax.Array | None = None, observe: Observer | None = None
+             ) -> tuple[jax.Array, dict[str, Statistics]]:
+    """Everything before the unembedding.
 
     Args:
       tokens_BxT: int32, below the vocabulary size.
@@ -81,8 +97,8 @@ class Transformer(nnx.Module):
       observe: what the probes keep, see of_jax.models.probe.
 
     Returns:
-      float32 logits [batch, time, vocabulary], and site -> statistic -> array with a leading
-      axis of layers.
+      what the unembedding reads, [batch, time, width] in the compute type, and site ->
+      statistic -> array with a leading axis of layers.
     """
     positions_BxT, mask_Bx1xTxT = _positions_and_mask(tokens_BxT, documents_BxT)
 
@@ -110,7 +126,7 @@ class Transformer(nnx.Module):
     outer.probe("final", x_BxTxD)
     statistics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)
     statistics.update(jax.tree.map(lambda s: s[None], outer.collected))
-    return self._logits(x_BxTxD), statistics
+    return x_BxTxD, statistics
 
   def _run_stack(self, stack: Block, x_BxTxD: jax.Array, keys: jax.Array | None,
                  context: Callable[[jax.Array | None], Context]
@@ -136,12 +152,6 @@ class Transformer(nnx.Module):
       x_BxTxD, statistics = body(x_BxTxD, jax.tree.unflatten(structure, layer_leaves))
       collected.append(statistics)
     return x_BxTxD, jax.tree.map(lambda *s: jnp.stack(s), *collected)
-
-  def _logits(self, x_BxTxD: jax.Array) -> jax.Array:
-    table = (self.embedding.token[...].T if self.model.tied_embeddings
-             else self.unembedding.kernel[...])
-    return jnp.tensordot(x_BxTxD, table.astype(x_BxTxD.dtype), 1,
-                         preferred_element_type=jnp.float32)
 
 
 def _stacked(block: type[Block], count: int, model: ModelConfig, rngs: nnx.Rngs) -> Block:

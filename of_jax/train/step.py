@@ -16,6 +16,7 @@ from of_jax.config import Config
 from of_jax.models.functional import Network, build_network
 from of_jax.optim import build_optimizer, learning_rate_schedule
 from of_jax.telemetry.observe import SiteStatistics, Telemetry, merge_sites
+from of_jax.train.loss import Sums, cross_entropy
 from of_jax.train.sharding import state_shardings
 
 State = dict[str, Any]
@@ -42,16 +43,6 @@ class Trainer:
   finish: Any
 
 
-def cross_entropy_sums(logits_BxTxV: jax.Array, targets_BxT: jax.Array, weights_BxT: jax.Array
-                       ) -> dict[str, jax.Array]:
-  """Sums over tokens, in float32: `loss` (nats), `log_z_square` and `count` (of weights)."""
-  log_z_BxT = jax.nn.logsumexp(logits_BxTxV, -1)
-  target_BxT = jnp.take_along_axis(logits_BxTxV, targets_BxT[..., None], -1)[..., 0]
-  return {"loss": jnp.sum((log_z_BxT - target_BxT) * weights_BxT),
-          "log_z_square": jnp.sum(jnp.square(log_z_BxT) * weights_BxT),
-          "count": jnp.sum(weights_BxT)}
-
-
 def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   """Compiles nothing yet: every function compiles at its first call.
 
@@ -66,7 +57,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   telemetry = Telemetry.at_level(config.telemetry.level)
   shardings = state_shardings(mesh, network, optimizer)
   replicated = NamedSharding(mesh, PartitionSpec())
-  parts = config.train.grad_accumulation
+  micro_batches = config.train.grad_accumulation
   tokens = config.train.batch_size * config.train.sequence_length
 
   def init(key: jax.Array) -> State:
@@ -74,29 +65,30 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
 
   def sums(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
-           ) -> tuple[dict[str, jax.Array], SiteStatistics]:
+           ) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
     observe = watched.observer(batch["weights"]) if watched else None
-    logits, statistics = network.apply(params, batch["inputs"], batch.get("documents"),
-                                       dropout_key=key, observe=observe)
-    return cross_entropy_sums(logits, batch["targets"], batch["weights"]), statistics
+    x_BxTxD, table_DxV, statistics = network.stream(
+        params, batch["inputs"], batch.get("documents"), dropout_key=key, observe=observe)
+    objective, parts = cross_entropy(
+        x_BxTxD, table_DxV, batch["targets"], batch["weights"], config.train.z_loss)
+    return objective, (parts, statistics)
 
   def loss(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
            ) -> tuple[jax.Array, tuple[jax.Array, SiteStatistics]]:
-    totals, statistics = sums(params, batch, key, watched)
-    objective = totals["loss"] + config.train.z_loss * totals["log_z_square"]
-    return objective / tokens, (totals["loss"] / tokens, statistics)
+    objective, (parts, statistics) = sums(params, batch, key, watched)
+    return objective / tokens, (parts["loss"] / tokens, statistics)
 
   gradient = jax.grad(loss, has_aux=True)
 
   def accumulated(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
                   ) -> tuple[Any, tuple[jax.Array, SiteStatistics]]:
     """Gradients, loss and statistics of the whole batch, a micro-batch at a time."""
-    if parts == 1:
+    if micro_batches == 1:
       return gradient(params, batch, key, watched)  # type: ignore[no-any-return]
-    # Row r goes to micro-batch r % parts, so that a device's rows stay on the device.
+    # Row r goes to micro-batch r % micro_batches, so that a device's rows stay on the device.
     split = jax.tree.map(
-        lambda rows: rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1), batch)
-    keys = None if key is None else jax.random.split(key, parts)
+        lambda rows: rows.reshape(-1, micro_batches, *rows.shape[1:]).swapaxes(0, 1), batch)
+    keys = None if key is None else jax.random.split(key, micro_batches)
     first, rest = jax.tree.map(lambda x: x[0], (split, keys)), jax.tree.map(
         lambda x: x[1:], (split, keys))
 
@@ -124,7 +116,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
     return jax.jit(run, donate_argnums=0, out_shardings=(shardings, replicated))
 
   def evaluate(params: Any, batch: Batch) -> Any:
-    return sums(params, batch, None, telemetry)
+    return sums(params, batch, None, telemetry)[1]
 
   def add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a[0], b[0]), merge_sites(a[1], b[1])
