@@ -102,6 +102,7 @@ class TrainConfig:
   log_every: int = _field(1, "steps between lines in metrics.jsonl")
   eval_every: int = _field(100, "steps between evaluations; the last step is always one")
   checkpoint_every: int = _field(100, "steps between checkpoints, beside the log-spaced ones")
+  checkpoint_log_base: int = _field(2, "log-spaced checkpoints stand at the powers of this")
   init_from: str = _field("", "run directory, or DIR@STEP, whose parameters to start from")
   tensorboard: bool = _field(True, "write TensorBoard events")
   wandb_project: str = _field("", "also log to this Weights & Biases project")
@@ -367,6 +368,7 @@ _AT_LEAST_ONE = (
     "model.width", "model.depth", "model.heads", "model.mlp_width", "train.steps",
     "train.batch_size", "train.sequence_length", "train.grad_accumulation", "train.log_every",
     "train.eval_every", "train.checkpoint_every", "data.eval_sequences", "telemetry.every")
+_AT_LEAST_TWO = ("train.checkpoint_log_base",)
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
              "model.mlp_input_scale", "optim.clip_norm")
 _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
@@ -384,12 +386,13 @@ def _validate(config: Config) -> None:
   def check(condition: bool, path: str, what: str) -> None:
     _require(condition, path, config, what)
 
-  for path in _AT_LEAST_ONE + _POSITIVE + _NOT_NEGATIVE + _FRACTIONS + _BELOW_ONE:
+  for path in _AT_LEAST_ONE + _AT_LEAST_TWO + _POSITIVE + _NOT_NEGATIVE + _FRACTIONS + _BELOW_ONE:
     section, name = path.split(".")
     value = getattr(getattr(config, section), name)
     if value is None:
       continue
     check(path not in _AT_LEAST_ONE or value >= 1, path, "must be at least 1")
+    check(path not in _AT_LEAST_TWO or value >= 2, path, "must be at least 2")
     check(path not in _POSITIVE or value > 0, path, "must be above 0")
     check(path not in _NOT_NEGATIVE or value >= 0, path, "must not be negative")
     check(path not in _FRACTIONS or 0 <= value <= 1, path, "must lie between 0 and 1")
@@ -404,9 +407,11 @@ def _validate(config: Config) -> None:
                                ("model.first_attention_norm", model.first_attention_norm, False)):
     check(model.block == "op" or value == default, path,
           f"is part of model.block=op and does nothing in {model.block}")
-  check(model.beta_attention is not None or model.beta_mlp is not None
-        or not (model.beta_trainable or model.beta_per_channel), "model.beta",
-        "model.beta_trainable and model.beta_per_channel need a gain to act on; set model.beta")
+  check(not model.beta_trainable or model.beta_attention is not None
+        or model.beta_mlp is not None, "model.beta_trainable",
+        "there is no gain to train; set model.beta")
+  check(not model.beta_per_channel or model.beta_trainable, "model.beta_per_channel",
+        "does nothing to fixed gains; set model.beta_trainable=true")
   check(train.seed < 2 ** 31, "train.seed", "must be below 2147483648")
 
   unknown = [r for r in optim.decay_roles if r not in ROLES]
@@ -448,7 +453,8 @@ def _validate(config: Config) -> None:
           f"does not divide model.heads={model.heads}")
   assert model.mlp_width is not None
   for path, size in (("model.mlp_width", model.mlp_width), ("data.vocab_size", data.vocab_size)):
-    check(mesh.tensor < 2 or size % mesh.tensor == 0, "mesh.tensor", f"does not divide {path}={size}")
+    check(mesh.tensor < 2 or size % mesh.tensor == 0, "mesh.tensor",
+          f"does not divide {path}={size}")
   check(mesh.fsdp < 2 or model.width % mesh.fsdp == 0, "mesh.fsdp",
         f"does not divide model.width={model.width}")
 

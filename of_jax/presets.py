@@ -31,8 +31,8 @@ def smoke() -> Config:
   return Config(
       model=ModelConfig(width=128, depth=6, heads=4, embedding_scale=8.0),
       optim=OptimConfig(learning_rate=1e-2),
-      train=TrainConfig(steps=150, batch_size=16, sequence_length=128, eval_every=50,
-                        checkpoint_every=50),
+      train=TrainConfig(steps=150, batch_size=16, sequence_length=128, eval_every=25,
+                        checkpoint_every=50, checkpoint_log_base=4),
       data=DataConfig(corpus="python_stdlib", vocab_size=4096))
 
 

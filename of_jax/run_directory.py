@@ -35,10 +35,10 @@ def plain(value: Any) -> Any:
     return {str(key): plain(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
     return [plain(item) for item in value]
-  if isinstance(value, np.ndarray) and value.ndim:
-    return [plain(item) for item in value]
-  if isinstance(value, (np.ndarray, np.generic)):
-    value = float(str(value[()])) if value.dtype == np.float32 else value.item()
+  if isinstance(value, np.ndarray):
+    return [plain(item) for item in value] if value.ndim else plain(value[()])
+  if isinstance(value, np.generic):
+    value = float(str(value)) if isinstance(value, np.float32) else value.item()
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

@@ -11,15 +11,23 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from of_jax import run_directory
+from of_jax.config import TrainConfig
 from of_jax.errors import UserError
 
 State = dict[str, Any]
 
 
-def kept_steps(steps: int, every: int) -> list[int]:
-  """0, the powers of two, the multiples of `every` and the last: outliers appear early."""
-  powers = [2 ** i for i in range(steps.bit_length()) if 2 ** i <= steps]
-  return sorted({0, steps, *powers, *range(every, steps + 1, every)})
+def kept_steps(train: TrainConfig) -> list[int]:
+  """0, the powers of `checkpoint_log_base`, the multiples of `checkpoint_every`, and the last.
+
+  Log-spaced, because outlier features appear early.
+  """
+  kept = {0, train.steps, *range(train.checkpoint_every, train.steps + 1, train.checkpoint_every)}
+  power = 1
+  while power <= train.steps:
+    kept.add(power)
+    power *= train.checkpoint_log_base
+  return sorted(kept)
 
 
 class Checkpoints:

@@ -1,20 +1,17 @@
 """The run loop: one config, one run directory, from nothing or from its last checkpoint."""
 
-import shutil
-import time
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from of_jax import config as config_lib
 from of_jax import run_directory
 from of_jax.config import Config
-from of_jax.data.corpora import Corpus, prepare
+from of_jax.data.corpora import prepare
 from of_jax.data.loader import Batches
-from of_jax.errors import UserError
-from of_jax.train import checkpoint, environment, writers
+from of_jax.train import checkpoint, environment, provenance, writers
 from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.progress import TrainingProgress
 from of_jax.train.sharding import make_mesh, place_batch
@@ -39,7 +36,7 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
       a mesh that does not fit the devices. Nothing has been written then.
   """
   workdir = Path(workdir)
-  check_workdir(workdir, config)
+  provenance.check_workdir(workdir, config)
   if (workdir / run_directory.DONE).exists():
     log(f"{workdir}: finished before, nothing to do")
     return
@@ -47,29 +44,39 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
   mesh = make_mesh(config)
   corpus = prepare(config.data, log)
   batches = Batches(corpus, config.data, config.train, jax.process_index(), jax.process_count())
+  kept = checkpoint.kept_steps(config.train)
   with jax.set_mesh(mesh):
-    trainer = make_trainer(config, mesh)
+    # Runs that differ in their seed alone share what is compiled.
+    seedless = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0))
+    trainer = make_trainer(seedless, mesh)
     described = environment.describe(config, mesh, corpus, trainer.network)
-    kept = checkpoint.kept_steps(config.train.steps, config.train.checkpoint_every)
-    _check_corpus(workdir, described)
-    _announce_disk(workdir, trainer, kept, log)
-    initial = _initial_state(config, trainer)
+    provenance.check_corpus(workdir, described)
+    provenance.announce_disk(workdir, trainer, kept, log)
+    state = _initial_state(config, trainer)
     workdir.mkdir(parents=True, exist_ok=True)
-    with run_directory.locked(workdir), Checkpoints(workdir) as checkpoints:
-      resumed_at = checkpoints.latest
-      _write_provenance(workdir, config, described, corpus, resumed_at)
-      for name in (run_directory.METRICS, run_directory.TIMING):
-        run_directory.keep_lines_until(workdir / name, resumed_at or 0)
-      if resumed_at is not None:
-        log(f"{workdir}: resumes after step {resumed_at} of {config.train.steps}")
-        shapes = jax.eval_shape(lambda: initial)
-        state = checkpoints.restore(shapes, trainer.shardings, resumed_at)
-      else:
-        state = initial
-        checkpoints.save(state, 0)
-      del initial
-      _run(config, workdir, trainer, mesh, batches, checkpoints, state, resumed_at or 0, kept)
-    (workdir / run_directory.DONE).touch()
+    with run_directory.locked(workdir):
+      # First of all, since a folder with files but without it is not taken for a run.
+      provenance.write_config(workdir, config)
+      with Checkpoints(workdir) as checkpoints:
+        start = checkpoints.latest
+        provenance.write_environment(workdir, described, corpus, start)
+        for name in (run_directory.METRICS, run_directory.TIMING):
+          run_directory.keep_lines_until(workdir / name, start or 0)
+        if start is None:
+          checkpoints.save(state, 0)
+        else:
+          log(f"{workdir}: resumes after step {start} of {config.train.steps}")
+          state = checkpoints.restore(jax.eval_shape(lambda: state), trainer.shardings, start)
+        _run(config, workdir, trainer, mesh, batches, checkpoints, state, start or 0, kept)
+      (workdir / run_directory.DONE).touch()
+
+
+def _initial_state(config: Config, trainer: Trainer) -> State:
+  state: State = trainer.init(jax.random.fold_in(jax.random.key(config.train.seed), 0))
+  if config.train.init_from:
+    state["params"] = checkpoint.load_parameters(
+        config.train.init_from, trainer.network.shapes, trainer.shardings["params"])
+  return state
 
 
 def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mesh,
@@ -114,73 +121,3 @@ def _evaluate(trainer: Trainer, state: State, batches: list[Any]) -> Any:
   for batch in batches[1:]:
     total = trainer.add(total, trainer.evaluate(state["params"], batch))
   return trainer.finish(total)
-
-
-def check_workdir(workdir: Path, config: Config) -> None:
-  """Raises UserError if `workdir` cannot hold this config's run."""
-  if workdir.exists() and not workdir.is_dir():
-    raise UserError(f"--workdir={workdir}: is a file, not a folder")
-  saved_at = workdir / run_directory.CONFIG
-  if not saved_at.exists():
-    if workdir.exists() and any(workdir.iterdir()):
-      raise UserError(f"--workdir={workdir}: holds files but no run; give a new or empty folder")
-    return
-  changed = config_lib.differences(config_lib.from_dict(run_directory.read_json(saved_at)), config)
-  if changed:
-    listed = ", ".join(f"{path} {old} -> {new}" for path, (old, new) in changed.items())
-    raise UserError(f"--workdir={workdir}: holds the run of another config ({listed}); "
-                    "give another folder")
-
-
-def _check_corpus(workdir: Path, described: dict[str, Any]) -> None:
-  saved_at = workdir / run_directory.ENVIRONMENT
-  if not saved_at.exists():
-    return
-  saved = run_directory.read_json(saved_at)
-  for name in ("corpus_sha256", "tokenizer_sha256"):
-    if saved[name] != described[name]:
-      raise UserError(f"--workdir={workdir}: the run began with {name} {saved[name][:12]}, and "
-                      f"now it is {described[name][:12]}; it cannot be resumed on other data")
-
-
-def _announce_disk(workdir: Path, trainer: Trainer, kept: list[int], log: Log) -> None:
-  shapes = jax.eval_shape(trainer.init, jax.random.key(0))
-  each = checkpoint.bytes_of(jax.tree.leaves(shapes))
-  log(f"{workdir}: {len(kept)} checkpoints of {each / 1e6:,.1f} MB, at most "
-      f"{len(kept) * each / 1e6:,.1f} MB of disk, at steps {_shorten(kept)}")
-  parent = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
-  free = shutil.disk_usage(parent).free
-  if len(kept) * each > free:
-    raise UserError(f"--workdir={workdir}: the checkpoints may take {len(kept) * each / 1e9:.1f} "
-                    f"GB and {free / 1e9:.1f} GB are free; raise config.train.checkpoint_every")
-
-
-def _shorten(steps: list[int]) -> str:
-  text = list(map(str, steps))
-  return ", ".join(text if len(text) <= 12 else [*text[:9], "...", *text[-2:]])
-
-
-def _initial_state(config: Config, trainer: Trainer) -> State:
-  state = trainer.init(jax.random.fold_in(jax.random.key(config.train.seed), 0))
-  if config.train.init_from:
-    state["params"] = checkpoint.load_parameters(
-        config.train.init_from, trainer.network.shapes, trainer.shardings["params"])
-  return state  # type: ignore[no-any-return]
-
-
-def _write_provenance(workdir: Path, config: Config, described: dict[str, Any], corpus: Corpus,
-                      resumed_at: int | None) -> None:
-  """config.json, env.json and the tokenizer; a resumed run adds to env.json where it went on."""
-  if jax.process_index():
-    return
-  run_directory.write_json(workdir / run_directory.CONFIG, config_lib.to_dict(config))
-  saved_at = workdir / run_directory.ENVIRONMENT
-  if resumed_at is not None and saved_at.exists():
-    saved = run_directory.read_json(saved_at)
-    keys = ("command", "versions", "git", "devices", "mesh")
-    saved.setdefault("resumed", []).append(
-        {"after_step": resumed_at, **{key: described[key] for key in keys}})
-    described = saved
-  run_directory.write_json(saved_at, described)
-  if corpus.tokenizer_path is not None:
-    shutil.copyfile(corpus.tokenizer_path, workdir / run_directory.TOKENIZER)

@@ -35,7 +35,9 @@ class TrainingProgress:
       self._bar.stop()
 
   def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-    """After a logged step."""
+    """After a logged step. The first, whose time is the compiler's, sets the clock."""
+    if step == self._start + 1:
+      self._begun, self._start = time.monotonic(), step
     status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
     now = time.monotonic()
     if self._bar:

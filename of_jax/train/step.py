@@ -5,6 +5,7 @@ statistics that no gradient sees, so both forms train the same parameters bit fo
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -43,6 +44,7 @@ class Trainer:
   finish: Any
 
 
+@functools.lru_cache(maxsize=4)
 def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   """Compiles nothing yet: every function compiles at its first call.
 

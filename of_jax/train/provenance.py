@@ -1,0 +1,87 @@
+"""What a run directory says of itself: config.json, env.json, and the checks before a run."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from of_jax import config as config_lib
+from of_jax import run_directory
+from of_jax.config import Config
+from of_jax.data.corpora import Corpus
+from of_jax.errors import UserError
+from of_jax.train import checkpoint
+from of_jax.train.step import Trainer
+
+
+def check_workdir(workdir: Path, config: Config) -> None:
+  """Raises UserError if `workdir` cannot hold this config's run."""
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f"--workdir={workdir}: is a file, not a folder")
+  saved_at = workdir / run_directory.CONFIG
+  if not saved_at.exists():
+    # Hidden files are what a process killed in the middle of writing config.json leaves.
+    if workdir.exists() and any(not p.name.startswith(".") for p in workdir.iterdir()):
+      raise UserError(f"--workdir={workdir}: holds files but no run; give a new or empty folder")
+    return
+  changed = config_lib.differences(config_lib.from_dict(run_directory.read_json(saved_at)), config)
+  if changed:
+    listed = ", ".join(f"{path} {old} -> {new}" for path, (old, new) in changed.items())
+    raise UserError(f"--workdir={workdir}: holds the run of another config ({listed}); "
+                    "give another folder")
+
+
+def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
+  """Raises UserError if the run in `workdir` began on other data."""
+  saved_at = workdir / run_directory.ENVIRONMENT
+  if not saved_at.exists():
+    return
+  saved = run_directory.read_json(saved_at)
+  for name in ("corpus_sha256", "tokenizer_sha256"):
+    if saved[name] != described[name]:
+      raise UserError(f"--workdir={workdir}: the run began with {name} {saved[name][:12]}, and "
+                      f"now it is {described[name][:12]}; it cannot be resumed on other data")
+
+
+def announce_disk(workdir: Path, trainer: Trainer, kept: list[int],
+                  log: Callable[[str], None]) -> None:
+  """Says what the checkpoints will take. Raises UserError if the disk does not have it."""
+  shapes = jax.eval_shape(trainer.init, jax.random.key(0))
+  each = checkpoint.bytes_of(jax.tree.leaves(shapes))
+  log(f"{workdir}: {len(kept)} checkpoints of {each / 1e6:,.1f} MB, at most "
+      f"{len(kept) * each / 1e6:,.1f} MB of disk, at steps {_shorten(kept)}")
+  parent = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
+  free = shutil.disk_usage(parent).free
+  if len(kept) * each > free:
+    raise UserError(f"--workdir={workdir}: the checkpoints may take {len(kept) * each / 1e9:.1f} "
+                    f"GB and {free / 1e9:.1f} GB are free; raise config.train.checkpoint_every")
+
+
+def _shorten(steps: list[int]) -> str:
+  text = list(map(str, steps))
+  return ", ".join(text if len(text) <= 12 else [*text[:9], "...", *text[-2:]])
+
+
+def write_config(workdir: Path, config: Config) -> None:
+  """config.json: everything, defaults included."""
+  if jax.process_index() == 0:
+    run_directory.write_json(workdir / run_directory.CONFIG, config_lib.to_dict(config))
+
+
+def write_environment(workdir: Path, described: dict[str, Any], corpus: Corpus,
+                      resumed_at: int | None) -> None:
+  """env.json and the tokenizer; a resumed run adds to env.json where and how it went on."""
+  if jax.process_index():
+    return
+  saved_at = workdir / run_directory.ENVIRONMENT
+  if resumed_at is not None and saved_at.exists():
+    saved = run_directory.read_json(saved_at)
+    keys = ("command", "versions", "git", "devices", "mesh")
+    saved.setdefault("resumed", []).append(
+        {"after_step": resumed_at, **{key: described[key] for key in keys}})
+    described = saved
+  run_directory.write_json(saved_at, described)
+  if corpus.tokenizer_path is not None:
+    shutil.copyfile(corpus.tokenizer_path, workdir / run_directory.TOKENIZER)

@@ -1,0 +1,56 @@
+"""The fused cross-entropy against the plain one, in value and gradient."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from of_jax.train import loss
+from of_jax.train.loss import cross_entropy
+
+
+def plain(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
+          ) -> Any:
+  logits = (x @ table).astype(jnp.float32)
+  log_z = jax.nn.logsumexp(logits, -1)
+  ce = log_z - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+  return jnp.sum(weights * (ce + z_loss * log_z ** 2)), jnp.sum(weights * ce)
+
+
+@pytest.mark.parametrize("at_once", (2 ** 30, 4 * 37 * 2, 1))
+@pytest.mark.parametrize("z_loss", (0.0, 0.1))
+def test_equals_the_plain_form(at_once: int, z_loss: float,
+                               monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr(loss, "_LOGITS_AT_ONCE", at_once)
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((4, 12, 8)).astype(np.float32)
+  table = rng.standard_normal((8, 37)).astype(np.float32) * 5
+  targets = rng.integers(0, 37, (4, 12))
+  weights = (rng.random((4, 12)) < 0.8).astype(np.float32)
+
+  def fused(x: jax.Array, table: jax.Array) -> Any:
+    objective, parts = cross_entropy(x, table, targets, weights, z_loss)
+    # Scaled, so that a lost cotangent shows.
+    return objective / 3, parts
+
+  (objective, parts), gradients = jax.jit(
+      jax.value_and_grad(fused, (0, 1), has_aux=True))(x, table)
+  (expected, expected_loss), expected_gradients = jax.value_and_grad(
+      lambda x, table: plain(x, table, targets, weights, z_loss), (0, 1), has_aux=True)(x, table)
+  np.testing.assert_allclose(objective * 3, expected, rtol=1e-6)
+  np.testing.assert_allclose(parts["loss"], expected_loss, rtol=1e-6)
+  assert parts["count"] == weights.sum()
+  for ours, theirs in zip(gradients, expected_gradients):
+    np.testing.assert_allclose(ours * 3, theirs, atol=1e-5 * np.abs(theirs).max())
+  alone, _ = jax.jit(lambda: cross_entropy(x, table, targets, weights, z_loss))()
+  np.testing.assert_allclose(alone, expected, rtol=1e-6)
+
+
+def test_large_logits_do_not_overflow() -> None:
+  x, table = np.full((1, 2, 4), 1e3, np.float32), np.full((4, 5), 1e3, np.float32)
+  table[:, 2] *= 2
+  targets, weights = np.array([[2, 0]]), np.ones((1, 2), np.float32)
+  _, parts = cross_entropy(x, table, targets, weights, 0.0)
+  np.testing.assert_allclose(parts["loss"], 4e6)
