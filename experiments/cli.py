@@ -49,7 +49,7 @@ def overrides() -> list[tuple[str, str]]:
 
 
 def load_config(spec: str, extra: Iterable[tuple[str, str]] = ()) -> config_lib.Config:
-  """The resolved config of `PATH` or `PATH:ARGUMENT`, with `extra` and the command line's overrides.
+  """The resolved config of `PATH` or `PATH:ARGUMENT`, with `extra`, then the command line's fields.
 
   The file defines `get_config()` or `get_config(argument)`, returning an of_jax Config.
 
@@ -103,7 +103,8 @@ def _takes_config() -> bool:
 def _help(module: ModuleType) -> str:
   lines = [(module.__doc__ or "").strip(), "", "Flags:"]
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-    lines.append(f"  --{flag.name}={'' if flag.default is None else flag.default}\n      {flag.help}")
+    default = "" if flag.default is None else flag.default
+    lines.append(f"  --{flag.name}={default}\n      {flag.help}")
   if _takes_config():
     lines += ["", "Config fields:", config_lib.field_help()]
   return "\n".join(lines)

@@ -8,15 +8,13 @@ is None or "auto" is computed from the others by `resolve`, and config.json reco
 import dataclasses
 import difflib
 import math
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from of_jax import variants
+from of_jax import config_values as values
+from of_jax.config_rules import validate
 from of_jax.errors import UserError
-
-ROLES = ("embedding", "hidden", "unembedding", "gain", "norm", "bias")
 
 
 def _field(default: Any, doc: str, folder: str = "") -> Any:
@@ -215,7 +213,7 @@ def resolve(config: Config) -> Config:
     optim = dataclasses.replace(
         optim, warmup_steps=round(optim.warmup_fraction * train.steps))
   config = dataclasses.replace(config, model=model, optim=optim)
-  _validate(config)
+  validate(config)
   return config
 
 
@@ -237,9 +235,9 @@ def field_help() -> str:
   """One line a field: path, default, meaning, choices."""
   lines = []
   for path, field in fields().items():
-    choices = _choices(field, _hints(path)[field.name])
+    choices = values.choices(field, _hints(path)[field.name])
     text = field.metadata["doc"] + (f" ({', '.join(choices)})" if choices else "")
-    lines.append(f"  --config.{path}={_show(field.default)}\n      {text}")
+    lines.append(f"  --config.{path}={values.show(field.default)}\n      {text}")
   return "\n".join(lines)
 
 
@@ -248,27 +246,15 @@ def _hints(path: str) -> dict[str, Any]:
   return typing.get_type_hints(typing.get_type_hints(Config)[section])
 
 
-def _choices(field: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
-  if field.metadata["folder"]:
-    return variants.names(field.metadata["folder"])
-  return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-
-
-def _show(value: Any) -> str:
-  if isinstance(value, tuple):
-    return ",".join(value)
-  return "none" if value is None else str(value)
-
-
 def _set(config: Config, path: str, value: Any, parse: bool = False) -> Config:
   if path not in fields():
     raise UserError(f"config.{path}: no such field{_nearest(path)}")
   section, name = path.split(".")
   hint = _hints(path)[name]
   try:
-    value = _parse(value, hint) if parse else _coerce(value, hint)
+    value = values.parse(value, hint) if parse else values.coerce(value, hint)
   except (ValueError, TypeError):
-    raise UserError(f"config.{path}={value}: not {_describe(hint)}") from None
+    raise UserError(f"config.{path}={value}: not {values.describe(hint)}") from None
   part = dataclasses.replace(getattr(config, section), **{name: value})
   return dataclasses.replace(config, **{section: part})
 
@@ -285,190 +271,19 @@ def _nearest(path: str) -> str:
   return f"; did you mean config.{close[0]}?" if close else "; --help lists all fields"
 
 
-def _optional(hint: Any) -> tuple[Any, bool]:
-  """(type, may be None) of `T` or `T | None`."""
-  if isinstance(hint, types.UnionType):
-    inner = [a for a in typing.get_args(hint) if a is not types.NoneType]
-    return inner[0], True
-  return hint, False
-
-
-def _parse(text: str, hint: Any) -> Any:
-  """The value that `text` means for a field of type `hint`; ValueError if none."""
-  hint, optional = _optional(hint)
-  if optional and text.lower() in ("none", "null"):
-    return None
-  if hint is bool:
-    return {"true": True, "1": True, "false": False, "0": False}[text.lower()] \
-        if text.lower() in ("true", "1", "false", "0") else _fail()
-  if hint is int:
-    return int(text.replace("_", ""))
-  if hint is float:
-    return float(text)
-  if typing.get_origin(hint) is tuple:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-  return text
-
-
-def _fail() -> Any:
-  raise ValueError
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-  """`value` as the field's type where no information is lost; TypeError otherwise."""
-  hint, optional = _optional(hint)
-  if optional and value is None:
-    return None
-  if typing.get_origin(hint) is tuple:
-    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
-      return tuple(value)
-    raise TypeError
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  kind = str if typing.get_origin(hint) is Literal else hint
-  if type(value) is not kind:
-    raise TypeError
-  return value
-
-
-def _describe(hint: Any) -> str:
-  hint, optional = _optional(hint)
-  if typing.get_origin(hint) is tuple:
-    text = "a list of names, as in a,b"
-  else:
-    text = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "a text")
-  return text + (" or none" if optional else "")
-
-
 def _check_fields(config: Config) -> None:
   """Types, choices and finiteness of every single field."""
   for path, field in fields().items():
     section, name = path.split(".")
     value, hint = getattr(getattr(config, section), name), _hints(path)[name]
     try:
-      _coerce(value, hint)
+      values.coerce(value, hint)
     except TypeError:
-      raise UserError(f"config.{path}={value!r}: not {_describe(hint)}") from None
-    choices = _choices(field, hint)
+      raise UserError(f"config.{path}={value!r}: not {values.describe(hint)}") from None
+    choices = values.choices(field, hint)
     if choices and value not in choices:
       close = difflib.get_close_matches(str(value), choices, n=1)
       raise UserError(f"config.{path}={value}: not one of {', '.join(choices)}"
                       + (f"; did you mean {close[0]}?" if close else ""))
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f"config.{path}={value}: not a finite number")
-
-
-def _require(condition: bool, path: str, config: Config, what: str) -> None:
-  if not condition:
-    section, name = path.split(".")
-    raise UserError(f"config.{path}={getattr(getattr(config, section), name)}: {what}")
-
-
-_AT_LEAST_ONE = (
-    "model.width", "model.depth", "model.heads", "model.mlp_width", "train.steps",
-    "train.batch_size", "train.sequence_length", "train.grad_accumulation", "train.log_every",
-    "train.eval_every", "train.checkpoint_every", "data.eval_sequences", "telemetry.every")
-_AT_LEAST_TWO = ("train.checkpoint_log_base",)
-_POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
-             "model.mlp_input_scale", "optim.clip_norm")
-_NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
-                 "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps",
-                 "train.z_loss", "train.seed", "data.begin_token_id", "data.end_token_id")
-_FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction")
-_BELOW_ONE = ("model.dropout", "optim.b1", "optim.b2")
-
-
-def _validate(config: Config) -> None:
-  """Ranges, then combinations. The first that fails is raised."""
-  model, optim, train, data, mesh = (
-      config.model, config.optim, config.train, config.data, config.mesh)
-
-  def check(condition: bool, path: str, what: str) -> None:
-    _require(condition, path, config, what)
-
-  for path in _AT_LEAST_ONE + _AT_LEAST_TWO + _POSITIVE + _NOT_NEGATIVE + _FRACTIONS + _BELOW_ONE:
-    section, name = path.split(".")
-    value = getattr(getattr(config, section), name)
-    if value is None:
-      continue
-    check(path not in _AT_LEAST_ONE or value >= 1, path, "must be at least 1")
-    check(path not in _AT_LEAST_TWO or value >= 2, path, "must be at least 2")
-    check(path not in _POSITIVE or value > 0, path, "must be above 0")
-    check(path not in _NOT_NEGATIVE or value >= 0, path, "must not be negative")
-    check(path not in _FRACTIONS or 0 <= value <= 1, path, "must lie between 0 and 1")
-    check(path not in _BELOW_ONE or 0 <= value < 1, path, "must be at least 0 and below 1")
-
-  check(model.width % model.heads == 0, "model.heads",
-        f"does not divide model.width={model.width}; "
-        f"nearest that does: {_nearest_divisor(model.width, model.heads)}")
-  check(model.positions != "rotary" or (model.width // model.heads) % 2 == 0, "model.heads",
-        "rotary positions need an even head dimension (width / heads)")
-  for path, value, default in (("model.mlp_input_scale", model.mlp_input_scale, 1.0),
-                               ("model.first_attention_norm", model.first_attention_norm, False)):
-    check(model.block == "op" or value == default, path,
-          f"is part of model.block=op and does nothing in {model.block}")
-  check(not model.beta_trainable or model.beta_attention is not None
-        or model.beta_mlp is not None, "model.beta_trainable",
-        "there is no gain to train; set model.beta")
-  check(not model.beta_per_channel or model.beta_trainable, "model.beta_per_channel",
-        "does nothing to fixed gains; set model.beta_trainable=true")
-  check(train.seed < 2 ** 31, "train.seed", "must be below 2147483648")
-
-  unknown = [r for r in optim.decay_roles if r not in ROLES]
-  check(not unknown, "optim.decay_roles",
-        f"{', '.join(unknown)} is not a parameter role; they are {', '.join(ROLES)}")
-  assert optim.warmup_steps is not None
-  check(optim.warmup_steps <= train.steps, "optim.warmup_steps",
-        f"the warmup is longer than the training, train.steps={train.steps}")
-  check(train.batch_size % train.grad_accumulation == 0, "train.grad_accumulation",
-        f"does not divide train.batch_size={train.batch_size}")
-
-  check(0 < data.validation_fraction < 1, "data.validation_fraction",
-        "must lie above 0 and below 1")
-  check(data.vocab_size >= 2, "data.vocab_size", "must be at least 2")
-  kind, _, rest = data.corpus.partition(":")
-  check(data.corpus in ("python_stdlib", "pypi_code")
-        or (kind in ("text", "tfds", "tokens") and bool(rest)), "data.corpus",
-        "not python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH")
-  if kind == "tokens":
-    for path in ("data.begin_token_id", "data.end_token_id"):
-      token = getattr(data, path.split(".")[1])
-      check(token is None or token < data.vocab_size, path,
-            f"is not below data.vocab_size={data.vocab_size}")
-  else:
-    check(data.vocab_size >= 258 or bool(data.tokenizer), "data.vocab_size",
-          "a byte-level BPE needs at least 258: the bytes, end-of-text and begin")
-    check(data.begin_token_id is None, "data.begin_token_id", "only for data.corpus=tokens:PATH")
-    check(data.end_token_id is None, "data.end_token_id", "only for data.corpus=tokens:PATH")
-
-  for axis in ("data", "fsdp", "tensor"):
-    check(getattr(mesh, axis) == -1 or getattr(mesh, axis) >= 1, f"mesh.{axis}",
-          "must be at least 1, or -1 for the devices that are left")
-  check((mesh.data, mesh.fsdp, mesh.tensor).count(-1) <= 1, "mesh.data",
-        "only one mesh axis can be -1")
-  ways = math.prod(n for n in (mesh.data, mesh.fsdp) if n != -1)
-  check_batch_splits(config, ways)
-  if mesh.tensor > 1:
-    check(model.heads % mesh.tensor == 0, "mesh.tensor",
-          f"does not divide model.heads={model.heads}")
-  assert model.mlp_width is not None
-  for path, size in (("model.mlp_width", model.mlp_width), ("data.vocab_size", data.vocab_size)):
-    check(mesh.tensor < 2 or size % mesh.tensor == 0, "mesh.tensor",
-          f"does not divide {path}={size}")
-  check(mesh.fsdp < 2 or model.width % mesh.fsdp == 0, "mesh.fsdp",
-        f"does not divide model.width={model.width}")
-
-
-def check_batch_splits(config: Config, ways: int) -> None:
-  """Raises UserError unless `ways` devices can share a micro-batch and the evaluation set."""
-  micro = config.train.batch_size // config.train.grad_accumulation
-  if micro % ways:
-    what = "train.batch_size" if config.train.grad_accumulation == 1 else \
-        "train.batch_size / train.grad_accumulation"
-    raise UserError(
-        f"config.{what}={micro}: cannot be split over the mesh's data x fsdp = {ways} devices; "
-        f"nearest that can: {max(1, round(micro / ways)) * ways * config.train.grad_accumulation}")
-
-
-def _nearest_divisor(number: int, near: int) -> int:
-  return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - near))

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from of_jax.config import ROLES, Config
+from of_jax.config import Config
+from of_jax.config_rules import ROLES
 from of_jax.models.probe import Observer, Statistics
 from of_jax.models.transformer import Transformer
 
@@ -37,7 +38,7 @@ class Network:
 
   def init(self, key: jax.Array) -> Parameters:
     """Fresh parameters, a function of the key alone."""
-    return nnx.to_pure_dict(nnx.state(self.make(key), nnx.Param))  # type: ignore[no-any-return]
+    return nnx.to_pure_dict(nnx.state(self.make(key), nnx.Param))
 
   def apply(self, parameters: Parameters, tokens_BxT: jax.Array,
             documents_BxT: jax.Array | None = None, *, dropout_key: jax.Array | None = None,
@@ -59,7 +60,8 @@ class Network:
   def _merge(self, parameters: Parameters) -> Transformer:
     state = jax.tree.map(lambda leaf: leaf, self.template)
     nnx.replace_by_pure_dict(state, parameters)
-    return nnx.merge(self.graph, state, copy=True)
+    model: Transformer = nnx.merge(self.graph, state, copy=True)
+    return model
 
 
 def build_network(config: Config) -> Network:

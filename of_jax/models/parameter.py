@@ -16,12 +16,12 @@ class Initializer(Protocol):
 
 def normal(std: float) -> Initializer:
   """Gaussian of mean 0 and standard deviation `std`."""
-  return jax.nn.initializers.normal(std)  # type: ignore[no-any-return]
+  return jax.nn.initializers.normal(std)
 
 
 def constant(value: float) -> Initializer:
   """Every entry `value`."""
-  return jax.nn.initializers.constant(value)  # type: ignore[no-any-return]
+  return jax.nn.initializers.constant(value)
 
 
 def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer,
@@ -32,7 +32,7 @@ def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer,
     rngs: the stream `params` is used.
     shape: one size an axis.
     init: draws the value.
-    role: one of of_jax.config.ROLES; decides decay and whatever else goes by role.
+    role: one of of_jax.config_rules.ROLES; decides decay and whatever else goes by role.
     axes: logical names of the axes, see of_jax.models.partition.
   """
   assert len(shape) == len(axes), (shape, axes)

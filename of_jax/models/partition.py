@@ -45,4 +45,5 @@ def constrain_replicated(x: jax.Array) -> jax.Array:
 def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
-  return jax.lax.with_sharding_constraint(x, spec)
+  constrained: jax.Array = jax.lax.with_sharding_constraint(x, spec)
+  return constrained

@@ -162,7 +162,7 @@ def _stacked(block: type[Block], count: int, model: ModelConfig, rngs: nnx.Rngs)
   def make(rngs: nnx.Rngs) -> Block:
     return block(rngs, model)
 
-  return make(rngs)  # type: ignore[no-any-return]
+  return make(rngs)
 
 
 def _positions_and_mask(tokens_BxT: jax.Array, documents_BxT: jax.Array | None

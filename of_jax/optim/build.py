@@ -16,7 +16,7 @@ def build_optimizer(optim: OptimConfig, schedule: optax.Schedule,
   Args:
     optim: resolved.
     schedule: step (from 0) -> learning rate.
-    roles: a tree like the parameters whose leaves are roles (of_jax.config.ROLES).
+    roles: a tree like the parameters whose leaves are roles (of_jax.config_rules.ROLES).
   """
   decay_mask = jax.tree.map(lambda role: role in optim.decay_roles, roles)
   optimizer = importlib.import_module(f"of_jax.optim.optimizers.{optim.name}")

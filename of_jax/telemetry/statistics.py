@@ -58,8 +58,8 @@ def sufficient_statistics(x_BxTxD: jax.Array, first_BxT: jax.Array,
         "max_abs": jnp.max(jnp.where(member_BxT, max_BxT, -jnp.inf)),
     }
 
-  groups = of_group(first_BxT & counts_BxT), of_group(~first_BxT & counts_BxT)
-  return jax.tree.map(lambda first, rest: jnp.stack([first, rest]), *groups)
+  first, rest = of_group(first_BxT & counts_BxT), of_group(~first_BxT & counts_BxT)
+  return {name: jnp.stack([first[name], rest[name]]) for name in first}
 
 
 def median_over_width(size_BxTxD: jax.Array) -> jax.Array:
@@ -78,10 +78,13 @@ def median_over_width(size_BxTxD: jax.Array) -> jax.Array:
   def next_two_bits(i: jax.Array, found_BxT: jax.Array) -> jax.Array:
     unit = jnp.int32(1) << (29 - 2 * i)
     counts = _counts_below(bits_BxTxD, [found_BxT + k * unit for k in (1, 2, 3)])
-    return found_BxT + unit * sum((count <= lower_rank).astype(jnp.int32) for count in counts)
+    for count in counts:
+      found_BxT += unit * (count <= lower_rank)
+    return found_BxT
 
   start_BxT = jnp.zeros(size_BxTxD.shape[:-1], jnp.int32)
-  found_BxT = jax.lax.fori_loop(0, (31 - _UNRESOLVED_BITS) // 2, next_two_bits, start_BxT)
+  pairs = (31 - _UNRESOLVED_BITS) // 2
+  found_BxT: jax.Array = jax.lax.fori_loop(0, pairs, next_two_bits, start_BxT)
   end_BxT = found_BxT + (1 << _UNRESOLVED_BITS)
   below_BxTxD = bits_BxTxD < end_BxT[..., None]
   lower_BxT = jnp.max(jnp.where(below_BxTxD, size_BxTxD, 0), -1)
@@ -98,8 +101,9 @@ def _counts_below(bits_BxTxD: jax.Array, bounds: list[jax.Array]) -> list[jax.Ar
   width = bits_BxTxD.shape[-1]
   chunks = next(n for n in range(1, width + 1) if width % n == 0 and width // n < 1024)
   bits = bits_BxTxD.reshape(*bits_BxTxD.shape[:-1], chunks, width // chunks)
-  packed = sum((bits < bound[..., None, None]).astype(jnp.int32) << (10 * i)
-               for i, bound in enumerate(bounds))
+  packed = jnp.zeros_like(bits)
+  for i, bound in enumerate(bounds):
+    packed += (bits < bound[..., None, None]).astype(jnp.int32) << (10 * i)
   total = jnp.sum(packed, -1)
   return [jnp.sum((total >> (10 * i)) & 1023, -1) for i in range(3)]
 

@@ -65,7 +65,7 @@ def flops_per_token(config: Config, network: Network) -> int:
   al. 2022, 2204.02311, App. B). The unembedding counts, an embedding lookup does not.
   """
   shapes, roles = named_leaves(network.shapes), named_leaves(network.roles)
-  matrices = sum(shapes[name].size for name, role in roles.items()
+  matrices: int = sum(shapes[name].size for name, role in roles.items()
                  if role in ("hidden", "unembedding"))
   if config.model.tied_embeddings:
     matrices += config.data.vocab_size * config.model.width

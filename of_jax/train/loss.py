@@ -33,8 +33,9 @@ def cross_entropy(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Arr
     sum of weight x (cross-entropy + z_loss log(Z)^2), through which gradients flow; and `loss`,
     the sum of weight x cross-entropy in nats, and `count`, the sum of weights.
   """
-  totals, _ = _scan(x_BxTxD, table_DxV, targets_BxT, weights_BxT, z_loss, gradient=False)
-  return totals
+  (objective, parts), _ = _scan(
+      x_BxTxD, table_DxV, targets_BxT, weights_BxT, z_loss, gradient=False)
+  return objective, parts
 
 
 def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,

@@ -16,6 +16,7 @@ class TrainingProgress:
 
   def __init__(self, name: str, start: int, steps: int):
     self._name, self._start, self._steps = name, start, steps
+    self._first = start + 1
     self._begun = self._shown = time.monotonic()
     self._bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -36,7 +37,7 @@ class TrainingProgress:
 
   def update(self, step: int, loss: float, tokens_per_second: float) -> None:
     """After a logged step. The first, whose time is the compiler's, sets the clock."""
-    if step == self._start + 1:
+    if step == self._first:
       self._begun, self._start = time.monotonic(), step
     status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
     now = time.monotonic()

@@ -83,10 +83,10 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   gradient = jax.grad(loss, has_aux=True)
 
   def accumulated(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
-                  ) -> tuple[Any, tuple[jax.Array, SiteStatistics]]:
+                  ) -> Any:
     """Gradients, loss and statistics of the whole batch, a micro-batch at a time."""
     if micro_batches == 1:
-      return gradient(params, batch, key, watched)  # type: ignore[no-any-return]
+      return gradient(params, batch, key, watched)
     # Row r goes to micro-batch r % micro_batches, so that a device's rows stay on the device.
     split = jax.tree.map(
         lambda rows: rows.reshape(-1, micro_batches, *rows.shape[1:]).swapaxes(0, 1), batch)

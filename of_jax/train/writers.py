@@ -50,6 +50,7 @@ class TensorBoard:
 
   def __init__(self, workdir: Path, resumed_at: int):
     from tensorboardX import SummaryWriter
+
     # Steps that a killed process logged after the checkpoint are hidden, not shown twice.
     self._writer = SummaryWriter(str(workdir), purge_step=resumed_at + 1)
 

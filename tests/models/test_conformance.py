@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from of_jax import variants
-from of_jax.config import ROLES, Config
+from of_jax.config import Config
+from of_jax.config_rules import ROLES
 from of_jax.models.functional import Network, build_network, named_leaves
 from of_jax.models.probe import SITES
 

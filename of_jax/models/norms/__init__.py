@@ -39,6 +39,6 @@ class Norm(nnx.Module):
 def make_norm(name: str, rngs: nnx.Rngs, model: ModelConfig, width: int | None = None,
               axis: str = "channel") -> Norm:
   """The norm that a config names, over `width` (default the model's) neurons."""
-  norm = variants.load_class("models/norms", name, Norm)  # type: ignore[type-abstract]
+  norm = variants.load_class("models/norms", name, Norm)
   return norm(rngs, width or model.width, axis, model.norm_eps,
               model.norm_eps_placement == "inside")

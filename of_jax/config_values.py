@@ -1,0 +1,77 @@
+"""Values of config fields by their type hints: from text, from JSON, and in words."""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from of_jax import variants
+
+_BOOLS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _optional(hint: Any) -> tuple[Any, bool]:
+  """(type, may be None) of `T` or `T | None`."""
+  if isinstance(hint, types.UnionType):
+    inner = [a for a in typing.get_args(hint) if a is not types.NoneType]
+    return inner[0], True
+  return hint, False
+
+
+def parse(text: str, hint: Any) -> Any:
+  """The value that `text` means for a field of type `hint`; ValueError if none."""
+  hint, optional = _optional(hint)
+  if optional and text.lower() in ("none", "null"):
+    return None
+  if hint is bool:
+    if text.lower() not in _BOOLS:
+      raise ValueError
+    return _BOOLS[text.lower()]
+  if hint is int:
+    return int(text.replace("_", ""))
+  if hint is float:
+    return float(text)
+  if typing.get_origin(hint) is tuple:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+  return text
+
+
+def coerce(value: Any, hint: Any) -> Any:
+  """`value` as the field's type where no information is lost; TypeError otherwise."""
+  hint, optional = _optional(hint)
+  if optional and value is None:
+    return None
+  if typing.get_origin(hint) is tuple:
+    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+      return tuple(value)
+    raise TypeError
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  kind = str if typing.get_origin(hint) is Literal else hint
+  if type(value) is not kind:
+    raise TypeError
+  return value
+
+
+def describe(hint: Any) -> str:
+  """What a field of type `hint` takes, for a message."""
+  hint, optional = _optional(hint)
+  if typing.get_origin(hint) is tuple:
+    text = "a list of names, as in a,b"
+  else:
+    text = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "a text")
+  return text + (" or none" if optional else "")
+
+
+def choices(field: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
+  """The values to choose from: files of the field's folder, or a Literal's; empty for any."""
+  if field.metadata["folder"]:
+    return variants.names(field.metadata["folder"])
+  return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def show(value: Any) -> str:
+  """`value` as one would type it."""
+  if isinstance(value, tuple):
+    return ",".join(value)
+  return "none" if value is None else str(value)
