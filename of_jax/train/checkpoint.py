@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from of_jax import run_directory
@@ -54,6 +55,27 @@ class Checkpoints:
     self._checkpointer.save_checkpointables_async(
         step, {"params": state["params"], "opt_state": state["opt_state"]}, force=True)
 
+  @property
+  def steps(self) -> list[int]:
+    """The steps that were saved whole, ascending."""
+    return sorted(int(saved.step) for saved in self._checkpointer.checkpoints)
+
+  def shapes(self, step: int) -> State:
+    """{"params", "opt_state"} of a step with a shape and a dtype for every array."""
+    metadata = self._checkpointer.checkpointables_metadata(step).metadata
+    return {name: metadata[name] for name in ("params", "opt_state")}
+
+  def load_host(self, step: int) -> State:
+    """{"params", "opt_state"} as NumPy arrays, whatever mesh wrote them."""
+    abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), self.shapes(step))
+    loaded: State = self._checkpointer.load_checkpointables(step, abstract)
+    return loaded
+
+  def load_parameters(self, step: int, shapes: Any, shardings: Any) -> Any:
+    """The parameters alone, laid out as `shardings` say."""
+    return self._checkpointer.load_checkpointables(
+        step, {"params": _abstract(shapes, shardings)})["params"]
+
   def wait(self) -> None:
     """Returns when everything that was saved is on disk."""
     self._checkpointer.wait()
@@ -79,18 +101,15 @@ def load_parameters(source: str, shapes: Any, shardings: Any) -> Any:
   """
   directory, step = parse_source(source)
   with Checkpoints(directory) as checkpoints:
-    available = [int(c.step) for c in checkpoints._checkpointer.checkpoints]
+    available = checkpoints.steps
     if not available:
       raise UserError(f"config.train.init_from={source}: no checkpoint in {directory}")
     wanted = max(available) if step is None else step
     if wanted not in available:
       raise UserError(f"config.train.init_from={source}: no checkpoint at step {wanted}; "
-                      f"there are {', '.join(map(str, sorted(available)))}")
-    saved = checkpoints._checkpointer.checkpointables_metadata(wanted).metadata["params"]
-    _check_same_shapes(source, shapes, saved)
-    loaded = checkpoints._checkpointer.load_checkpointables(
-        wanted, {"params": _abstract(shapes, shardings)})
-  return loaded["params"]
+                      f"there are {', '.join(map(str, available))}")
+    _check_same_shapes(source, shapes, checkpoints.shapes(wanted)["params"])
+    return checkpoints.load_parameters(wanted, shapes, shardings)
 
 
 def parse_source(source: str) -> tuple[Path, int | None]:

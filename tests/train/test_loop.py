@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -31,11 +33,9 @@ def quiet(line: str) -> None:
 
 def parameters(workdir: Path, step: int) -> dict[str, np.ndarray]:
   """Parameters and moments of a checkpoint, on the host, by path."""
-  import jax
   with Checkpoints(workdir) as checkpoints:
-    loaded = checkpoints._checkpointer.load_checkpointables(step)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in
-            jax.tree_util.tree_leaves_with_path(loaded)}
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoints.load_host(step))
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def same_bits(a: Path, b: Path, step: int) -> None:
@@ -156,7 +156,6 @@ def test_resumes_on_another_mesh_to_rounding(make_config: MakeConfig, tmp_path: 
   expected = list(run_directory.read_lines(tmp_path / "run" / "metrics.jsonl"))
   (tmp_path / "run" / "DONE").unlink()
   for step in (4, 6):
-    import shutil
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
   config = make_config(**fields, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
   run_directory.write_json(tmp_path / "run" / "config.json", config_lib.to_dict(config))
