@@ -4,6 +4,8 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Compiling is most of the suite's time. Tests of bits run the binary, without this.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402

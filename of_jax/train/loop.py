@@ -72,11 +72,12 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
 
 
 def _initial_state(config: Config, trainer: Trainer) -> State:
+  # Loaded before anything is compiled, so that a source that does not fit is known at once.
+  loaded = checkpoint.load_parameters(
+      config.train.init_from, trainer.network.shapes, trainer.shardings["params"]
+  ) if config.train.init_from else None
   state: State = trainer.init(jax.random.fold_in(jax.random.key(config.train.seed), 0))
-  if config.train.init_from:
-    state["params"] = checkpoint.load_parameters(
-        config.train.init_from, trainer.network.shapes, trainer.shardings["params"])
-  return state
+  return state if loaded is None else {**state, "params": loaded}
 
 
 def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mesh,

@@ -15,7 +15,7 @@ from of_jax.config_rules import ROLES
 from of_jax.models.functional import Network, build_network, named_leaves
 from of_jax.models.probe import SITES
 
-# name -> fields; width 32, 3 layers, see conftest.
+# name -> fields; width 32, 2 layers, see conftest.
 TABLE: dict[str, dict[str, Any]] = {
     "pre rms": {},
     "pre layer": {"model__norm": "layer", "model__final_norm": True},
@@ -88,7 +88,7 @@ def test_table_has_every_variant() -> None:
 @pytest.mark.parametrize("row", TABLE)
 def test_conforms(row: str, make_config: MakeConfig) -> None:
   """Shapes, roles, sites, finite gradients everywhere, scan == loop, remat == plain."""
-  config = make_config(**TABLE[row])
+  config = make_config(**TABLE[row], model__depth=2)
   network, params = built(config)
   roles = named_leaves(network.roles)
   assert roles.keys() == named_leaves(params).keys() and set(roles.values()) <= set(ROLES)
@@ -102,18 +102,29 @@ def test_conforms(row: str, make_config: MakeConfig) -> None:
     assert len(kept["sum_square"]) == (1 if site == "final" else config.model.depth), site
     assert np.all(kept["sum_square"].sum(-1) > 0), site
 
-  loop = value_and_grad(changed(config, scan_layers=False), params)
-  remat = value_and_grad(changed(config, remat="full"), params)
-  for other_loss, other_grads in (loop, remat):
-    close({"loss": other_loss[0]}, {"loss": loss}, 1e-6)
-    close(other_grads, grads)
-    close(other_loss[1], statistics)
+  # One program for both: were either not to equal the plain scan, neither would this.
+  (other_loss, other_statistics), other_grads = value_and_grad(
+      changed(config, scan_layers=False, remat="full"), params)
+  close({"loss": other_loss}, {"loss": loss}, 1e-6)
+  close(other_grads, grads)
+  close(other_statistics, statistics)
+
+
+@pytest.mark.parametrize("fields", ({"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}),
+                         ids=str)
+def test_scan_and_remat_apart(fields: dict[str, Any], make_config: MakeConfig) -> None:
+  config = make_config(model__depth=2)
+  _, params = built(config)
+  (loss, _), grads = value_and_grad(config, params)
+  (other_loss, _), other_grads = value_and_grad(changed(config, **fields), params)
+  close({"loss": other_loss}, {"loss": loss}, 1e-6)
+  close(other_grads, grads)
 
 
 @pytest.mark.parametrize("row", TABLE)
 def test_is_causal(row: str, make_config: MakeConfig) -> None:
   """A logit's gradient with respect to the embedding of a later token is exactly 0."""
-  network, params = built(make_config(**TABLE[row]))
+  network, params = built(make_config(**TABLE[row], model__depth=2))
   distinct = np.arange(16)[None] + 5  # Each position has a token, and so a row, of its own.
 
   def logit(table: jax.Array, position: int) -> jax.Array:
@@ -129,7 +140,7 @@ def test_is_causal(row: str, make_config: MakeConfig) -> None:
 @pytest.mark.parametrize("row", TABLE)
 def test_bfloat16(row: str, make_config: MakeConfig) -> None:
   """Computes in bfloat16, near the float32 result, with float32 parameters and logits."""
-  config = make_config(**TABLE[row])
+  config = make_config(**TABLE[row], model__depth=2)
   _, params = built(config)
   half = build_network(changed(config, compute_dtype="bfloat16"))
   single = build_network(config)

@@ -1,0 +1,83 @@
+"""A user's mistake: one clear line, exit status 1, soon, and nothing left behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMOKE = "--config=experiments/configs/smoke.py"
+
+# Arguments -> what the line must say. DIR stands for a scratch folder.
+MISTAKES = {
+    "misspelt field": ([SMOKE, "--config.model.blok=op"], "did you mean config.model.block?"),
+    "misspelt name": ([SMOKE, "--config.model.block=opp"], "not one of op, pre; did you mean op?"),
+    "wrong type": ([SMOKE, "--config.train.steps=many"], "config.train.steps=many: not a whole"),
+    "heads": ([SMOKE, "--config.model.heads=3"], "does not divide model.width=128"),
+    "warmup": ([SMOKE, "--config.optim.warmup_steps=999"], "longer than the training"),
+    "mesh and batch": ([SMOKE, "--config.mesh.data=3"], "cannot be split over the mesh"),
+    "mesh and devices": ([SMOKE, "--config.mesh.data=16"], "needs 16 devices, and there "),
+    "no value": ([SMOKE, "--config.train.steps"], "needs a value"),
+    "misspelt flag": ([SMOKE, "--wrkdir=x"], "Did you mean: workdir"),
+    "bare word": ([SMOKE, "smoke"], "smoke: not a flag"),
+    "no config": ([], "--config is missing"),
+    "no config file": (["--config=nowhere.py"], "no such file as nowhere.py"),
+    "no such size": (["--config=experiments/configs/ladder.py:9b"], "no such size; there are tiny"),
+    "no such corpus": ([SMOKE, "--config.data.corpus=text:DIR/none"], "DIR/none"),
+    "large token": ([SMOKE, "--config.data.corpus=tokens:DIR/t.npy"], "4096"),
+    "too little data": ([SMOKE, "--config.data.corpus=tokens:DIR/few.npy"], "windows"),
+    "no such run": ([SMOKE, "--init_from=DIR/none", "--config.data.corpus=tokens:DIR/ok.npy"],
+                    "is not a run directory"),
+}
+
+
+def run(arguments: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
+  # CPU time: wall time would say more of the machine's other work than of ours.
+  before = os.times()
+  result = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, text=True,
+                          capture_output=True, timeout=120, env={**os.environ, "XLA_FLAGS": ""})
+  after = os.times()
+  return result, (after.children_user + after.children_system
+                  - before.children_user - before.children_system)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_train(mistake: str, tmp_path: Path) -> None:
+  np.save(tmp_path / "t.npy", np.full(100_000, 4096, np.uint16))
+  np.save(tmp_path / "few.npy", np.zeros(1000, np.uint16))
+  np.save(tmp_path / "ok.npy", np.zeros(500_000, np.uint16))
+  before = sorted(tmp_path.rglob("*"))
+  arguments, message = MISTAKES[mistake]
+  result, seconds = run(["experiments.train", *(a.replace("DIR", str(tmp_path)) for a in arguments),
+                         f"--workdir={tmp_path / 'run'}",
+                         f"--config.data.cache_dir={tmp_path / 'cache'}"])
+  lines = result.stderr.strip().splitlines()
+  assert result.returncode == 1 and len(lines) == 1, result.stderr
+  assert lines[0].startswith("error: ") and message.replace("DIR", str(tmp_path)) in lines[0]
+  assert sorted(tmp_path.rglob("*")) == before
+  assert seconds < 20, f"{seconds:.1f} s of CPU time to find a mistake"
+
+
+@pytest.mark.parametrize("arguments, message", (
+    (["experiments.study", "--study=op_blok", "--root=x"], "op_block"),
+    (["experiments.study", "--study=op_block", "--scale=smok", "--root=x"], "smoke"),
+    (["experiments.benchmark", "--sizes=huge"], "no such size; there are smoke"),
+    (["experiments.report", "--root=nowhere"], "nowhere"),
+    (["experiments.prepare_data", "--corpus=wikipedia"], "wikipedia"),
+    (["experiments.prepare_data", "--config.data.corpus=x"], "takes no config"),
+), ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_other_binaries(arguments: list[str], message: str) -> None:
+  result, _ = run(arguments)
+  assert result.returncode == 1 and message in result.stderr, result.stderr
+  assert len(result.stderr.strip().splitlines()) == 1 and result.stderr.startswith("error: ")
+  assert not (ROOT / "x").exists()
+
+
+@pytest.mark.parametrize("binary", ("train", "study", "report", "prepare_data", "benchmark"))
+def test_help_explains_every_flag(binary: str) -> None:
+  result, _ = run([f"experiments.{binary}", "--help"])
+  assert result.returncode == 0 and f"experiments.{binary}" in result.stdout
+  assert "=\n      \n" not in result.stdout
