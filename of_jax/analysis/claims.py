@@ -79,9 +79,9 @@ def outliers_at_best(
     factor: how many times the kurtosis must differ.
     name: what to call `pre` in the summary.
 
-  The best setting has the lowest mean of the final validation losses. There, the smallest peak
-  kurtosis of `pre` must reach `factor` times the largest of `op`, and op's mean loss must not
-  exceed pre's by more than the larger of the two half-ranges over seeds.
+  The best setting has the lowest mean of the final validation losses. There, the peak kurtosis
+  of `pre`, averaged over seeds, must reach `factor` times that of `op`, and op's mean loss must
+  not exceed pre's by more than the larger of the two half-ranges over seeds.
   """
   names = [n for table in (pre, op) for seeds in table.values() for n in seeds]
 
@@ -99,7 +99,7 @@ def outliers_at_best(
     if found:
       return unjudged(found)
     left, right = best(runs, pre), best(runs, op)
-    ratio = min(left["peak_kurtosis"]) / max(right["peak_kurtosis"])
+    ratio = statistics.fmean(left["peak_kurtosis"]) / statistics.fmean(right["peak_kurtosis"])
     tolerance = max(left["half_range"], right["half_range"])
     difference = right["mean_loss"] - left["mean_loss"]
     return Verdict(
