@@ -27,12 +27,12 @@ def smoke() -> Config:
 
   The embedding scale of 8 leaves the tokens' representations correlated at first, and He et
   al. 2024 (Sec. 4) find that outliers grow where signal propagation is poor. The warmup is 20
-  steps where their 5 % would be 8: so short a one throws the norm-free stream of the OP block to
+  of the 150 steps where their 5 % would be 8: so short a one throws the norm-free stream of the OP block to
   forty times its size before Adam's second moment has settled.
   """
   return Config(
       model=ModelConfig(width=128, depth=6, heads=4, embedding_scale=8.0, position_init_std=0.02),
-      optim=OptimConfig(learning_rate=1e-2, warmup_steps=20),
+      optim=OptimConfig(learning_rate=1e-2, warmup_fraction=0.13),
       train=TrainConfig(steps=150, batch_size=16, sequence_length=128, eval_every=25,
                         checkpoint_every=50, checkpoint_log_base=4),
       data=DataConfig(corpus="python_stdlib", vocab_size=4096))
