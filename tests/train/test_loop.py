@@ -174,17 +174,23 @@ def command(token_file: Path, workdir: Path, *fields: str) -> list[str]:
           f"--workdir={workdir}", *(f"--config.{field}" for field in settings)]
 
 
-def one_device() -> dict[str, str]:
-  """As a user runs it: one device, and compiled with every optimisation, see conftest."""
-  return {name: value for name, value in os.environ.items()
-          if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+def run_command(token_file: Path, workdir: Path, *fields: str) -> subprocess.Popen[bytes]:
+  """As a user runs it: one device, compiled with every optimisation (see conftest)."""
+  environment = {name: value for name, value in os.environ.items()
+                 if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+  # Processes that run the same program share its compilation, most of a short run's time.
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(token_file.parent / "compiled"),
+           "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+           "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+  return subprocess.Popen(command(token_file, workdir, *fields), cwd=ROOT,
+                          env={**environment, **cache}, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   workdir = tmp_path_factory.mktemp("whole") / "run"
-  subprocess.run(command(token_file, workdir), cwd=ROOT, env=one_device(), check=True,
-                 capture_output=True)
+  assert run_command(token_file, workdir).wait() == 0
   return workdir
 
 
@@ -195,8 +201,7 @@ def test_killed_anywhere_ends_in_the_same_bits(token_file: Path, uninterrupted: 
   rng = random.Random(0)
   kill_after = [0, 1, rng.randrange(2, 30), rng.randrange(30, 60)]
   for lines in kill_after:
-    process = subprocess.Popen(command(token_file, workdir), cwd=ROOT, env=one_device(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = run_command(token_file, workdir)
     metrics = workdir / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -212,8 +217,7 @@ def test_killed_anywhere_ends_in_the_same_bits(token_file: Path, uninterrupted: 
   if (workdir / "metrics.jsonl").exists():
     with (workdir / "metrics.jsonl").open("a") as file:
       file.write('{"step": 59, "split": "tr')
-  subprocess.run(command(token_file, workdir), cwd=ROOT, env=one_device(), check=True,
-                 capture_output=True)
+  assert run_command(token_file, workdir).wait() == 0
   same_bits(workdir, uninterrupted, 60)
   resumed = run_directory.read_json(workdir / "env.json")["resumed"]
   assert [r["after_step"] for r in resumed] and resumed[-1]["after_step"] >= 20
@@ -225,8 +229,7 @@ def test_telemetry_changes_no_bit(token_file: Path, uninterrupted: Path, tmp_pat
   """Without telemetry, and with it every third step: the same parameters, moments and losses."""
   for name, field in (("off", "telemetry.level=off"), ("third", "telemetry.every=3")):
     workdir = tmp_path / name
-    subprocess.run(command(token_file, workdir, field), cwd=ROOT, env=one_device(), check=True,
-                   capture_output=True)
+    assert run_command(token_file, workdir, field).wait() == 0
     ours, theirs = parameters(workdir, 60), parameters(uninterrupted, 60)
     for key, value in ours.items():
       np.testing.assert_array_equal(value, theirs[key], err_msg=key)
