@@ -26,9 +26,9 @@ def smoke() -> Config:
   """A model that shows outlier features after about a minute on two cores.
 
   The embedding scale of 8 leaves the tokens' representations correlated at first, and He et
-  al. 2024 (Sec. 4) find that outliers grow where signal propagation is poor. The warmup is 20
-  of the 150 steps where their 5 % would be 8: so short a one throws the norm-free stream of the OP block to
-  forty times its size before Adam's second moment has settled.
+  al. 2024 (Sec. 4) find that outliers grow where signal propagation is poor. The warmup is 20 of
+  the 150 steps where their 5 % would be 8: so short a one throws the norm-free stream of the OP
+  block to forty times its size before Adam's second moment has settled.
   """
   return Config(
       model=ModelConfig(width=128, depth=6, heads=4, embedding_scale=8.0, position_init_std=0.02),
