@@ -5,6 +5,7 @@ that a mistake on the command line is reported at once.
 """
 
 import inspect
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterable
@@ -25,7 +26,7 @@ def run(main: Callable[[], None]) -> None:
   module = sys.modules["__main__"]
   try:
     if {"--help", "-h", "--helpfull", "--helpshort", "-help"} & set(sys.argv[1:]):
-      print(_help(module))
+      print(_help(module), flush=True)
       return
     rest = _take_overrides(sys.argv)
     try:
@@ -38,6 +39,9 @@ def run(main: Callable[[], None]) -> None:
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
+  except BrokenPipeError:
+    # What reads our output has had enough, as `head` has.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except KeyboardInterrupt:
     print("interrupted; the same command resumes", file=sys.stderr)
     sys.exit(130)

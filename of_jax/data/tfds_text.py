@@ -30,7 +30,7 @@ def source(name: str) -> Source:
     import tensorflow_datasets as tfds
   except ImportError:
     raise UserError(f"{where}: tensorflow_datasets is not installed; "
-                    "run pip install -e .[tfds]") from None
+                    "run pip install -e '.[tfds]'") from None
   try:
     builder = tfds.builder(name, file_format="array_record")
   except Exception as error:  # Its own errors have no common class, and span many lines.

@@ -173,5 +173,5 @@ def _copy(where: str, remote: Any, target: Path, length: int) -> None:
 def _unreachable(where: str, error: Exception) -> UserError:
   reason = " ".join(str(error).split())[:200]
   if isinstance(error, ImportError):
-    reason += "; run pip install -e .[gcs]"
+    reason += "; run pip install -e '.[gcs]'"
   return UserError(f"{where}: cannot be read: {type(error).__name__}: {reason}")

@@ -11,6 +11,7 @@ from of_jax import run_directory
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
 from of_jax.data.loader import Batches
+from of_jax.errors import UserError
 from of_jax.train import checkpoint, environment, provenance, writers
 from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.progress import TrainingProgress
@@ -35,6 +36,8 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
     UserError: a directory that holds another config's run, data that does not fit the config,
       a mesh that does not fit the devices. Nothing has been written then.
   """
+  if "://" in str(workdir):
+    raise UserError(f"--workdir={workdir}: run directories are local so far; give a folder")
   workdir = Path(workdir)
   provenance.check_workdir(workdir, config)
   if (workdir / run_directory.DONE).exists():
@@ -51,8 +54,8 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
     trainer = make_trainer(seedless, mesh)
     described = environment.describe(config, mesh, corpus, trainer.network)
     provenance.check_corpus(workdir, described)
-    provenance.announce_disk(workdir, trainer, kept, log)
     state = _initial_state(config, trainer)
+    provenance.announce_disk(workdir, trainer, kept, log)
     workdir.mkdir(parents=True, exist_ok=True)
     with run_directory.locked(workdir):
       # First of all, since a folder with files but without it is not taken for a run.

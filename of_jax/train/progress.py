@@ -43,7 +43,8 @@ class TrainingProgress:
     now = time.monotonic()
     if self._bar:
       self._bar.update(self._task, completed=step, status=status)
-    elif now - self._shown >= _SECONDS_BETWEEN_LINES or step == self._steps:
+    elif step == self._steps or (
+        step > self._first and now - self._shown >= _SECONDS_BETWEEN_LINES):
       left = (now - self._begun) / max(1, step - self._start) * (self._steps - step)
       print(f"{self._name}: step {step}/{self._steps}  {status}  {left:.0f} s left", flush=True)
       self._shown = now

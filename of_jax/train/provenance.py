@@ -1,5 +1,6 @@
 """What a run directory says of itself: config.json, env.json, and the checks before a run."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,13 @@ def check_workdir(workdir: Path, config: Config) -> None:
   """Raises UserError if `workdir` cannot hold this config's run."""
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir}: is a file, not a folder")
+  parent = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
+  if not os.access(parent, os.W_OK):
+    raise UserError(f"--workdir={workdir}: {parent} is not writable; give another folder")
+  if workdir.exists():
+    # Tried now, so that nobody waits for data and compiler to hear it.
+    with run_directory.locked(workdir):
+      pass
   saved_at = workdir / run_directory.CONFIG
   if not saved_at.exists():
     # Hidden files are what a process killed in the middle of writing config.json leaves.

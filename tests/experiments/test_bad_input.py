@@ -22,6 +22,7 @@ MISTAKES = {
     "mesh and devices": ([SMOKE, "--config.mesh.data=16"], "needs 16 devices, and there "),
     "no value": ([SMOKE, "--config.train.steps"], "needs a value"),
     "misspelt flag": ([SMOKE, "--wrkdir=x"], "Did you mean: workdir"),
+    "workdir elsewhere": ([SMOKE, "--workdir=gs://bucket/run"], "run directories are local"),
     "bare word": ([SMOKE, "smoke"], "smoke: not a flag"),
     "no config": ([], "--config is missing"),
     "no config file": (["--config=nowhere.py"], "no such file as nowhere.py"),
@@ -51,8 +52,9 @@ def test_train(mistake: str, tmp_path: Path) -> None:
   np.save(tmp_path / "ok.npy", np.zeros(500_000, np.uint16))
   before = sorted(tmp_path.rglob("*"))
   arguments, message = MISTAKES[mistake]
-  result, seconds = run(["experiments.train", *(a.replace("DIR", str(tmp_path)) for a in arguments),
-                         f"--workdir={tmp_path / 'run'}",
+  # The mistake comes last: of a flag given twice, absl takes the second.
+  result, seconds = run(["experiments.train", f"--workdir={tmp_path / 'run'}",
+                         *(a.replace("DIR", str(tmp_path)) for a in arguments),
                          f"--config.data.cache_dir={tmp_path / 'cache'}"])
   lines = result.stderr.strip().splitlines()
   assert result.returncode == 1 and len(lines) == 1, result.stderr

@@ -117,7 +117,8 @@ def test_op_block_is_the_papers_formula(make_config: MakeConfig) -> None:
 def test_default_beta_follows_the_depth(make_config: MakeConfig) -> None:
   for depth in (6, 12):
     model = make_config(model__block="op", model__depth=depth).model
-    assert model.beta == model.beta_attention == model.beta_mlp == (2 * depth) ** -0.5
+    assert model.beta == pytest.approx((2 * depth) ** -0.5)
+    assert model.beta == model.beta_attention == model.beta_mlp
 
 
 def test_the_released_code_norms_the_input_of_block_0_alone(make_config: MakeConfig) -> None:

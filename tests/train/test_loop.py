@@ -1,6 +1,5 @@
 """One run from start to end: what it leaves, and that resuming gives the same bits."""
 
-import json
 import os
 import random
 import shutil
@@ -221,7 +220,7 @@ def test_killed_anywhere_ends_in_the_same_bits(token_file: Path, uninterrupted: 
   same_bits(workdir, uninterrupted, 60)
   resumed = run_directory.read_json(workdir / "env.json")["resumed"]
   assert [r["after_step"] for r in resumed] and resumed[-1]["after_step"] >= 20
-  steps = [json.loads(line)["step"] for line in (workdir / "timing.jsonl").open()]
+  steps = [record["step"] for record in run_directory.read_lines(workdir / "timing.jsonl")]
   assert steps == list(range(1, 61))
 
 
