@@ -199,7 +199,7 @@ def test_tfds_mistakes_are_one_line(monkeypatch, make_data, log):
   with pytest.raises(UserError, match="no text feature, only label"):
     corpora.prepare(make_data(corpus="tfds:tiny"), log)
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-  with pytest.raises(UserError, match=r"not installed; run pip install -e \.\[tfds\]"):
+  with pytest.raises(UserError, match=r"not installed; run pip install -e '\.\[tfds\]'"):
     corpora.prepare(make_data(corpus="tfds:tiny"), log)
 
 

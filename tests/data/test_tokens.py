@@ -197,5 +197,5 @@ def test_remote_mistakes_are_one_line_and_leave_nothing(
   def unreachable(_):
     raise ImportError("Please install gcsfs")
   monkeypatch.setattr(cloud, "Path", unreachable)
-  with pytest.raises(UserError, match=r"Please install gcsfs; run pip install -e \.\[gcs\]"):
+  with pytest.raises(UserError, match=r"Please install gcsfs; run pip install -e '\.\[gcs\]'"):
     corpora.prepare(tokens_data("gs://bucket/own.bin"), log)
