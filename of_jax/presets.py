@@ -27,8 +27,8 @@ def smoke() -> Config:
 
   The embedding scale of 8 leaves the tokens' representations correlated at first, and He et
   al. 2024 (Sec. 4) find that outliers grow where signal propagation is poor. The warmup is 20 of
-  the 150 steps where their 5 % would be 8: so short a one throws the norm-free stream of the OP
-  block to forty times its size before Adam's second moment has settled.
+  the 150 steps where their 5 % would be 8: after so short a one the norm-free stream of the OP
+  block was seen to jump from an RMS of 0.2 to 40 within the warmup (seed 0).
   """
   return Config(
       model=ModelConfig(width=128, depth=6, heads=4, embedding_scale=8.0, position_init_std=0.02),
