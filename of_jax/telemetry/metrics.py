@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.statistics import REST, Statistics
+from of_jax.telemetry.statistics import FIRST, REST, Statistics, merge
 
 NO_FIRST = "_no_first"
 
@@ -48,7 +48,7 @@ def _kurtosis_centred(s: Statistics) -> jax.Array:
 
 
 def _mmr(s: Statistics) -> jax.Array:
-  return _nan_if_any(s, s["sum_max_over_median"] / s["count"])
+  return s["sum_max_over_median"] / s["count"]
 
 
 def _rms(s: Statistics) -> jax.Array:
@@ -56,12 +56,7 @@ def _rms(s: Statistics) -> jax.Array:
 
 
 def _max_abs(s: Statistics) -> jax.Array:
-  return _nan_if_any(s, s["max_abs"])
-
-
-def _nan_if_any(s: Statistics, value: jax.Array) -> jax.Array:
-  # XLA's maximum may pass over a NaN; a sum never does.
-  return jnp.where(jnp.any(jnp.isnan(s["sum"]), -1), jnp.nan, value)
+  return s["max_abs"]
 
 
 def _input_correlation(s: Statistics) -> jax.Array:
@@ -116,8 +111,8 @@ def _group_axis(name: str) -> int:
 
 
 def _over_groups(name: str, value: jax.Array) -> jax.Array:
-  reduce = jnp.max if name.startswith("max_") else jnp.sum
-  return reduce(value, _group_axis(name))
+  groups = jnp.moveaxis(value, _group_axis(name), 0)
+  return merge({name: groups[FIRST]}, {name: groups[REST]})[name]
 
 
 def _take(name: str, value: jax.Array, group: int) -> jax.Array:

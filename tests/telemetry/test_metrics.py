@@ -122,6 +122,17 @@ def test_sharded_equals_numpy(axes: tuple[int, int, int]) -> None:
   check(measured(jax.device_put(x, sharding)), x)
 
 
+@pytest.mark.parametrize("value", (1e25, 1.5e19, -1e38))
+def test_a_square_that_overflows_stays_in_its_group(value: float) -> None:
+  x = random((4, 32, 48))
+  x[:, 0, 5] = value
+  metrics, expected = measured(x), reference(x)
+  assert np.isnan(metrics["kurtosis_centred"])
+  kept = {name for name in metrics if name.endswith("_no_first")} | {"max_abs", "mmr"}
+  for name in kept - {"input_correlation_no_first"}:
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4, err_msg=name)
+
+
 def test_statistics_add_up() -> None:
   x = massive_first_token()
   first = np.broadcast_to(np.arange(32) == 0, (2, 32))
