@@ -122,7 +122,7 @@ def test_sharded_equals_numpy(axes: tuple[int, int, int]) -> None:
   check(measured(jax.device_put(x, sharding)), x)
 
 
-@pytest.mark.parametrize("value", (1e25, 1.5e19, -1e38))
+@pytest.mark.parametrize("value", (1e25, 1.5e19, -1e37))
 def test_a_square_that_overflows_stays_in_its_group(value: float) -> None:
   x = random((4, 32, 48))
   x[:, 0, 5] = value
