@@ -15,9 +15,10 @@ from of_jax.models.probe import Context
 
 
 class Gain(nnx.Module):
-  """Multiplies a branch's output: by nothing, a fixed number, or a trained scalar or vector.
+  """y = beta f(x), a number a branch or a channel: LayerScale (Touvron et al. 2021, 2103.17239).
 
-  A trained vector is LayerScale (Touvron et al. 2021, 2103.17239, eq. 4).
+  beta is absent, fixed, or trained: one a branch, or with `model.beta_per_channel` one a channel,
+  which is LayerScale (its eq. 4).
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig, init: float | None):
