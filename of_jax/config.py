@@ -34,25 +34,50 @@ class ModelConfig:
   width: int = _field(128, "d: neurons of the residual stream")
   depth: int = _field(6, "L: blocks")
   heads: int = _field(4, "attention heads; must divide the width")
+  kv_heads: int | None = _field(
+      None, "heads of keys and values, shared by groups of heads; default heads")
   mlp: str = _field("relu", "form of the MLP", "models/mlps")
   mlp_width: int | None = _field(None, "hidden units; default 4 x width, or 8/3 x width if gated")
+  mlp_norm: Literal["auto", "none", "layer", "rms", "srms"] = _field(
+      "auto", "norm before the MLP's nonlinearity; auto: rms for nap, else none")
+  leaky_relu_slope: float = _field(0.01, "leaky_relu: slope below 0")
   positions: Literal["learned", "rotary"] = _field("learned", "position information")
   rope_theta: float = _field(10_000.0, "base of the rotary frequencies")
   embedding_scale: float = _field(1.0, "multiplies token plus position embedding")
+  embedding_norm: bool = _field(False, "norm of what the first block reads")
+  embedding_projection: bool = _field(
+      False, "orthogonal matrices behind the embedding and before the unembedding (OSP)")
   tied_embeddings: bool = _field(False, "unembed with the token embedding's transpose")
   final_norm: bool = _field(False, "norm before the unembedding")
   qk_norm: Literal["auto", "none", "layer", "rms"] = _field(
-      "auto", "norm of queries and keys over the head dimension; auto: rms for op, else none")
+      "auto", "norm of queries and keys over the head dimension; auto: rms for op and nap, "
+      "else none")
   qk_bias: bool = _field(False, "bias on queries and keys")
   attention_cap: float | None = _field(None, "c: logits become c tanh(logits / c)")
+  attention_softmax: str = _field(
+      "plain", "from attention's logits to its weights", "models/softmaxes")
+  softmax_zeta: float = _field(1.0, "clipped: where the stretched softmax ends")
+  softmax_gamma: float | None = _field(
+      None, "clipped: where it begins; default -12 / sequence_length")
+  attention_sink: Literal["none", "key_value"] = _field(
+      "none", "a learned key and value a head beside those of the tokens")
+  attention_gate: str = _field("none", "gate on the heads' outputs", "models/gates")
+  attention_gate_init: float = _field(0.25, "head: value of the gate at init")
+  sigma_reparam: Literal["none", "attention", "block"] = _field(
+      "none", "matrices with a trained spectral norm: none, attention's, the MLP's too")
   beta: float | None = _field(
-      None, "gain of both branches; default 1 / sqrt(2 depth) for op, else no gain")
+      None, "gain of both branches; default 1 / sqrt(2 depth) for op, residual_scale for "
+      "residual_scaled, else no gain")
   beta_attention: float | None = _field(None, "gain of the attention branch; default beta")
   beta_mlp: float | None = _field(None, "gain of the MLP branch; default beta")
   beta_trainable: bool = _field(False, "train the gains")
   beta_per_channel: bool = _field(False, "a gain a channel (LayerScale), else one a branch")
   mlp_input_scale: float | None = _field(
       1.0, "op: alpha, multiplies the MLP's input; none: 1 / (init_std sqrt(width))")
+  mix_alpha: float = _field(0.25, "mix: share of the blocks that are post")
+  residual_scale: Literal["inverse_depth", "inverse_sqrt_depth", "zero"] = _field(
+      "inverse_sqrt_depth", "residual_scaled: beta's default")
+  norm_gate_rank: int = _field(16, "gated_norm: rank of the gates")
   first_attention_norm: bool = _field(
       False, "op: LayerNorm on the attention input of block 0 (the released OF code)")
   dropout: float = _field(0.0, "on the embedding and on each branch's output")
@@ -186,10 +211,12 @@ def resolve(config: Config) -> Config:
   """Fills the fields that are computed from others, then validates. Idempotent."""
   _check_fields(config)
   model, optim, train = config.model, config.optim, config.train
-  is_op = model.block == "op"
   beta = model.beta
-  if beta is None and is_op:
+  if beta is None and model.block == "op":
     beta = 1 / math.sqrt(2 * model.depth)
+  if beta is None and model.block == "residual_scaled":
+    beta = {"inverse_depth": 1 / model.depth, "inverse_sqrt_depth": 1 / math.sqrt(model.depth),
+            "zero": 0.0}[model.residual_scale]
   alpha = model.mlp_input_scale
   if alpha is None:
     alpha = 1 / (model.init_std * math.sqrt(model.width))
@@ -199,14 +226,25 @@ def resolve(config: Config) -> Config:
     hidden = 4 * model.width
     if model.mlp.endswith("glu"):
       hidden = 8 * math.ceil(model.width / 3)
+  gamma = model.softmax_gamma
+  if gamma is None and model.attention_softmax == "clipped":
+    gamma = -12 / train.sequence_length
+  qk_norm, mlp_norm = model.qk_norm, model.mlp_norm
+  if qk_norm == "auto":
+    qk_norm = "rms" if model.block in ("op", "nap") else "none"
+  if mlp_norm == "auto":
+    mlp_norm = "rms" if model.block == "nap" else "none"
   model = dataclasses.replace(
       model,
+      kv_heads=model.heads if model.kv_heads is None else model.kv_heads,
+      softmax_gamma=gamma,
+      mlp_norm=mlp_norm,
+      qk_norm=qk_norm,
       beta=beta,
       beta_attention=beta if model.beta_attention is None else model.beta_attention,
       beta_mlp=beta if model.beta_mlp is None else model.beta_mlp,
       mlp_input_scale=alpha,
       mlp_width=hidden,
-      qk_norm=("rms" if is_op else "none") if model.qk_norm == "auto" else model.qk_norm,
       position_init_std=(model.init_std / 2 if model.position_init_std is None
                          else model.position_init_std))
   if optim.warmup_steps is None:

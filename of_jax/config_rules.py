@@ -18,7 +18,8 @@ def _require(condition: bool, path: str, config: "Config", what: str) -> None:
 
 
 _AT_LEAST_ONE = (
-    "model.width", "model.depth", "model.heads", "model.mlp_width", "train.steps",
+    "model.width", "model.depth", "model.heads", "model.kv_heads", "model.mlp_width",
+    "model.norm_gate_rank", "train.steps",
     "train.batch_size", "train.sequence_length", "train.grad_accumulation", "train.log_every",
     "train.eval_every", "train.checkpoint_every", "data.eval_sequences", "telemetry.every")
 _AT_LEAST_TWO = ("train.checkpoint_log_base",)
@@ -27,8 +28,21 @@ _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
 _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
                  "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps",
                  "train.z_loss", "train.seed", "data.begin_token_id", "data.end_token_id")
-_FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction")
+_FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction",
+              "model.mix_alpha")
 _BELOW_ONE = ("model.dropout", "optim.b1", "optim.b2")
+# Field, the value that asks for nothing, and the choice that it belongs to.
+_PART_OF = (
+    ("model.mlp_input_scale", 1.0, "model.block", "op"),
+    ("model.first_attention_norm", False, "model.block", "op"),
+    ("model.mix_alpha", 0.25, "model.block", "mix"),
+    ("model.residual_scale", "inverse_sqrt_depth", "model.block", "residual_scaled"),
+    ("model.norm_gate_rank", 16, "model.block", "gated_norm"),
+    ("model.leaky_relu_slope", 0.01, "model.mlp", "leaky_relu"),
+    ("model.softmax_zeta", 1.0, "model.attention_softmax", "clipped"),
+    ("model.softmax_gamma", None, "model.attention_softmax", "clipped"),
+    ("model.attention_gate_init", 0.25, "model.attention_gate", "head"),
+)
 
 
 def validate(config: "Config") -> None:
@@ -56,10 +70,30 @@ def validate(config: "Config") -> None:
         f"nearest that does: {_nearest_divisor(model.width, model.heads)}")
   check(model.positions != "rotary" or (model.width // model.heads) % 2 == 0, "model.heads",
         "rotary positions need an even head dimension (width / heads)")
-  for path, value, default in (("model.mlp_input_scale", model.mlp_input_scale, 1.0),
-                               ("model.first_attention_norm", model.first_attention_norm, False)):
-    check(model.block == "op" or value == default, path,
-          f"is part of model.block=op and does nothing in {model.block}")
+  assert model.kv_heads is not None
+  check(model.heads % model.kv_heads == 0, "model.kv_heads",
+        f"does not divide model.heads={model.heads}; "
+        f"nearest that does: {_nearest_divisor(model.heads, model.kv_heads)}")
+  for path, nothing, owner, choice in _PART_OF:
+    value, chosen = (getattr(model, p.removeprefix("model.")) for p in (path, owner))
+    check(chosen == choice or value == nothing, path,
+          f"is part of {owner}={choice} and does nothing in {chosen}")
+  check(0 < model.attention_gate_init < 1, "model.attention_gate_init",
+        "a sigmoid reaches what lies above 0 and below 1")
+  check(model.softmax_zeta >= 1, "model.softmax_zeta", "must be at least 1")
+  check(model.softmax_gamma is None or model.softmax_gamma <= 0, "model.softmax_gamma",
+        "must not be above 0: masked keys would get a weight")
+  check(model.block != "residual_scaled" or model.beta != 0 or model.beta_trainable,
+        "model.residual_scale", "a fixed gain of 0 leaves the model without branches; "
+        "set model.beta_trainable=true")
+  check(model.mlp != "sglu" or model.mlp_norm == "none", "model.mlp_norm",
+        "sglu has no nonlinearity to stand before")
+  for path in ("model.qk_norm", "model.mlp_norm"):
+    check(model.block != "nap" or getattr(model, path.removeprefix("model.")) != "none", path,
+          "model.block=nap has a norm before every nonlinearity")
+  check(model.block != "nap" or model.attention_gate == "none", "model.attention_gate",
+        "no norm stands before the gate's sigmoid, and model.block=nap has one before every "
+        "nonlinearity")
   check(not model.beta_trainable or model.beta_attention is not None
         or model.beta_mlp is not None, "model.beta_trainable",
         "there is no gain to train; set model.beta")
@@ -102,8 +136,8 @@ def validate(config: "Config") -> None:
   ways = math.prod(n for n in (mesh.data, mesh.fsdp) if n != -1)
   check_batch_splits(config, ways)
   if mesh.tensor > 1:
-    check(model.heads % mesh.tensor == 0, "mesh.tensor",
-          f"does not divide model.heads={model.heads}")
+    for name, heads in (("heads", model.heads), ("kv_heads", model.kv_heads)):
+      check(heads % mesh.tensor == 0, "mesh.tensor", f"does not divide model.{name}={heads}")
   assert model.mlp_width is not None
   for path, size in (("model.mlp_width", model.mlp_width), ("data.vocab_size", data.vocab_size)):
     check(mesh.tensor < 2 or size % mesh.tensor == 0, "mesh.tensor",

@@ -4,9 +4,13 @@ Sizes are those of He et al. 2024 (2405.19279, App. D) where it has one; `tiny` 
 ours, for a laptop and for one accelerator.
 """
 
+import dataclasses
+from typing import Any
+
 from of_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
-SIZES = ("tiny", "small", "130m", "320m", "1b", "7b", "released")
+SIZES = ("tiny", "small", "130m", "320m", "1b", "7b", "released", "released_op", "released_tanh",
+         "released_qk_norm", "released_post", "released_parallel")
 
 # He et al. scale the embedding so that the first block reads a mean square near 1.
 _PAPER_SCALE = 50.0
@@ -19,7 +23,12 @@ def preset(name: str) -> Config:
   (130m) and its relatives are set with `model.beta`, whose default follows the depth.
   """
   return {"tiny": _tiny, "small": _small, "130m": _codeparrot_130m, "320m": _languini_320m,
-          "1b": _fineweb_1b, "7b": _fineweb_7b, "released": _released_code}[name]()
+          "1b": _fineweb_1b, "7b": _fineweb_7b, "released": _released_code,
+          "released_op": _released_op, "released_tanh": _released_tanh,
+          "released_qk_norm": lambda: _with_model(_released_code(), qk_norm="rms"),
+          "released_post": lambda: _with_model(_released_code(), block="post_released"),
+          "released_parallel": lambda: _with_model(_released_code(), block="parallel"),
+          }[name]()
 
 
 def smoke() -> Config:
@@ -99,17 +108,31 @@ def _fineweb_7b() -> Config:
 
 
 def _released_code() -> Config:
-  """github.com/bobby-he/simplified_transformers: GPT-2 with tied embeddings and a final norm.
+  """github.com/bobby-he/simplified_transformers, as far as it is not the setup of the text.
 
-  12 layers, RMSNorm with eps outside the root, no embedding scale, a bias on queries and keys
-  alone, 4 micro-batches of 32. Its Outlier Protected form is `model.block=op model.beta=0.2
-  model.first_attention_norm=true`: there block 0's attention keeps a LayerNorm.
+  GPT-2 with tied embeddings and a final norm: 12 layers, RMSNorm with eps outside the root, no
+  embedding scale, positions of the tokens' standard deviation, a bias on queries and keys alone;
+  4 micro-batches of 32, and 40,000 steps as in its README.
   """
-  return Config(
-      model=ModelConfig(width=768, depth=12, heads=12, norm="rms", norm_eps=1e-5,
-                        norm_eps_placement="outside", position_init_std=0.02, qk_bias=True,
-                        tied_embeddings=True, final_norm=True),
-      optim=OptimConfig(learning_rate=1e-3),
-      train=TrainConfig(steps=40_000, batch_size=128, grad_accumulation=4, sequence_length=128,
-                        log_every=100, eval_every=1_000, checkpoint_every=10_000),
-      data=DataConfig(corpus="pypi_code", vocab_size=50_304, eval_sequences=1_024))
+  paper = _with_model(
+      _codeparrot_130m(), depth=12, norm="rms", norm_eps_placement="outside", embedding_scale=1.0,
+      position_init_std=0.02, qk_bias=True, tied_embeddings=True, final_norm=True)
+  return dataclasses.replace(paper, train=dataclasses.replace(
+      paper.train, steps=40_000, batch_size=128, grad_accumulation=4))
+
+
+def _released_op() -> Config:
+  """Its op.yaml: a fixed gain of 0.2, QK-RMSNorm, and a LayerNorm on block 0's attention input.
+
+  Its embedding is not scaled, so that block 0 needs the norm. A final norm is kept.
+  """
+  return _with_model(_released_code(), block="op", beta=0.2, first_attention_norm=True)
+
+
+def _released_tanh() -> Config:
+  """Its Outlier Protected form with a tanh cap at its default of 30 in place of QK-norm."""
+  return _with_model(_released_op(), qk_norm="none", attention_cap=30.0)
+
+
+def _with_model(config: Config, **fields: Any) -> Config:
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 _ROOT = pathlib.Path(__file__).parent
 
+FOLDERS = ("models/blocks", "models/norms", "models/mlps", "models/softmaxes", "models/gates")
+
 T = TypeVar("T")
 
 

@@ -41,7 +41,7 @@ def test_overrides_are_typed() -> None:
     ("optim.eps", "nan", "not a finite number"),
     ("model.final_norm", "yes", "config.model.final_norm=yes: not true or false"),
     ("optim.clip_norm", "off", "config.optim.clip_norm=off: not a number or none"),
-    ("model.block", "opp", "not one of op, pre; did you mean op?"),
+    ("model.block", "opp", "post_released, pre, residual_scaled; did you mean op?"),
     ("model.qk_norm", "lay", "did you mean layer?"),
     ("model.heads", "3", "does not divide model.width=128; nearest that does: 2"),
     ("optim.warmup_steps", "2000", "the warmup is longer than the training, train.steps=1000"),
@@ -62,11 +62,42 @@ def test_overrides_are_typed() -> None:
     ("data.end_token_id", "0", "only for data.corpus=tokens:PATH"),
     ("model.mlp_input_scale", "2", "part of model.block=op"),
     ("model.beta_trainable", "true", "there is no gain to train"),
+    ("model.kv_heads", "3", "does not divide model.heads=4; nearest that does: 2"),
+    ("model.kv_heads", "0", "must be at least 1"),
+    ("model.mix_alpha", "0.5", "is part of model.block=mix and does nothing in pre"),
+    ("model.residual_scale", "zero", "is part of model.block=residual_scaled"),
+    ("model.norm_gate_rank", "8", "is part of model.block=gated_norm"),
+    ("model.leaky_relu_slope", "0.2", "is part of model.mlp=leaky_relu and does nothing in relu"),
+    ("model.softmax_gamma", "-0.1", "is part of model.attention_softmax=clipped"),
+    ("model.attention_gate_init", "0.5", "is part of model.attention_gate=head"),
+    ("model.attention_gate", "heads", "not one of element, head, none; did you mean head?"),
     ("train.checkpoint_log_base", "1", "must be at least 2"),
 ))
 def test_a_mistake_is_one_line(path: str, text: str, message: str) -> None:
   with pytest.raises(UserError) as caught:
     apply_overrides(Config(), [(path, text)])
+  assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("first, path, text, message", (
+    ("model.block=residual_scaled", "model.residual_scale", "zero",
+     "set model.beta_trainable=true"),
+    ("model.block=mix", "model.mix_alpha", "1.5", "must lie between 0 and 1"),
+    ("model.attention_softmax=clipped", "model.softmax_gamma", "0.1", "must not be above 0"),
+    ("model.attention_softmax=clipped", "model.softmax_zeta", "0.9", "must be at least 1"),
+    ("model.attention_gate=head", "model.attention_gate_init", "1", "above 0 and below 1"),
+    ("model.mlp=sglu", "model.mlp_norm", "rms", "sglu has no nonlinearity"),
+    ("model.block=nap", "model.mlp_norm", "none", "a norm before every nonlinearity"),
+    ("model.block=nap", "model.qk_norm", "none", "a norm before every nonlinearity"),
+    ("model.block=nap", "model.attention_gate", "element", "the gate's sigmoid"),
+    ("model.kv_heads=2", "mesh.tensor", "4", "does not divide model.kv_heads=2"),
+))
+def test_what_cannot_go_together_is_one_line(first: str, path: str, text: str, message: str
+                                             ) -> None:
+  before = tuple(first.split("="))
+  apply_overrides(Config(), [before])  # type: ignore[list-item]
+  with pytest.raises(UserError) as caught:
+    apply_overrides(Config(), [before, (path, text)])  # type: ignore[list-item]
   assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -98,7 +129,19 @@ def test_resolved_configs_hold_no_auto() -> None:
   assert model.mlp_width == 344
   assert model.mlp_input_scale == pytest.approx(1 / (0.02 * 128 ** 0.5))
   assert config.optim.warmup_steps == 50
-  assert apply_overrides(Config(), []).model.qk_norm == "none"
+  plain = apply_overrides(Config(), []).model
+  assert (plain.qk_norm, plain.mlp_norm, plain.kv_heads) == ("none", "none", 4)
+  assert plain.softmax_gamma is None and plain.beta is None
+  nap = apply_overrides(Config(), [("model.block", "nap")]).model
+  assert (nap.qk_norm, nap.mlp_norm) == ("rms", "rms")
+  clipped = apply_overrides(Config(), [("model.attention_softmax", "clipped"),
+                                       ("train.sequence_length", "512")]).model
+  assert clipped.softmax_gamma == -12 / 512  # Bondarenko et al. 2023: alpha = 12 at T = 512.
+  for name, beta in (("inverse_depth", 1 / 6), ("inverse_sqrt_depth", 6 ** -0.5), ("zero", 0)):
+    scaled = apply_overrides(Config(), [
+        ("model.block", "residual_scaled"), ("model.residual_scale", name),
+        ("model.beta_trainable", "true")]).model
+    assert scaled.beta == scaled.beta_attention == scaled.beta_mlp == pytest.approx(beta)
 
 
 def test_the_papers_setup() -> None:
@@ -111,6 +154,41 @@ def test_the_papers_setup() -> None:
   assert (c.optim.b1, c.optim.b2, c.optim.eps, c.optim.weight_decay, c.optim.clip_norm) == (
       0.9, 0.999, 1e-8, 0.1, 1.0)
   assert (c.optim.learning_rate, c.optim.schedule, c.optim.warmup_steps) == (1e-3, "linear", 4000)
+
+
+def test_the_papers_two_setups_differ_in_stated_fields_alone() -> None:
+  """Spec 1.5 a: the text's setup and the released code's."""
+  text, code = (resolve(presets.preset(name)) for name in ("130m", "released"))
+  assert config_lib.differences(text, code) == {
+      "model.depth": (6, 12),
+      "model.norm": ("layer", "rms"),
+      "model.norm_eps_placement": ("inside", "outside"),
+      "model.embedding_scale": (50, 1),
+      "model.position_init_std": (0.01, 0.02),
+      "model.tied_embeddings": (False, True),
+      "model.final_norm": (False, True),
+      "model.qk_bias": (False, True),
+      "train.steps": (80_000, 40_000),
+      "train.batch_size": (32, 128),
+      "train.grad_accumulation": (1, 4),
+      "optim.warmup_steps": (4_000, 2_000),  # 5 % of the steps.
+  }
+
+
+@pytest.mark.parametrize("form, expected", (
+    ("op", {"model.block": "op", "model.beta": 0.2, "model.beta_attention": 0.2,
+            "model.beta_mlp": 0.2, "model.qk_norm": "rms", "model.first_attention_norm": True}),
+    ("tanh", {"model.block": "op", "model.beta": 0.2, "model.beta_attention": 0.2,
+              "model.beta_mlp": 0.2, "model.first_attention_norm": True,
+              "model.attention_cap": 30}),
+    ("qk_norm", {"model.qk_norm": "rms"}),
+    ("post", {"model.block": "post_released"}),
+    ("parallel", {"model.block": "parallel"}),
+))
+def test_the_released_codes_forms(form: str, expected: dict[str, Any]) -> None:
+  plain, other = (resolve(presets.preset(name)) for name in ("released", f"released_{form}"))
+  changes = config_lib.differences(plain, other)
+  assert {path: after for path, (_, after) in changes.items()} == expected
 
 
 def test_every_field_is_described() -> None:

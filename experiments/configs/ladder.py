@@ -2,8 +2,10 @@
 
   python -m experiments.train --config=experiments/configs/ladder.py:SIZE --workdir=DIR
 
-SIZE is tiny, small, 130m, 320m, 1b, 7b, or released (the outlier-feature paper's code). tiny
-takes half a minute on two cores; 130m is the paper's default setup, for an accelerator.
+SIZE is tiny, small, 130m, 320m, 1b, 7b, or released, the setup of the outlier-feature paper's
+code, with its other forms released_op, released_tanh, released_qk_norm, released_post and
+released_parallel. tiny takes half a minute on two cores; 130m is the paper's default setup, for an
+accelerator.
 """
 
 from of_jax import presets

@@ -144,23 +144,27 @@ def outliers_need_small_scale(
   return judge
 
 
-def smaller_peaks(pairs: Sequence[tuple[str, str]], what: str) -> Callable[[Runs], Verdict]:
-  """Judges that in every pair the first run's peak kurtosis is below the second's.
+def smaller_peaks(pairs: Sequence[tuple[str, str]], what: str, metric: str = "kurtosis",
+                  factor: float = 1) -> Callable[[Runs], Verdict]:
+  """Judges that in every pair the first run's peak of a metric is below the second's.
 
   Args:
     pairs: names of runs that differ in one thing only.
     what: the sentence's subject, such as "the smaller learning rate".
+    metric: of the stream entering the blocks.
+    factor: how many times the first the second must exceed.
   """
   def judge(runs: Runs) -> Verdict:
     found = problems(runs, [n for pair in pairs for n in pair])
     if found:
       return unjudged(found)
-    peaks = {n: runs[n].peak("kurtosis") for pair in pairs for n in pair}
-    holds = [peaks[a] < peaks[b] for a, b in pairs]
+    peaks = {n: runs[n].peak(metric) for pair in pairs for n in pair}
+    holds = [factor * peaks[a] < peaks[b] for a, b in pairs]
+    by = "" if factor == 1 else f" by a factor of {factor:g}"
     return Verdict(
-        _verdict(all(holds)), {"peak_kurtosis": peaks, "pairs_that_hold": sum(holds),
-                               "pairs": len(pairs)},
-        f"{what} has the smaller peak kurtosis in {sum(holds)} of {len(pairs)} pairs ("
+        _verdict(all(holds)), {f"peak_{metric}": peaks, "factor": factor,
+                               "pairs_that_hold": sum(holds), "pairs": len(pairs)},
+        f"{what} has the smaller peak {metric}{by} in {sum(holds)} of {len(pairs)} pairs ("
         + ", ".join(f"{peaks[a]:.3g} against {peaks[b]:.3g}" for a, b in pairs) + ")")
 
   return judge

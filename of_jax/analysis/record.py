@@ -21,7 +21,8 @@ STUDY = "study.json"
 _IRRELEVANT = ("mesh.", "data.cache_dir", "train.tensorboard", "train.wandb_project")
 
 _COMPUTED = ("optim.warmup_steps", "model.beta_attention", "model.beta_mlp", "model.qk_norm",
-             "model.mlp_width", "model.position_init_std")
+             "model.mlp_width", "model.position_init_std", "model.kv_heads", "model.mlp_norm",
+             "model.softmax_gamma")
 
 
 def varying(configs: Sequence[Config]) -> list[str]:

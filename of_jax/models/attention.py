@@ -1,13 +1,16 @@
-"""Causal multi-head attention with the entropy regulation that a config asks for."""
+"""Causal multi-head attention, its parts chosen by name: see Attention."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from of_jax.config import ModelConfig
+from of_jax.models.gates import make_gate
 from of_jax.models.norms import make_norm
-from of_jax.models.parameter import Linear
+from of_jax.models.parameter import Linear, normal, parameter
 from of_jax.models.probe import Context, flatten_heads
+from of_jax.models.sigma_reparam import SigmaReparamLinear
+from of_jax.models.softmaxes import Softmax, make_softmax
 
 
 def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.Array:
@@ -24,39 +27,87 @@ def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxTxHxK.dtype)
 
 
-def capped_attention(q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, v_BxTxHxK: jax.Array,
-                     mask_Bx1xTxT: jax.Array | None, cap: float) -> jax.Array:
-  """Causal attention whose logits are c tanh(logits / c), capped before masking (Gemma 2)."""
-  steps, head_dim = q_BxTxHxK.shape[1], q_BxTxHxK.shape[3]
-  logits_BxHxTxT = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxTxHxK,
+class KeyValueSink(nnx.Module):
+  """w = softmax(q [k', k]^T / sqrt(K)), o = w [v', v] (Sun et al. 2024, 2402.17762, Sec. 5).
+
+  A learned key k' and value v' a head, which every query may attend to beside the tokens: the
+  first token need not serve as the sink. Drawn like matrices, N(0, init_std^2), but without
+  decay, being offsets. Neither QK-norm nor rotary positions act on k'.
+  """
+
+  def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
+    assert model.kv_heads is not None, "resolve the config first"
+    shape, axes = (model.kv_heads, model.width // model.heads), ("heads", "head_dim")
+    self.key = parameter(rngs, shape, normal(model.init_std), "bias", axes)
+    self.value = parameter(rngs, shape, normal(model.init_std), "bias", axes)
+
+  def prepend(self, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[k', k] and [v', v], one longer in time."""
+
+    def join(first_GxK: jax.Array, x_BxTxGxK: jax.Array) -> jax.Array:
+      shape = (x_BxTxGxK.shape[0], 1, *first_GxK.shape)
+      first = jnp.broadcast_to(first_GxK.astype(x_BxTxGxK.dtype), shape)
+      return jnp.concatenate([first, x_BxTxGxK], 1)
+
+    return join(self.key[...], k_BxTxGxK), join(self.value[...], v_BxTxGxK)
+
+
+def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
+           mask_Bx1xTxT: jax.Array | None, softmax: Softmax, cap: float | None = None
+           ) -> jax.Array:
+  """Causal attention with every step at hand, for what fused kernels do not offer.
+
+  Args:
+    k_BxSxGxK, v_BxSxGxK: G divides the H heads of the queries, consecutive ones share a key.
+      Longer than the queries, the first S - T are for every query to see.
+    mask_Bx1xTxT: as in Context.
+    softmax: from logits to weights.
+    cap: c, logits become c tanh(logits / c) before the mask (Gemma 2).
+  """
+  (_, steps, heads, head_dim), (sources, groups) = q_BxTxHxK.shape, k_BxSxGxK.shape[1:3]
+  k_BxSxHxK, v_BxSxHxK = (
+      jnp.repeat(x, heads // groups, axis=2) for x in (k_BxSxGxK, v_BxSxGxK))
+  logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK,
                               preferred_element_type=jnp.float32) * head_dim ** -0.5
-  logits_BxHxTxT = cap * jnp.tanh(logits_BxHxTxT / cap)
-  allowed = jnp.tril(jnp.ones((steps, steps), bool))
+  if cap is not None:
+    logits_BxHxTxS = cap * jnp.tanh(logits_BxHxTxS / cap)
+  allowed = jnp.tril(jnp.ones((1, 1, steps, steps), bool))
   if mask_Bx1xTxT is not None:
     allowed = allowed & mask_Bx1xTxT
-  logits_BxHxTxT = jnp.where(allowed, logits_BxHxTxT, -jnp.inf)
-  weights_BxHxTxT = jax.nn.softmax(logits_BxHxTxT, -1).astype(v_BxTxHxK.dtype)
-  return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxT, v_BxTxHxK)
+  extra = ((0, 0), (0, 0), (0, 0), (sources - steps, 0))
+  allowed = jnp.pad(allowed, extra, constant_values=True)
+  weights_BxHxTxS = softmax(jnp.where(allowed, logits_BxHxTxS, -jnp.inf))
+  return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS.astype(v_BxSxHxK.dtype), v_BxSxHxK)
 
 
 class Attention(nnx.Module):
   """softmax(q k^T / sqrt(K) + causal mask) v, then an output projection.
 
-  Queries and keys may be normed over the head dimension (QK-norm, Dehghani et al. 2023; He et
-  al. 2024, Sec. 3) with a gain shared by the heads, or the logits capped by a tanh.
+  What a config may change, each by its own field:
+    kv_heads: fewer keys and values than queries, which share them in groups (Ainslie et al.
+      2023, 2305.13245).
+    qk_norm: queries and keys are normed over the head dimension (Dehghani et al. 2023; He et al.
+      2024, Sec. 3), with a gain shared by the heads.
+    attention_cap, attention_softmax, attention_sink: of the logits, of the step from them to the
+      weights, of what there is to attend to.
+    attention_gate: of the heads' outputs.
+    sigma_reparam: of all four matrices.
   [batch, time, width] -> [batch, time, width].
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
-    heads, head_dim = model.heads, model.width // model.heads
+    assert model.kv_heads is not None, "resolve the config first"
+    head_dim = model.width // model.heads
+    linear = Linear if model.sigma_reparam == "none" else SigmaReparamLinear
 
-    def project(bias: bool) -> Linear:
-      return Linear(rngs, (model.width, heads, head_dim), ("embed", "heads", "head_dim"),
+    def project(heads: int, bias: bool) -> Linear:
+      return linear(rngs, (model.width, heads, head_dim), ("embed", "heads", "head_dim"),
                     model.init_std, bias=bias)
 
-    self.query, self.key = project(model.qk_bias), project(model.qk_bias)
-    self.value = project(False)
-    self.out = Linear(rngs, (heads, head_dim, model.width), ("heads", "head_dim", "embed"),
+    self.query = project(model.heads, model.qk_bias)
+    self.key = project(model.kv_heads, model.qk_bias)
+    self.value = project(model.kv_heads, False)
+    self.out = linear(rngs, (model.heads, head_dim, model.width), ("heads", "head_dim", "embed"),
                       model.init_std, inputs=2)
     self.has_qk_norm = model.qk_norm != "none"
     if self.has_qk_norm:
@@ -64,21 +115,29 @@ class Attention(nnx.Module):
       self.key_norm = make_norm(model.qk_norm, rngs, model, head_dim, "head_dim")
     self.rope_theta = model.rope_theta if model.positions == "rotary" else None
     self.cap = model.attention_cap
+    self.softmax = make_softmax(model)
+    self.gate = make_gate(rngs, model)
+    self.has_sink = model.attention_sink != "none"
+    if self.has_sink:
+      self.sink = KeyValueSink(rngs, model)
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    q_BxTxHxK, k_BxTxHxK = self.query(x_BxTxD), self.key(x_BxTxD)
-    v_BxTxHxK = self.value(x_BxTxD)
+    q_BxTxHxK, k_BxTxGxK = self.query(x_BxTxD), self.key(x_BxTxD)
+    v_BxTxGxK = self.value(x_BxTxD)
     if self.has_qk_norm:
-      q_BxTxHxK, k_BxTxHxK = self.query_norm(q_BxTxHxK), self.key_norm(k_BxTxHxK)
+      q_BxTxHxK = self.query_norm(q_BxTxHxK, context)
+      k_BxTxGxK = self.key_norm(k_BxTxGxK, context)
     if self.rope_theta is not None:
       q_BxTxHxK = rotate(q_BxTxHxK, context.positions_BxT, self.rope_theta)
-      k_BxTxHxK = rotate(k_BxTxHxK, context.positions_BxT, self.rope_theta)
+      k_BxTxGxK = rotate(k_BxTxGxK, context.positions_BxT, self.rope_theta)
     context.probe("attn_q", flatten_heads(q_BxTxHxK))
-    context.probe("attn_k", flatten_heads(k_BxTxHxK))
-    if self.cap is None:
+    context.probe("attn_k", flatten_heads(k_BxTxGxK))
+    if self.softmax.is_plain and self.cap is None and not self.has_sink:
       y_BxTxHxK = jax.nn.dot_product_attention(
-          q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask=context.mask_Bx1xTxT, is_causal=True)
+          q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=context.mask_Bx1xTxT, is_causal=True)
     else:
-      y_BxTxHxK = capped_attention(
-          q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, context.mask_Bx1xTxT, self.cap)
-    return self.out(y_BxTxHxK)
+      if self.has_sink:
+        k_BxTxGxK, v_BxTxGxK = self.sink.prepend(k_BxTxGxK, v_BxTxGxK)
+      y_BxTxHxK = attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, context.mask_Bx1xTxT, self.softmax,
+                         self.cap)
+    return self.out(self.gate(y_BxTxHxK, x_BxTxD))

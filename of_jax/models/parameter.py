@@ -54,6 +54,14 @@ class Linear(nnx.Module):
       self.bias = parameter(rngs, shape[inputs:], constant(0.0), "bias", axes[inputs:])
     self.has_bias = bias
 
+  def weight(self) -> jax.Array:
+    """What x is multiplied with, float32, in the kernel's shape."""
+    return self.kernel[...]
+
+  def rescale_init(self, factor: float) -> None:
+    """Multiplies the freshly drawn weight."""
+    self.kernel[...] = self.kernel[...] * factor
+
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.inputs)
+    y = jnp.tensordot(x, self.weight().astype(x.dtype), self.inputs)
     return y + self.bias[...].astype(x.dtype) if self.has_bias else y

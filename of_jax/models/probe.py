@@ -27,6 +27,7 @@ class Context:
   Attributes:
     positions_BxT: position of each token, from 0 in its window or in its document.
     mask_Bx1xTxT: true where attention is allowed beside causality, or None for everywhere.
+    layer: the block's number, from 1 at the bottom; 0 outside the blocks.
     dropout_rate: probability that a value is dropped; used only with a key.
     dropout_key: None in evaluation.
     observe: see Observer; None measures nothing.
@@ -35,6 +36,7 @@ class Context:
 
   positions_BxT: jax.Array
   mask_Bx1xTxT: jax.Array | None = None
+  layer: jax.Array | int = 0
   dropout_rate: float = 0.0
   dropout_key: jax.Array | None = None
   observe: Observer | None = None

@@ -10,6 +10,7 @@ from flax import nnx
 from of_jax.config import ModelConfig
 from of_jax.models import partition
 from of_jax.models.blocks import Block, plan_stack
+from of_jax.models.embedding_projection import EmbeddingProjection
 from of_jax.models.norms import make_norm
 from of_jax.models.parameter import Linear, normal, parameter
 from of_jax.models.probe import Context, Observer, Statistics
@@ -47,6 +48,9 @@ class Embedding(nnx.Module):
 class Transformer(nnx.Module):
   """Embedding, a stack of blocks, an optional norm, and an unembedding without bias.
 
+  The embedding may be projected and then normed, what the unembedding reads normed and then
+  projected.
+
   Consecutive blocks of one class are one stack: their parameters have a leading axis of layers.
   """
 
@@ -62,6 +66,10 @@ class Transformer(nnx.Module):
     self.stacks = nnx.Dict({
         str(i): _stacked(block, count, model, rngs)
         for i, (block, count) in enumerate(plan_stack(model))})
+    if model.embedding_norm:
+      self.embedding_norm = make_norm(model.norm, rngs, model)
+    if model.embedding_projection:
+      self.embedding_projection = EmbeddingProjection(rngs, model)
     if model.final_norm:
       self.final_norm = make_norm(model.norm, rngs, model)
     if not model.tied_embeddings:
@@ -102,40 +110,49 @@ class Transformer(nnx.Module):
     """
     positions_BxT, mask_Bx1xTxT = _positions_and_mask(tokens_BxT, documents_BxT)
 
-    def context(key: jax.Array | None) -> Context:
-      return Context(positions_BxT, mask_Bx1xTxT, self.model.dropout, key, observe)
+    def context(key: jax.Array | None, layer: jax.Array | int = 0) -> Context:
+      return Context(positions_BxT, mask_Bx1xTxT, layer, self.model.dropout, key, observe)
 
     keys_L = None
     outer = context(None)
     if dropout_key is not None:
       outer.dropout_key, stack_key = jax.random.split(dropout_key)
       keys_L = jax.random.split(stack_key, self.model.depth)
-    x_BxTxD = outer.dropout(self.embedding(tokens_BxT, positions_BxT))
+    x_BxTxD = self.embedding(tokens_BxT, positions_BxT)
+    if self.model.embedding_projection:
+      x_BxTxD = self.embedding_projection.enter(x_BxTxD)
+    if self.model.embedding_norm:
+      x_BxTxD = self.embedding_norm(x_BxTxD, outer)
+    x_BxTxD = outer.dropout(x_BxTxD)
 
     collected: list[dict[str, Statistics]] = []
     start = 0
     for stack in self.stacks.values():
       depth = jax.tree.leaves(nnx.state(stack, nnx.Param))[0].shape[0]
       keys = None if keys_L is None else keys_L[start:start + depth]
-      x_BxTxD, statistics = self._run_stack(stack, x_BxTxD, keys, context)
+      layers_L = jnp.arange(start + 1, start + depth + 1)
+      x_BxTxD, statistics = self._run_stack(stack, x_BxTxD, keys, layers_L, context)
       collected.append(statistics)
       start += depth
 
     if self.model.final_norm:
-      x_BxTxD = self.final_norm(x_BxTxD)
+      x_BxTxD = self.final_norm(x_BxTxD, outer)
+    if self.model.embedding_projection:
+      x_BxTxD = self.embedding_projection.leave(x_BxTxD)
     outer.probe("final", x_BxTxD)
     statistics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)
     statistics.update(jax.tree.map(lambda s: s[None], outer.collected))
     return x_BxTxD, statistics
 
   def _run_stack(self, stack: Block, x_BxTxD: jax.Array, keys: jax.Array | None,
-                 context: Callable[[jax.Array | None], Context]
+                 layers_L: jax.Array, context: Callable[[jax.Array | None, jax.Array], Context]
                  ) -> tuple[jax.Array, dict[str, Statistics]]:
     graph, stacked = nnx.split(stack)
 
-    def body(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, dict[str, Statistics]]:
-      parameters, key = layer
-      block_context = context(key)
+    def body(x: jax.Array, xs: tuple[Any, Any, jax.Array]
+             ) -> tuple[jax.Array, dict[str, Statistics]]:
+      parameters, key, layer = xs
+      block_context = context(key, layer)
       block_context.probe("resid_pre", x)
       x = nnx.merge(graph, parameters)(x, block_context)
       return partition.constrain_batch(x), block_context.collected
@@ -144,9 +161,9 @@ class Transformer(nnx.Module):
       body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.model.remat],
                             prevent_cse=not self.model.scan_layers)
     if self.model.scan_layers:
-      return jax.lax.scan(body, x_BxTxD, (stacked, keys))
+      return jax.lax.scan(body, x_BxTxD, (stacked, keys, layers_L))
     # unstack's gradient is one concatenation; indexing's would be a sum over padded copies.
-    leaves, structure = jax.tree.flatten((stacked, keys))
+    leaves, structure = jax.tree.flatten((stacked, keys, layers_L))
     collected = []
     for layer_leaves in zip(*map(jnp.unstack, leaves)):
       x_BxTxD, statistics = body(x_BxTxD, jax.tree.unflatten(structure, layer_leaves))

@@ -108,6 +108,16 @@ def test_smaller_peaks_must_hold_in_every_pair(make):
   assert verdict.verdict == "not reproduced" and verdict.evidence["pairs_that_hold"] == 1
 
 
+def test_smaller_peaks_by_a_factor_of_another_metric(make):
+  def verdict(factor):
+    judge = claims.smaller_peaks([("ps0", "pf0")], "slow", metric="mmr", factor=factor)
+    return judge(make(ps0={"mmr": 4.0}, pf0={"mmr": 12.0}))
+
+  assert verdict(2.9).verdict == "reproduced" and verdict(3.1).verdict == "not reproduced"
+  assert verdict(2.9).evidence["peak_mmr"] == {"ps0": 4.0, "pf0": 12.0}
+  assert "the smaller peak mmr by a factor of 2.9 in 1 of 1 pairs" in verdict(2.9).summary
+
+
 def test_growth_is_of_kurtosis_less_one(make):
   runs = make({"pf0": (101.0, 4.4)})
   first = float(runs["pf0"].measured("kurtosis").values[0].max())

@@ -78,7 +78,8 @@ def test_other_binaries(arguments: list[str], message: str) -> None:
   assert not (ROOT / "x").exists()
 
 
-@pytest.mark.parametrize("binary", ("train", "study", "report", "prepare_data", "benchmark"))
+@pytest.mark.parametrize(
+    "binary", ("train", "study", "report", "prepare_data", "benchmark", "variants"))
 def test_help_explains_every_flag(binary: str) -> None:
   result, _ = run([f"experiments.{binary}", "--help"])
   assert result.returncode == 0 and f"experiments.{binary}" in result.stdout

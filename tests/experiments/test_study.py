@@ -99,6 +99,18 @@ def test_both_blocks_see_the_same_tokens(tmp_path):
     assert config.train.steps <= 150
 
 
+def test_norms_compares_at_least_ten_variants_on_the_same_tokens():
+  planned = study.plan(studies.load("norms", "smoke"))
+  assert len(planned) >= 10
+  first, *rest = planned.values()
+  for config in rest:
+    assert (config.data, config.train, config.optim) == (first.data, first.train, first.optim)
+  assert first.train.steps <= 150
+  models = [dataclasses.replace(c.model, beta=None, beta_attention=None, beta_mlp=None)
+            for c in planned.values()]
+  assert len({(m.block, m.norm, m.qk_norm, m.beta_trainable) for m in models}) == len(planned)
+
+
 def test_the_rules_are_on_disk_before_the_first_run(tmp_path, few):
   seen = []
 
@@ -198,9 +210,11 @@ def test_unknown_names(name, scale, message):
   assert message in str(error.value)
 
 
-@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
-def test_every_declared_run_and_rule_stands(scale):
-  declared = studies.load("op_block", scale)
+@pytest.mark.parametrize("name, scale", [
+    ("op_block", "smoke"), ("op_block", "small"), ("op_block", "paper"), ("norms", "smoke"),
+    ("norms", "small")])
+def test_every_declared_run_and_rule_stands(name, scale):
+  declared = studies.load(name, scale)
   planned = study.plan(declared)
   assert len({str(config_lib.to_dict(c)) for c in planned.values()}) == len(declared.runs)
   for claim in declared.claims:

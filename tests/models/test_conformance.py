@@ -1,21 +1,34 @@
-"""The conformance table: every variant, one row, the same tests."""
+"""The conformance table: every variant, one row, the same tests.
+
+A row is compiled three times, and every test reads the results of these: initialisation with a
+forward pass in bfloat16, the scanned model with its gradients, and the unrolled, recomputing model
+with its gradients on a mesh.
+"""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from of_jax import variants
 from of_jax.config import Config
 from of_jax.config_rules import ROLES
-from of_jax.models.functional import Network, build_network, named_leaves
+from of_jax.errors import UserError
+from of_jax.models import partition
+from of_jax.models.functional import build_network, named_leaves
 from of_jax.models.probe import SITES
+from of_jax.train.checkpoint import Checkpoints
+from of_jax.train.sharding import make_mesh, place_batch
+from tests.models import reference
 
-# name -> fields; width 32, 2 layers, see conftest.
+# name -> fields; width 32, see conftest, and SIZE.
 TABLE: dict[str, dict[str, Any]] = {
     "pre rms": {},
     "pre layer": {"model__norm": "layer", "model__final_norm": True},
@@ -33,36 +46,140 @@ TABLE: dict[str, dict[str, Any]] = {
     "op released": {"model__block": "op", "model__first_attention_norm": True},
     "op alpha gelu": {"model__block": "op", "model__mlp": "gelu",
                       "model__mlp_input_scale": None},
+    "post silu": {"model__block": "post", "model__mlp": "silu"},
+    "post released": {"model__block": "post_released", "model__final_norm": True,
+                      "model__norm": "layer"},
+    "peri geglu": {"model__block": "peri", "model__embedding_norm": True,
+                   "model__final_norm": True, "model__mlp": "geglu"},
+    "output qk-norm reglu": {"model__block": "output", "model__qk_norm": "rms",
+                             "model__mlp": "reglu", "model__final_norm": True},
+    "mix grouped": {"model__block": "mix", "model__mix_alpha": 0.5, "model__kv_heads": 2,
+                    "model__final_norm": True},
+    "deepnorm sigma-Reparam": {"model__block": "deepnorm", "model__norm": "layer",
+                               "model__sigma_reparam": "block"},
+    "layernorm scaling glu": {"model__block": "layernorm_scaling", "model__mlp": "glu"},
+    "parallel rotary leaky": {"model__block": "parallel", "model__positions": "rotary",
+                              "model__mlp": "leaky_relu", "model__leaky_relu_slope": 0.2},
+    "residual scaled": {"model__block": "residual_scaled", "model__final_norm": True,
+                        "model__residual_scale": "inverse_depth"},
+    "nap silu": {"model__block": "nap", "model__mlp": "silu", "model__mlp_norm": "layer"},
+    "gated norm sglu": {"model__block": "gated_norm", "model__norm_gate_rank": 4,
+                        "model__mlp": "sglu"},
+    "clipped head gate": {"model__attention_softmax": "clipped", "model__attention_gate": "head",
+                          "model__norm": "layer", "model__kv_heads": 2},
+    "sink element gate": {"model__attention_sink": "key_value", "model__attention_cap": 30,
+                          "model__attention_gate": "element", "model__kv_heads": 2},
+    "sigma-Reparam OSP": {"model__sigma_reparam": "attention", "model__norm": "srms",
+                          "model__embedding_projection": True, "model__mlp": "selu"},
 }
+# What the pairs are made of: any two of these meet in some row of `covering_rows`.
+FACTORS: dict[str, list[Any]] = {
+    "model__block": list(variants.names("models/blocks")),
+    "model__norm": list(variants.names("models/norms")),
+    "model__mlp": list(variants.names("models/mlps")),
+    "model__attention_softmax": list(variants.names("models/softmaxes")),
+    "model__attention_gate": list(variants.names("models/gates")),
+    "model__attention_sink": ["none", "key_value"],
+    "model__sigma_reparam": ["none", "attention", "block"],
+    "model__qk_norm": ["auto", "layer", "rms"],
+    "model__kv_heads": [4, 2],
+    "model__positions": ["learned", "rotary"],
+    "model__embedding_projection": [False, True],
+    "model__final_norm": [False, True],
+}
+# Matrices of gain near 1, so that logits and nonlinearities are in the range that tells forms apart.
+SIZE = {"model__depth": 2, "model__init_std": 0.2, "model__embedding_scale": 5}
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 MakeConfig = Callable[..., Config]
 
 
-def tokens(seed: int = 0, batch: int = 2) -> np.ndarray:
-  return np.random.default_rng(seed).integers(1, 64, (batch, 16))
+@dataclasses.dataclass(frozen=True)
+class Examined:
+  """One row's results, as NumPy arrays.
+
+  Attributes:
+    half_logits, dtypes: of the bfloat16 model: its logits, the types at its probes.
+    later_logits: where the tokens from position 8 on are others.
+    sites: site -> float32 [layers, batch, time, neurons].
+    other_loss, other_gradients, other_sites: of the unrolled model on a mesh.
+  """
+
+  config: Config
+  roles: dict[str, str]
+  dtypes: set[Any]
+  params: Any
+  half_logits: np.ndarray
+  logits: np.ndarray
+  later_logits: np.ndarray
+  loss: np.ndarray
+  gradients: Any
+  sites: dict[str, np.ndarray]
+  other_loss: np.ndarray
+  other_gradients: Any
+  other_sites: dict[str, np.ndarray]
 
 
-def observe(site: str, x: jax.Array, first: jax.Array) -> dict[str, jax.Array]:
-  return {"sum_square": jnp.sum(jnp.square(x.astype(jnp.float32)), (0, 1))}
-
-
-def built(config: Config) -> tuple[Network, Any]:
-  network = build_network(config)
-  return network, jax.jit(network.init)(jax.random.key(0))
-
-
-def value_and_grad(config: Config, params: Any) -> tuple[Any, Any]:
-  """((loss, statistics), gradients) of a cross-entropy-like scalar."""
-  network = build_network(config)
-
-  def loss(params: Any) -> tuple[jax.Array, Any]:
-    logits, statistics = network.apply(params, tokens(), observe=observe)
-    return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[..., 3]), statistics
-
-  return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+def tokens(batch: int = 4) -> np.ndarray:
+  return np.random.default_rng(0).integers(1, 64, (batch, 16))
 
 
 def changed(config: Config, **fields: Any) -> Config:
   return dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
+
+
+def initialised(config: Config) -> tuple[Any, jax.Array, set[Any]]:
+  """Parameters, the logits of the bfloat16 model, and the types that its probes saw."""
+  network = build_network(changed(config, compute_dtype="bfloat16"))
+  dtypes = set()
+
+  def observe(site: str, x: jax.Array, first: jax.Array) -> None:
+    dtypes.add(x.dtype)
+
+  def run(key: jax.Array) -> Any:
+    params = network.init(key)
+    return params, network.apply(params, tokens(), observe=observe)[0]
+
+  params, logits = jax.jit(run)(jax.random.key(0))
+  return params, logits, dtypes
+
+
+def value_and_grad(config: Config) -> Callable[[Any, Any], Any]:
+  """(params, tokens) -> (loss, (logits, sites)), gradients."""
+  network = build_network(config)
+
+  def observe(site: str, x: jax.Array, first: jax.Array) -> dict[str, jax.Array]:
+    return {"x": x.astype(jnp.float32)}
+
+  def loss(params: Any, tokens_BxT: jax.Array) -> tuple[jax.Array, Any]:
+    logits, statistics = network.apply(params, tokens_BxT, observe=observe)
+    sites = {site: kept["x"] for site, kept in statistics.items()}
+    return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[..., 3]), (logits, sites)
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def examine(config: Config) -> Examined:
+  network = build_network(config)
+  params, half_logits, dtypes = initialised(config)
+  plain = value_and_grad(config)
+  (loss, (logits, sites)), gradients = plain(params, tokens())
+  others = tokens()
+  others[:, 8:] = others[:, 8:] % 63 + 1
+  (_, (later_logits, _)), _ = plain(params, others)
+
+  # One program for all three: were one not to equal the plain scan, neither would this.
+  other = changed(config, scan_layers=False, remat="full")
+  mesh = make_mesh(dataclasses.replace(
+      other, mesh=dataclasses.replace(other.mesh, **MESH)))
+  with jax.set_mesh(mesh):
+    placed = jax.tree.map(
+        lambda leaf, axes: jax.device_put(
+            leaf, NamedSharding(mesh, partition.parameter_spec(axes))), params, network.axes)
+    (other_loss, (_, other_sites)), other_gradients = value_and_grad(other)(
+        placed, place_batch(mesh, {"tokens": tokens()})["tokens"])
+  return Examined(config, named_leaves(network.roles), dtypes, *jax.device_get((
+      params, half_logits, logits, later_logits, loss, gradients, sites, other_loss,
+      other_gradients, other_sites)))
 
 
 def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
@@ -78,81 +195,120 @@ def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
                                atol=tolerance * max(np.abs(other).max(), floor))
 
 
+def check(row: Examined) -> None:
+  """What every model must do."""
+  config, sites = row.config, row.sites
+  leaves = named_leaves(row.params)
+  assert row.roles.keys() == leaves.keys() and set(row.roles.values()) <= set(ROLES)
+  assert all(leaf.dtype == np.float32 for leaf in leaves.values())
+
+  # Shapes: every site, a value a layer, and nothing in it empty.
+  model = config.model
+  neurons = dict.fromkeys(SITES, model.width) | {
+      "mlp_hidden": model.mlp_width,
+      "attn_k": model.width // model.heads * (model.kv_heads or model.heads)}
+  assert set(sites) == set(SITES)
+  for site, x in sites.items():
+    assert x.shape == (1 if site == "final" else model.depth, 4, 16, neurons[site]), site
+    assert np.all(np.square(x).sum((1, 2, 3)) > 0), site
+  assert row.logits.shape == (4, 16, 64) and np.isfinite(row.loss)
+
+  for name, gradient in named_leaves(row.gradients).items():
+    assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), name
+
+  # Causality: what comes later moves its own logits and no earlier one, by no bit.
+  np.testing.assert_array_equal(row.later_logits[:, :8], row.logits[:, :8])
+  assert np.all(np.any(row.later_logits[:, 8:] != row.logits[:, 8:], -1))
+
+  # scan == loop, recomputed == kept, sharded == single.
+  close({"loss": row.other_loss}, {"loss": row.loss}, 1e-6)
+  close(row.other_gradients, row.gradients)
+  close(row.other_sites, sites)
+
+  # bfloat16: activations in it, logits in float32, both near the float32 model's.
+  assert row.half_logits.dtype == np.float32 and row.dtypes == {jnp.dtype("bfloat16")}
+  assert np.abs(row.half_logits - row.logits).max() < 0.05 * np.abs(row.logits).max()
+  assert np.any(row.half_logits != row.logits)
+
+  reference.check_block(config, row.params, sites)
+  reference.check_attention(config, row.params, sites)
+  reference.check_mlp(config, row.params, sites)
+
+
 def test_table_has_every_variant() -> None:
-  used = {"pre", "rms", "relu"} | {
+  used = {"pre", "rms", "relu", "plain", "none"} | {
       str(v) for row in TABLE.values() for k, v in row.items()}
-  for folder in ("models/blocks", "models/norms", "models/mlps"):
+  for folder in variants.FOLDERS:
     assert set(variants.names(folder)) <= used, folder
 
 
 @pytest.mark.parametrize("row", TABLE)
 def test_conforms(row: str, make_config: MakeConfig) -> None:
-  """Shapes, roles, sites, finite gradients everywhere, scan == loop, remat == plain."""
-  config = make_config(**TABLE[row], model__depth=2)
-  network, params = built(config)
-  roles = named_leaves(network.roles)
-  assert roles.keys() == named_leaves(params).keys() and set(roles.values()) <= set(ROLES)
-
-  (loss, statistics), grads = value_and_grad(config, params)
-  assert np.isfinite(loss)
-  for name, gradient in named_leaves(grads).items():
-    assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), name
-  assert set(statistics) == set(SITES)
-  for site, kept in statistics.items():
-    assert len(kept["sum_square"]) == (1 if site == "final" else config.model.depth), site
-    assert np.all(kept["sum_square"].sum(-1) > 0), site
-
-  # One program for both: were either not to equal the plain scan, neither would this.
-  (other_loss, other_statistics), other_grads = value_and_grad(
-      changed(config, scan_layers=False, remat="full"), params)
-  close({"loss": other_loss}, {"loss": loss}, 1e-6)
-  close(other_grads, grads)
-  close(other_statistics, statistics)
+  check(examine(make_config(**SIZE, **TABLE[row])))
 
 
 @pytest.mark.parametrize("fields", ({"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}),
                          ids=str)
 def test_scan_and_remat_apart(fields: dict[str, Any], make_config: MakeConfig) -> None:
   config = make_config(model__depth=2)
-  _, params = built(config)
-  (loss, _), grads = value_and_grad(config, params)
-  (other_loss, _), other_grads = value_and_grad(changed(config, **fields), params)
+  params = jax.jit(build_network(config).init)(jax.random.key(0))
+  (loss, _), gradients = value_and_grad(config)(params, tokens())
+  (other_loss, _), other_gradients = value_and_grad(changed(config, **fields))(params, tokens())
   close({"loss": other_loss}, {"loss": loss}, 1e-6)
-  close(other_grads, grads)
+  close(other_gradients, gradients)
 
 
-@pytest.mark.parametrize("row", TABLE)
-def test_is_causal(row: str, make_config: MakeConfig) -> None:
-  """A logit's gradient with respect to the embedding of a later token is exactly 0."""
-  network, params = built(make_config(**TABLE[row], model__depth=2))
-  distinct = np.arange(16)[None] + 5  # Each position has a token, and so a row, of its own.
+def test_checkpoints_hold_every_structure(make_config: MakeConfig, tmp_path: Path) -> None:
+  """All rows' parameters in one checkpoint, by name, shape and bit."""
+  rng = np.random.default_rng(0)
+  params = {row: jax.tree.map(
+      lambda leaf: rng.standard_normal(leaf.shape, np.float32),
+      build_network(make_config(**fields)).shapes) for row, fields in TABLE.items()}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save({"params": params, "opt_state": {"count": np.zeros((), np.int32)}}, 1)
+    checkpoints.wait()
+    restored = named_leaves(checkpoints.load_host(1)["params"])
+  assert restored.keys() == named_leaves(params).keys()
+  for name, leaf in named_leaves(params).items():
+    np.testing.assert_array_equal(restored[name], leaf, err_msg=name)
 
-  def logit(table: jax.Array, position: int) -> jax.Array:
-    embedding = {**params["embedding"], "token": table}
-    logits, _ = network.apply({**params, "embedding": embedding}, distinct)
-    return jnp.sum(logits[0, position, 60:])  # Tokens that are not in the input: for tied tables.
 
-  gradient = jax.jit(jax.grad(logit), static_argnums=1)(params["embedding"]["token"], 7)
-  reached = np.any(gradient != 0, axis=-1)[5:21]
-  assert reached[:8].all() and not reached[8:].any()
+def covering_rows(make_config: MakeConfig) -> list[dict[str, Any]]:
+  """Rows in which every two values of two FACTORS meet, unless a rule forbids them.
+
+  Greedy: of some random rows that hold an open pair, the one that closes most.
+  """
+  rng = np.random.default_rng(0)
+  names = list(FACTORS)
+  pairs_open = {((a, x), (b, y)) for a, b in itertools.combinations(names, 2)
+                for x in FACTORS[a] for y in FACTORS[b]}
+  rows: list[dict[str, Any]] = []
+  while pairs_open:
+    pair = min(pairs_open, key=str)
+    best: tuple[set[Any], dict[str, Any]] = ({pair}, {})
+    for _ in range(40):
+      row = {name: values[rng.integers(len(values))] for name, values in FACTORS.items()}
+      row |= dict(pair)
+      met = set(itertools.combinations(row.items(), 2)) & pairs_open
+      if len(met) > len(best[0]) or not best[1]:
+        try:
+          make_config(**row)
+        except UserError:
+          continue
+        best = (met, row)
+    if best[1]:
+      rows.append(best[1])
+    else:
+      with pytest.raises(UserError):
+        make_config(**dict(pair))
+    pairs_open -= best[0]
+  return rows
 
 
-@pytest.mark.parametrize("row", TABLE)
-def test_bfloat16(row: str, make_config: MakeConfig) -> None:
-  """Computes in bfloat16, near the float32 result, with float32 parameters and logits."""
-  config = make_config(**TABLE[row], model__depth=2)
-  _, params = built(config)
-  half = build_network(changed(config, compute_dtype="bfloat16"))
-  single = build_network(config)
-  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-
-  dtypes: list[jnp.dtype] = []
-
-  def record(site: str, x: jax.Array, first: jax.Array) -> None:
-    dtypes.append(x.dtype)
-
-  expected, _ = jax.jit(single.apply)(params, tokens())
-  logits, _ = jax.jit(lambda p, t: half.apply(p, t, observe=record))(params, tokens())
-  assert logits.dtype == jnp.float32 and set(dtypes) == {jnp.dtype("bfloat16")}
-  assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
-  assert np.any(logits != expected)
+@pytest.mark.slow
+def test_every_pair_conforms(make_config: MakeConfig) -> None:
+  for fields in covering_rows(make_config):
+    try:
+      check(examine(make_config(**SIZE, **fields)))
+    except Exception as error:
+      raise AssertionError(f"row {fields}") from error

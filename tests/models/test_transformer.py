@@ -10,9 +10,11 @@ import pytest
 from flax import nnx
 
 from of_jax.config import Config
-from of_jax.models.attention import capped_attention, rotate
+from of_jax.models.attention import attend, rotate
 from of_jax.models.functional import build_network
 from of_jax.models.norms import make_norm
+from of_jax.models.probe import Context
+from of_jax.models.softmaxes.plain import PlainSoftmax
 
 MakeConfig = Callable[..., Config]
 
@@ -61,17 +63,18 @@ def test_norms(inside: bool, make_config: MakeConfig) -> None:
     return x / (np.sqrt(mean_square + eps) if inside else np.sqrt(mean_square) + eps)
 
   gain, offset = np.linspace(1, 2, 32), np.linspace(-1, 1, 32)
+  context = Context(jnp.arange(4)[None])
   layer = make_norm("layer", nnx.Rngs(0), model)
   layer.scale[...], layer.bias[...] = gain, offset
   np.testing.assert_allclose(
-      layer(x), divide(x - x.mean(-1, keepdims=True)) * gain + offset, atol=1e-5)
+      layer(x, context), divide(x - x.mean(-1, keepdims=True)) * gain + offset, atol=1e-5)
   rms = make_norm("rms", nnx.Rngs(0), model)
   rms.scale[...] = gain
-  np.testing.assert_allclose(rms(x), divide(x) * gain, atol=1e-5)
+  np.testing.assert_allclose(rms(x, context), divide(x) * gain, atol=1e-5)
   srms = make_norm("srms", nnx.Rngs(0), model)
-  np.testing.assert_allclose(srms(x), divide(x), atol=1e-5)
+  np.testing.assert_allclose(srms(x, context), divide(x), atol=1e-5)
   assert not jax.tree.leaves(nnx.state(srms, nnx.Param))
-  gradient = jax.grad(lambda x: jnp.sum(srms(x) ** 2))(np.zeros((1, 32), np.float32))
+  gradient = jax.grad(lambda x: jnp.sum(srms(x, context) ** 2))(np.zeros((1, 32), np.float32))
   assert np.all(np.isfinite(gradient))
 
 
@@ -155,11 +158,12 @@ def test_rotary_depends_on_distance_alone() -> None:
   assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-3)
 
 
-def test_tanh_cap_bounds_the_logits() -> None:
+def test_tanh_cap_bounds_the_logits(make_config: MakeConfig) -> None:
   """With a cap of 1 no allowed weight can be e^2 times another, however large the logits."""
   q = np.random.default_rng(0).standard_normal((1, 4, 1, 8)).astype(np.float32) * 100
   values = jnp.eye(8)[None, :4, None]
-  weights = capped_attention(q, q, values, None, cap=1.0)[0, :, 0, :4]
+  softmax = PlainSoftmax(make_config().model)
+  weights = attend(q, q, values, None, softmax, cap=1.0)[0, :, 0, :4]
   np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
   assert np.all(np.triu(weights, 1) == 0)
   assert weights[3].max() / weights[3].min() <= np.exp(2) * (1 + 1e-5)

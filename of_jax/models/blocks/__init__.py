@@ -1,5 +1,7 @@
 """Residual blocks: one class a file, chosen by `model.block`."""
 
+from typing import Protocol
+
 import jax
 from flax import nnx
 
@@ -7,14 +9,16 @@ from of_jax import variants
 from of_jax.config import ModelConfig
 from of_jax.models.attention import Attention
 from of_jax.models.mlps import make_mlp
+from of_jax.models.norms import Norm, make_norm
 from of_jax.models.parameter import constant, parameter
 from of_jax.models.probe import Context
 
 
 class Gain(nnx.Module):
-  """Multiplies a branch's output: by nothing, a fixed number, or a trained scalar or vector.
+  """y = beta f(x), a number a branch or a channel: LayerScale (Touvron et al. 2021, 2103.17239).
 
-  A trained vector is LayerScale (Touvron et al. 2021, 2103.17239, eq. 4).
+  beta is absent, fixed, or trained: one a branch, or with `model.beta_per_channel` one a channel,
+  which is LayerScale (its eq. 4).
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig, init: float | None):
@@ -31,11 +35,20 @@ class Gain(nnx.Module):
     return x if self.fixed is None else x * self.fixed
 
 
-class Block(nnx.Module):
-  """Base of the blocks: an attention branch and an MLP branch, each with a gain.
+class Branch(Protocol):
+  """Attention or the MLP, with the output norm (if any), the gain and the dropout behind it."""
 
-  A subclass writes `__call__`: where the norms stand, and what the stream does. The branches
-  probe their own inputs and outputs; the block probes `resid_mid`, and the model `resid_pre`.
+  def __call__(self, x_BxTxD: jax.Array, context: Context, output_norm: Norm | None = None
+               ) -> jax.Array:
+    ...
+
+
+class Block(nnx.Module):
+  """Base of the blocks: h = x + MHA(x); y = h + MLP(h), each branch with a gain, and no norm.
+
+  A subclass says where norms stand and what the stream does: NormedBlock for both halves in one
+  line, or `attention_half` and `mlp_half` apart. The branches probe their own inputs and outputs;
+  the block probes `resid_mid`, and the model `resid_pre`.
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
@@ -49,25 +62,68 @@ class Block(nnx.Module):
     """The stack from the bottom: (class, number of consecutive blocks), together `depth`."""
     return [(cls, model.depth)]
 
-  def attention_branch(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    """gain x attention(x), with dropout."""
+  def attention_branch(self, x_BxTxD: jax.Array, context: Context,
+                       output_norm: Norm | None = None) -> jax.Array:
+    """gain x output_norm(attention(x)), with dropout."""
     context.probe("attn_in", x_BxTxD)
-    y_BxTxD = context.dropout(self.attention_gain(self.attention(x_BxTxD, context)))
+    y_BxTxD = self.attention(x_BxTxD, context)
+    y_BxTxD = _finish(y_BxTxD, output_norm, self.attention_gain, context)
     context.probe("attn_out", y_BxTxD)
     return y_BxTxD
 
-  def mlp_branch(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    """gain x MLP(x), with dropout."""
+  def mlp_branch(self, x_BxTxD: jax.Array, context: Context,
+                 output_norm: Norm | None = None) -> jax.Array:
+    """gain x output_norm(MLP(x)), with dropout."""
     context.probe("mlp_in", x_BxTxD)
-    y_BxTxD = context.dropout(self.mlp_gain(self.mlp(x_BxTxD, context)))
+    y_BxTxD = self.mlp(x_BxTxD, context)
+    y_BxTxD = _finish(y_BxTxD, output_norm, self.mlp_gain, context)
     context.probe("mlp_out", y_BxTxD)
     return y_BxTxD
 
+  def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    """The stream entering the block -> the stream entering its MLP half."""
+    return x_BxTxD + self.attention_branch(x_BxTxD, context)
+
+  def mlp_half(self, h_BxTxD: jax.Array, context: Context) -> jax.Array:
+    """The stream entering the MLP half -> the stream leaving the block."""
+    return h_BxTxD + self.mlp_branch(h_BxTxD, context)
+
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     """The stream entering the block -> the stream leaving it."""
+    h_BxTxD = self.attention_half(x_BxTxD, context)
+    context.probe("resid_mid", h_BxTxD)
+    return self.mlp_half(h_BxTxD, context)
+
+
+class NormedBlock(Block):
+  """Base of the blocks whose halves have a norm each, in the same place: a subclass says where."""
+
+  def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
+    super().__init__(rngs, model)
+    self.attention_norm = self.make_norm(rngs, model)
+    self.mlp_norm = self.make_norm(rngs, model)
+
+  def make_norm(self, rngs: nnx.Rngs, model: ModelConfig) -> Norm:
+    """The norm of one half."""
+    return make_norm(model.norm, rngs, model)
+
+  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    """The stream entering a half -> the stream leaving it."""
     raise NotImplementedError
+
+  def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    return self.half(self.attention_branch, self.attention_norm, x_BxTxD, context)
+
+  def mlp_half(self, h_BxTxD: jax.Array, context: Context) -> jax.Array:
+    return self.half(self.mlp_branch, self.mlp_norm, h_BxTxD, context)
 
 
 def plan_stack(model: ModelConfig) -> list[tuple[type[Block], int]]:
   """What `Block.plan` of the block that a config names says."""
   return variants.load_class("models/blocks", model.block, Block).plan(model)
+
+
+def _finish(y_BxTxD: jax.Array, output_norm: Norm | None, gain: Gain, context: Context
+            ) -> jax.Array:
+  normed_BxTxD = y_BxTxD if output_norm is None else output_norm(y_BxTxD, context)
+  return context.dropout(gain(normed_BxTxD))

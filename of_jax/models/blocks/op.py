@@ -10,12 +10,13 @@ from of_jax.models.probe import Context
 
 
 class OutlierProtected(Block):
-  """h = x + beta MHA(x); y = h + beta MLP(alpha h): no norm on the stream or its branches.
+  """h = x + beta MHA(x); y = h + beta MLP(alpha h) (He et al. 2024, 2405.19279, Sec. 3).
 
-  beta = O(1 / sqrt(depth)) below 1 keeps signal propagation good without norms. Attention needs
-  entropy regulation in their place: QK-norm (`model.qk_norm`, the default here) or a tanh cap
-  (`model.attention_cap`). alpha (`model.mlp_input_scale`) brings the MLP's pre-activations to
-  O(1) where the nonlinearity is not homogeneous: ReLU does not need it.
+  No norm on the stream or its branches. beta = O(1 / sqrt(depth)) below 1 keeps signal
+  propagation good without norms. Attention needs entropy regulation in their place: QK-norm
+  (`model.qk_norm`, the default here) or a tanh cap (`model.attention_cap`). alpha
+  (`model.mlp_input_scale`) brings the MLP's pre-activations to O(1) where the nonlinearity is not
+  homogeneous: ReLU does not need it.
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
@@ -30,13 +31,7 @@ class OutlierProtected(Block):
     rest = [(cls, model.depth - 1)] if model.depth > 1 else []
     return [(OutlierProtectedNormedInput, 1), *rest]
 
-  def attention_input(self, x_BxTxD: jax.Array) -> jax.Array:
-    """What the attention branch reads."""
-    return x_BxTxD
-
-  def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    h_BxTxD = x_BxTxD + self.attention_branch(self.attention_input(x_BxTxD), context)
-    context.probe("resid_mid", h_BxTxD)
+  def mlp_half(self, h_BxTxD: jax.Array, context: Context) -> jax.Array:
     return h_BxTxD + self.mlp_branch(h_BxTxD * self.alpha, context)
 
 
@@ -50,5 +45,5 @@ class OutlierProtectedNormedInput(OutlierProtected):
     super().__init__(rngs, model)
     self.attention_norm = make_norm("layer", rngs, model)
 
-  def attention_input(self, x_BxTxD: jax.Array) -> jax.Array:
-    return self.attention_norm(x_BxTxD)
+  def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    return x_BxTxD + self.attention_branch(self.attention_norm(x_BxTxD, context), context)

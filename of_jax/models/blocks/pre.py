@@ -1,26 +1,17 @@
 """Pre-Norm block."""
 
 import jax
-from flax import nnx
 
-from of_jax.config import ModelConfig
-from of_jax.models.blocks import Block
-from of_jax.models.norms import make_norm
+from of_jax.models.blocks import Branch, NormedBlock
+from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
 
-class PreNorm(Block):
+class PreNorm(NormedBlock):
   """h = x + MHA(Norm1(x)); y = h + MLP(Norm2(h)) (Xiong et al. 2020; He et al. 2024, App. B).
 
   With `model.beta` the branches are scaled: He et al.'s Pre-LN with down-scaled residuals.
   """
 
-  def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
-    super().__init__(rngs, model)
-    self.attention_norm = make_norm(model.norm, rngs, model)
-    self.mlp_norm = make_norm(model.norm, rngs, model)
-
-  def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    h_BxTxD = x_BxTxD + self.attention_branch(self.attention_norm(x_BxTxD), context)
-    context.probe("resid_mid", h_BxTxD)
-    return h_BxTxD + self.mlp_branch(self.mlp_norm(h_BxTxD), context)
+  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    return x_BxTxD + branch(norm(x_BxTxD, context), context)

@@ -5,31 +5,72 @@ from flax import nnx
 
 from of_jax import variants
 from of_jax.config import ModelConfig
+from of_jax.models.norms import make_norm
 from of_jax.models.parameter import Linear
 from of_jax.models.probe import Context
+from of_jax.models.sigma_reparam import SigmaReparamLinear
 
 
 class MLP(nnx.Module):
-  """Base of the MLPs: two linear maps without biases around a nonlinearity.
+  """Base of the MLPs: phi(x W_up) W_down, two linear maps without biases around a nonlinearity.
 
-  [batch, time, width] -> [batch, time, width] through `mlp_width` hidden units.
+  [batch, time, width] -> [batch, time, width] through `mlp_width` hidden units. With
+  `model.mlp_norm` a norm stands before phi (Lyle et al. 2024, 2407.01800, Sec. 3).
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     assert model.mlp_width is not None, "resolve the config first"
-    self.up = Linear(rngs, (model.width, model.mlp_width), ("embed", "mlp"), model.init_std)
-    self.down = Linear(rngs, (model.mlp_width, model.width), ("mlp", "embed"), model.init_std)
+    self.up = self.linear_in(rngs, model)
+    kind, shape = _linear_kind(model), (model.mlp_width, model.width)
+    self.down = kind(rngs, shape, ("mlp", "embed"), self.init_std(model, model.mlp_width))
+    self.has_norm = model.mlp_norm != "none"
+    if self.has_norm:
+      self.norm = make_norm(model.mlp_norm, rngs, model, model.mlp_width, "mlp")
 
-  def hidden(self, x_BxTxD: jax.Array) -> jax.Array:
-    """The hidden units after the nonlinearity, [batch, time, mlp_width]."""
+  def linear_in(self, rngs: nnx.Rngs, model: ModelConfig) -> Linear:
+    """A map from the width to the hidden units."""
+    assert model.mlp_width is not None, "resolve the config first"
+    kind, shape = _linear_kind(model), (model.width, model.mlp_width)
+    return kind(rngs, shape, ("embed", "mlp"), self.init_std(model, model.width))
+
+  def init_std(self, model: ModelConfig, inputs: int) -> float:
+    """Standard deviation of a kernel with `inputs` rows."""
+    del inputs
+    return model.init_std
+
+  def activation(self, x_BxTxF: jax.Array) -> jax.Array:
+    """phi, the nonlinearity, entry by entry."""
     raise NotImplementedError
 
+  def hidden(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    """The hidden units after the nonlinearity, [batch, time, mlp_width]."""
+    return self.activate(self.up(x_BxTxD), context)
+
+  def activate(self, x_BxTxF: jax.Array, context: Context) -> jax.Array:
+    """phi, behind its norm if it has one."""
+    return self.activation(self.norm(x_BxTxF, context) if self.has_norm else x_BxTxF)
+
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    h_BxTxF = self.hidden(x_BxTxD)
+    h_BxTxF = self.hidden(x_BxTxD, context)
     context.probe("mlp_hidden", h_BxTxF)
     return self.down(h_BxTxF)
+
+
+class GatedMLP(MLP):
+  """Base of the gated forms: (phi(x W_gate) * x W_up) W_down (Shazeer 2020, 2002.05202)."""
+
+  def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
+    super().__init__(rngs, model)
+    self.gate = self.linear_in(rngs, model)
+
+  def hidden(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    return self.activate(self.gate(x_BxTxD), context) * self.up(x_BxTxD)
 
 
 def make_mlp(rngs: nnx.Rngs, model: ModelConfig) -> MLP:
   """The MLP that a config names."""
   return variants.load_class("models/mlps", model.mlp, MLP)(rngs, model)
+
+
+def _linear_kind(model: ModelConfig) -> type[Linear]:
+  return SigmaReparamLinear if model.sigma_reparam == "block" else Linear

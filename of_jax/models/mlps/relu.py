@@ -8,5 +8,5 @@ from of_jax.models.mlps import MLP
 class ReLUMLP(MLP):
   """relu(x W_up) W_down (Vaswani et al. 2017, eq. 2, without biases)."""
 
-  def hidden(self, x_BxTxD: jax.Array) -> jax.Array:
-    return jax.nn.relu(self.up(x_BxTxD))
+  def activation(self, x_BxTxF: jax.Array) -> jax.Array:
+    return jax.nn.relu(x_BxTxF)

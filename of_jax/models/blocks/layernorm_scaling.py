@@ -1,0 +1,19 @@
+"""LayerNorm Scaling block."""
+
+import jax
+import jax.numpy as jnp
+
+from of_jax.models.blocks import Branch, NormedBlock
+from of_jax.models.norms import Norm
+from of_jax.models.probe import Context
+
+
+class LayerNormScaling(NormedBlock):
+  """y = x + f(Norm(x) / sqrt(l)), l the block's number from 1 (Sun et al. 2025, 2502.05795).
+
+  Both halves of a block have the same l.
+  """
+
+  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    scale = jax.lax.rsqrt(jnp.float32(context.layer)).astype(x_BxTxD.dtype)
+    return x_BxTxD + branch(norm(x_BxTxD, context) * scale, context)

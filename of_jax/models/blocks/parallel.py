@@ -1,0 +1,26 @@
+"""Parallel block."""
+
+import jax
+from flax import nnx
+
+from of_jax.config import ModelConfig
+from of_jax.models.blocks import Block
+from of_jax.models.norms import make_norm
+from of_jax.models.probe import Context
+
+
+class Parallel(Block):
+  """y = x + MHA(n) + MLP(n), n = Norm(x) (GPT-J, Wang & Komatsuzaki 2021; code of He et al. 2024).
+
+  One norm, one skip. The stream entering the MLP half (`resid_mid`) is the block's input.
+  """
+
+  def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
+    super().__init__(rngs, model)
+    self.norm = make_norm(model.norm, rngs, model)
+
+  def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    context.probe("resid_mid", x_BxTxD)
+    normed_BxTxD = self.norm(x_BxTxD, context)
+    return (x_BxTxD + self.attention_branch(normed_BxTxD, context)
+            + self.mlp_branch(normed_BxTxD, context))

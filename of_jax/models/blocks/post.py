@@ -1,0 +1,17 @@
+"""Post-Norm block, as the papers write it."""
+
+import jax
+
+from of_jax.models.blocks import Branch, NormedBlock
+from of_jax.models.norms import Norm
+from of_jax.models.probe import Context
+
+
+class PostNorm(NormedBlock):
+  """h = Norm1(x + MHA(x)); y = Norm2(h + MLP(h)) (Vaswani et al. 2017; He et al. 2024, App. B).
+
+  The unembedding reads a normed stream without `model.final_norm`.
+  """
+
+  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    return norm(x_BxTxD + branch(x_BxTxD, context), context)

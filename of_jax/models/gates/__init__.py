@@ -1,0 +1,22 @@
+"""Gates on the heads' outputs: one class a file, chosen by `model.attention_gate`."""
+
+import jax
+from flax import nnx
+
+from of_jax import variants
+from of_jax.config import ModelConfig
+
+
+class Gate(nnx.Module):
+  """Base of the gates: (what the heads put out, what attention read) -> gated heads."""
+
+  def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
+    del rngs, model
+
+  def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
+    raise NotImplementedError
+
+
+def make_gate(rngs: nnx.Rngs, model: ModelConfig) -> Gate:
+  """The gate that a config names."""
+  return variants.load_class("models/gates", model.attention_gate, Gate)(rngs, model)

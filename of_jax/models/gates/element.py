@@ -1,0 +1,23 @@
+"""A gate a neuron of a head and token."""
+
+import jax
+from flax import nnx
+
+from of_jax.config import ModelConfig
+from of_jax.models.gates import Gate
+from of_jax.models.parameter import Linear
+
+
+class ElementGate(Gate):
+  """o = sigmoid(x W_g) w v, element by element (Qiu et al. 2025, 2505.06708).
+
+  After the weighted sum and before the output projection.
+  """
+
+  def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
+    super().__init__(rngs, model)
+    self.linear = Linear(rngs, (model.width, model.heads, model.width // model.heads),
+                         ("embed", "heads", "head_dim"), model.init_std)
+
+  def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
+    return y_BxTxHxK * jax.nn.sigmoid(self.linear(x_BxTxD))

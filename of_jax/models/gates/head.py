@@ -1,0 +1,32 @@
+"""A gate a head and token."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from of_jax.config import ModelConfig
+from of_jax.models.gates import Gate
+from of_jax.models.parameter import constant, normal, parameter
+
+
+class HeadGate(Gate):
+  """o_h = sigmoid(x_h . g_h + b_h) w_h v_h (Bondarenko et al. 2023, 2306.12929, Sec. 4.2).
+
+  x_h is the head's own slice of what attention reads. b_h starts so that a gate reading zeros
+  is `model.attention_gate_init`, 0.25 in their script for OPT.
+  """
+
+  def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
+    super().__init__(rngs, model)
+    self.kernel = parameter(rngs, (model.heads, model.width // model.heads),
+                            normal(model.init_std), "hidden", ("heads", "head_dim"))
+    logit = math.log(model.attention_gate_init / (1 - model.attention_gate_init))
+    self.bias = parameter(rngs, (model.heads,), constant(logit), "bias", ("heads",))
+
+  def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
+    dtype, kernel_HxK = y_BxTxHxK.dtype, self.kernel[...]
+    x_BxTxHxK = x_BxTxD.reshape(*x_BxTxD.shape[:-1], *kernel_HxK.shape)
+    logits_BxTxH = jnp.einsum("bthk,hk->bth", x_BxTxHxK, kernel_HxK.astype(dtype))
+    return y_BxTxHxK * jax.nn.sigmoid(logits_BxTxH + self.bias[...].astype(dtype))[..., None]

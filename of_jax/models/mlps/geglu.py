@@ -1,0 +1,12 @@
+"""GEGLU MLP."""
+
+import jax
+
+from of_jax.models.mlps import GatedMLP
+
+
+class GEGLUMLP(GatedMLP):
+  """(gelu(x W_gate) * x W_up) W_down, gelu's tanh form (Shazeer 2020, 2002.05202, eq. 6)."""
+
+  def activation(self, x_BxTxF: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x_BxTxF, approximate=True)
