@@ -31,9 +31,16 @@ class ModelConfig:
   norm_eps: float = _field(1e-6, "added to the norm's mean square, or to its root")
   norm_eps_placement: Literal["inside", "outside"] = _field(
       "inside", "eps inside the root (common), or outside (the released OF code)")
+  dyt_alpha: float = _field(0.5, "dyt: alpha at init")
+  dyt_alpha_attention: float | None = _field(
+      None, "dyt: alpha at init of the norms that attention reads; default dyt_alpha")
+  power_decay: float = _field(0.9, "power: decay of the running statistics, of both passes")
+  power_warmup_steps: int = _field(
+      10_000, "power: steps that divide by the batch's statistic, before the running one")
   width: int = _field(128, "d: neurons of the residual stream")
   depth: int = _field(6, "L: blocks")
-  heads: int = _field(4, "attention heads; must divide the width")
+  heads: int = _field(4, "attention heads; must divide the width unless head_dim is given")
+  head_dim: int | None = _field(None, "neurons of a head; default width / heads")
   mlp: str = _field("relu", "form of the MLP", "models/mlps")
   mlp_width: int | None = _field(None, "hidden units; default 4 x width, or 8/3 x width if gated")
   positions: Literal["learned", "rotary"] = _field("learned", "position information")
@@ -44,6 +51,7 @@ class ModelConfig:
   qk_norm: Literal["auto", "none", "layer", "rms"] = _field(
       "auto", "norm of queries and keys over the head dimension; auto: rms for op, else none")
   qk_bias: bool = _field(False, "bias on queries and keys")
+  linear_bias: bool = _field(False, "bias on every linear map of the blocks, as in GPT-2")
   attention_cap: float | None = _field(None, "c: logits become c tanh(logits / c)")
   beta: float | None = _field(
       None, "gain of both branches; default 1 / sqrt(2 depth) for op, else no gain")
@@ -199,8 +207,14 @@ def resolve(config: Config) -> Config:
     hidden = 4 * model.width
     if model.mlp.endswith("glu"):
       hidden = 8 * math.ceil(model.width / 3)
+  head_dim = model.head_dim
+  if head_dim is None and model.heads > 0 and model.width % model.heads == 0:
+    head_dim = model.width // model.heads
   model = dataclasses.replace(
       model,
+      head_dim=head_dim,
+      dyt_alpha_attention=(model.dyt_alpha if model.dyt_alpha_attention is None
+                           else model.dyt_alpha_attention),
       beta=beta,
       beta_attention=beta if model.beta_attention is None else model.beta_attention,
       beta_mlp=beta if model.beta_mlp is None else model.beta_mlp,

@@ -8,7 +8,8 @@ from of_jax.errors import UserError
 if TYPE_CHECKING:
   from of_jax.config import Config
 
-ROLES = ("embedding", "hidden", "unembedding", "gain", "norm", "bias")
+# `running` is for statistics that the forward pass keeps: no optimiser sees them.
+ROLES = ("embedding", "hidden", "unembedding", "gain", "norm", "bias", "running")
 
 
 def _require(condition: bool, path: str, config: "Config", what: str) -> None:
@@ -18,17 +19,20 @@ def _require(condition: bool, path: str, config: "Config", what: str) -> None:
 
 
 _AT_LEAST_ONE = (
-    "model.width", "model.depth", "model.heads", "model.mlp_width", "train.steps",
-    "train.batch_size", "train.sequence_length", "train.grad_accumulation", "train.log_every",
-    "train.eval_every", "train.checkpoint_every", "data.eval_sequences", "telemetry.every")
+    "model.width", "model.depth", "model.heads", "model.head_dim", "model.mlp_width",
+    "train.steps", "train.batch_size", "train.sequence_length", "train.grad_accumulation",
+    "train.log_every", "train.eval_every", "train.checkpoint_every", "data.eval_sequences",
+    "telemetry.every")
 _AT_LEAST_TWO = ("train.checkpoint_log_base",)
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
-             "model.mlp_input_scale", "optim.clip_norm")
+             "model.mlp_input_scale", "model.dyt_alpha", "model.dyt_alpha_attention",
+             "optim.clip_norm")
 _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
                  "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps",
-                 "train.z_loss", "train.seed", "data.begin_token_id", "data.end_token_id")
+                 "model.power_warmup_steps", "train.z_loss", "train.seed",
+                 "data.begin_token_id", "data.end_token_id")
 _FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction")
-_BELOW_ONE = ("model.dropout", "optim.b1", "optim.b2")
+_BELOW_ONE = ("model.dropout", "model.power_decay", "optim.b1", "optim.b2")
 
 
 def validate(config: "Config") -> None:
@@ -51,11 +55,21 @@ def validate(config: "Config") -> None:
     check(path not in _FRACTIONS or 0 <= value <= 1, path, "must lie between 0 and 1")
     check(path not in _BELOW_ONE or 0 <= value < 1, path, "must be at least 0 and below 1")
 
-  check(model.width % model.heads == 0, "model.heads",
-        f"does not divide model.width={model.width}; "
-        f"nearest that does: {_nearest_divisor(model.width, model.heads)}")
-  check(model.positions != "rotary" or (model.width // model.heads) % 2 == 0, "model.heads",
+  if model.head_dim is None:
+    raise UserError(f"config.model.heads={model.heads}: does not divide model.width={model.width};"
+                    f" nearest that does: {_nearest_divisor(model.width, model.heads)}, or give "
+                    "model.head_dim")
+  check(model.positions != "rotary" or model.head_dim % 2 == 0, "model.heads",
         "rotary positions need an even head dimension (width / heads)")
+  check(model.norm != "none" or not model.final_norm, "model.final_norm",
+        "does nothing with model.norm=none")
+  for path, norm, value, default in (
+      ("model.dyt_alpha", "dyt", model.dyt_alpha, 0.5),
+      ("model.dyt_alpha_attention", "dyt", model.dyt_alpha_attention, 0.5),
+      ("model.power_decay", "power", model.power_decay, 0.9),
+      ("model.power_warmup_steps", "power", model.power_warmup_steps, 10_000)):
+    check(model.norm == norm or value == default, path,
+          f"is part of model.norm={norm} and does nothing in {model.norm}")
   for path, value, default in (("model.mlp_input_scale", model.mlp_input_scale, 1.0),
                                ("model.first_attention_norm", model.first_attention_norm, False)):
     check(model.block == "op" or value == default, path,
@@ -70,6 +84,8 @@ def validate(config: "Config") -> None:
   unknown = [r for r in optim.decay_roles if r not in ROLES]
   check(not unknown, "optim.decay_roles",
         f"{', '.join(unknown)} is not a parameter role; they are {', '.join(ROLES)}")
+  check("running" not in optim.decay_roles, "optim.decay_roles",
+        "running statistics are not trained, so nothing decays them")
   assert optim.warmup_steps is not None
   check(optim.warmup_steps <= train.steps, "optim.warmup_steps",
         f"the warmup is longer than the training, train.steps={train.steps}")

@@ -48,16 +48,17 @@ class Attention(nnx.Module):
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
-    heads, head_dim = model.heads, model.width // model.heads
+    assert model.head_dim is not None, "resolve the config first"
+    heads, head_dim = model.heads, model.head_dim
 
     def project(bias: bool) -> Linear:
       return Linear(rngs, (model.width, heads, head_dim), ("embed", "heads", "head_dim"),
-                    model.init_std, bias=bias)
+                    model.init_std, bias=bias or model.linear_bias)
 
     self.query, self.key = project(model.qk_bias), project(model.qk_bias)
     self.value = project(False)
     self.out = Linear(rngs, (heads, head_dim, model.width), ("heads", "head_dim", "embed"),
-                      model.init_std, inputs=2)
+                      model.init_std, inputs=2, bias=model.linear_bias)
     self.has_qk_norm = model.qk_norm != "none"
     if self.has_qk_norm:
       self.query_norm = make_norm(model.qk_norm, rngs, model, head_dim, "head_dim")
@@ -69,7 +70,8 @@ class Attention(nnx.Module):
     q_BxTxHxK, k_BxTxHxK = self.query(x_BxTxD), self.key(x_BxTxD)
     v_BxTxHxK = self.value(x_BxTxD)
     if self.has_qk_norm:
-      q_BxTxHxK, k_BxTxHxK = self.query_norm(q_BxTxHxK), self.key_norm(k_BxTxHxK)
+      q_BxTxHxK = self.query_norm(q_BxTxHxK, context)
+      k_BxTxHxK = self.key_norm(k_BxTxHxK, context)
     if self.rope_theta is not None:
       q_BxTxHxK = rotate(q_BxTxHxK, context.positions_BxT, self.rope_theta)
       k_BxTxHxK = rotate(k_BxTxHxK, context.positions_BxT, self.rope_theta)

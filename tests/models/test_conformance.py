@@ -20,6 +20,11 @@ TABLE: dict[str, dict[str, Any]] = {
     "pre rms": {},
     "pre layer": {"model__norm": "layer", "model__final_norm": True},
     "pre srms": {"model__norm": "srms", "model__norm_eps_placement": "outside"},
+    "pre ss linear-bias": {"model__norm": "ss", "model__linear_bias": True},
+    "pre crms head_dim": {"model__norm": "crms", "model__width": 31, "model__head_dim": 8},
+    "pre dyt": {"model__norm": "dyt", "model__final_norm": True},
+    "pre power": {"model__norm": "power"},
+    "pre none": {"model__norm": "none", "model__qk_norm": "rms"},
     "pre qk-norm layer": {"model__qk_norm": "layer"},
     "pre down-scaled": {"model__beta": 0.1, "model__beta_trainable": True},
     "pre tied rotary gelu": {"model__tied_embeddings": True, "model__positions": "rotary",
@@ -55,7 +60,7 @@ def value_and_grad(config: Config, params: Any) -> tuple[Any, Any]:
   network = build_network(config)
 
   def loss(params: Any) -> tuple[jax.Array, Any]:
-    logits, statistics = network.apply(params, tokens(), observe=observe)
+    logits, statistics = network.apply(params, tokens(), observe=observe, training=True)
     return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[..., 3]), statistics
 
   return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -123,7 +128,7 @@ def test_scan_and_remat_apart(fields: dict[str, Any], make_config: MakeConfig) -
 
 @pytest.mark.parametrize("row", TABLE)
 def test_is_causal(row: str, make_config: MakeConfig) -> None:
-  """A logit's gradient with respect to the embedding of a later token is exactly 0."""
+  """In evaluation: a logit's gradient with respect to a later token's embedding is exactly 0."""
   network, params = built(make_config(**TABLE[row], model__depth=2))
   distinct = np.arange(16)[None] + 5  # Each position has a token, and so a row, of its own.
 

@@ -30,12 +30,13 @@ class OutlierProtected(Block):
     rest = [(cls, model.depth - 1)] if model.depth > 1 else []
     return [(OutlierProtectedNormedInput, 1), *rest]
 
-  def attention_input(self, x_BxTxD: jax.Array) -> jax.Array:
+  def attention_input(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     """What the attention branch reads."""
     return x_BxTxD
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    h_BxTxD = x_BxTxD + self.attention_branch(self.attention_input(x_BxTxD), context)
+    input_BxTxD = self.attention_input(x_BxTxD, context)
+    h_BxTxD = x_BxTxD + self.attention_branch(input_BxTxD, context)
     context.probe("resid_mid", h_BxTxD)
     return h_BxTxD + self.mlp_branch(h_BxTxD * self.alpha, context)
 
@@ -48,7 +49,7 @@ class OutlierProtectedNormedInput(OutlierProtected):
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     super().__init__(rngs, model)
-    self.attention_norm = make_norm("layer", rngs, model)
+    self.attention_norm = make_norm("layer", rngs, model, before_attention=True)
 
-  def attention_input(self, x_BxTxD: jax.Array) -> jax.Array:
-    return self.attention_norm(x_BxTxD)
+  def attention_input(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    return self.attention_norm(x_BxTxD, context)

@@ -17,10 +17,10 @@ class PreNorm(Block):
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     super().__init__(rngs, model)
-    self.attention_norm = make_norm(model.norm, rngs, model)
+    self.attention_norm = make_norm(model.norm, rngs, model, before_attention=True)
     self.mlp_norm = make_norm(model.norm, rngs, model)
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    h_BxTxD = x_BxTxD + self.attention_branch(self.attention_norm(x_BxTxD), context)
+    h_BxTxD = x_BxTxD + self.attention_branch(self.attention_norm(x_BxTxD, context), context)
     context.probe("resid_mid", h_BxTxD)
-    return h_BxTxD + self.mlp_branch(self.mlp_norm(h_BxTxD), context)
+    return h_BxTxD + self.mlp_branch(self.mlp_norm(h_BxTxD, context), context)

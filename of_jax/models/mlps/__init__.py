@@ -10,15 +10,18 @@ from of_jax.models.probe import Context
 
 
 class MLP(nnx.Module):
-  """Base of the MLPs: two linear maps without biases around a nonlinearity.
+  """Base of the MLPs: two linear maps around a nonlinearity.
 
-  [batch, time, width] -> [batch, time, width] through `mlp_width` hidden units.
+  [batch, time, width] -> [batch, time, width] through `mlp_width` hidden units. The maps have
+  biases with `model.linear_bias`.
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     assert model.mlp_width is not None, "resolve the config first"
-    self.up = Linear(rngs, (model.width, model.mlp_width), ("embed", "mlp"), model.init_std)
-    self.down = Linear(rngs, (model.mlp_width, model.width), ("mlp", "embed"), model.init_std)
+    self.up = Linear(rngs, (model.width, model.mlp_width), ("embed", "mlp"), model.init_std,
+                     bias=model.linear_bias)
+    self.down = Linear(rngs, (model.mlp_width, model.width), ("mlp", "embed"), model.init_std,
+                       bias=model.linear_bias)
 
   def hidden(self, x_BxTxD: jax.Array) -> jax.Array:
     """The hidden units after the nonlinearity, [batch, time, mlp_width]."""

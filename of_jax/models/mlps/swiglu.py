@@ -13,7 +13,8 @@ class SwiGLUMLP(MLP):
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     super().__init__(rngs, model)
-    self.gate = Linear(rngs, self.up.kernel.shape, ("embed", "mlp"), model.init_std)
+    self.gate = Linear(rngs, self.up.kernel.shape, ("embed", "mlp"), model.init_std,
+                       bias=model.linear_bias)
 
   def hidden(self, x_BxTxD: jax.Array) -> jax.Array:
     return jax.nn.silu(self.gate(x_BxTxD)) * self.up(x_BxTxD)
