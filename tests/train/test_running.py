@@ -1,4 +1,4 @@
-"""Running statistics in training: renewed by the step, seen by no optimiser, kept by checkpoints."""
+"""Running statistics: renewed by the step, seen by no optimiser, kept by checkpoints."""
 
 import shutil
 from collections.abc import Callable
@@ -65,13 +65,13 @@ def test_a_step_sets_them_and_nothing_else_touches_them(make_config: MakeConfig)
   moments = [jax.tree_util.keystr(path) for path, _ in
              jax.tree_util.tree_leaves_with_path(opt_state)]
   assert moments and not [path for path in moments if "running" in path]
-  # Were the new values counted, the two running squares alone would make it 11.
+  # Were the new values counted, the running squares alone would make it sqrt(4 x 32) = 11.
   assert 0 < grad_norm < 5 and abs(parts_norm - grad_norm) < 0.1 * grad_norm
 
 
 def test_they_are_resumed_with_the_rest(make_config: MakeConfig, tmp_path: Path) -> None:
   config = make_config(**{**FIELDS, "model__power_warmup_steps": 3}, train__steps=4,
-                       train__checkpoint_every=2)
+                       train__checkpoint_every=2, telemetry__level="off")
   train(config, tmp_path / "whole", lambda line: None)
   shutil.copytree(tmp_path / "whole", tmp_path / "cut")
   (tmp_path / "cut" / "DONE").unlink()
