@@ -31,9 +31,16 @@ class ModelConfig:
   norm_eps: float = _field(1e-6, "added to the norm's mean square, or to its root")
   norm_eps_placement: Literal["inside", "outside"] = _field(
       "inside", "eps inside the root (common), or outside (the released OF code)")
+  dyt_alpha: float = _field(0.5, "dyt: alpha at init")
+  dyt_alpha_attention: float | None = _field(
+      None, "dyt: alpha at init of the norms that attention reads; default dyt_alpha")
+  power_decay: float = _field(0.9, "power: decay of the running statistics, of both passes")
+  power_warmup_steps: int = _field(
+      10_000, "power: steps that divide by the batch's statistic, before the running one")
   width: int = _field(128, "d: neurons of the residual stream")
   depth: int = _field(6, "L: blocks")
-  heads: int = _field(4, "attention heads; must divide the width")
+  heads: int = _field(4, "attention heads; must divide the width unless head_dim is given")
+  head_dim: int | None = _field(None, "neurons of a head; default width / heads")
   kv_heads: int | None = _field(
       None, "heads of keys and values, shared by groups of heads; default heads")
   mlp: str = _field("relu", "form of the MLP", "models/mlps")
@@ -53,6 +60,7 @@ class ModelConfig:
       "auto", "norm of queries and keys over the head dimension; auto: rms for op and nap, "
       "else none")
   qk_bias: bool = _field(False, "bias on queries and keys")
+  linear_bias: bool = _field(False, "bias on every linear map of the blocks, as in GPT-2")
   attention_cap: float | None = _field(None, "c: logits become c tanh(logits / c)")
   attention_softmax: str = _field(
       "plain", "from attention's logits to its weights", "models/softmaxes")
@@ -234,8 +242,14 @@ def resolve(config: Config) -> Config:
     qk_norm = "rms" if model.block in ("op", "nap") else "none"
   if mlp_norm == "auto":
     mlp_norm = "rms" if model.block == "nap" else "none"
+  head_dim = model.head_dim
+  if head_dim is None and model.heads > 0 and model.width % model.heads == 0:
+    head_dim = model.width // model.heads
   model = dataclasses.replace(
       model,
+      head_dim=head_dim,
+      dyt_alpha_attention=(model.dyt_alpha if model.dyt_alpha_attention is None
+                           else model.dyt_alpha_attention),
       kv_heads=model.heads if model.kv_heads is None else model.kv_heads,
       softmax_gamma=gamma,
       mlp_norm=mlp_norm,

@@ -8,7 +8,8 @@ from of_jax.errors import UserError
 if TYPE_CHECKING:
   from of_jax.config import Config
 
-ROLES = ("embedding", "hidden", "unembedding", "gain", "norm", "bias")
+# `running` is for statistics that the forward pass keeps: no optimiser sees them.
+ROLES = ("embedding", "hidden", "unembedding", "gain", "norm", "bias", "running")
 
 
 def _require(condition: bool, path: str, config: "Config", what: str) -> None:
@@ -18,19 +19,21 @@ def _require(condition: bool, path: str, config: "Config", what: str) -> None:
 
 
 _AT_LEAST_ONE = (
-    "model.width", "model.depth", "model.heads", "model.kv_heads", "model.mlp_width",
-    "model.norm_gate_rank", "train.steps",
-    "train.batch_size", "train.sequence_length", "train.grad_accumulation", "train.log_every",
-    "train.eval_every", "train.checkpoint_every", "data.eval_sequences", "telemetry.every")
+    "model.width", "model.depth", "model.heads", "model.head_dim", "model.kv_heads",
+    "model.mlp_width", "model.norm_gate_rank", "train.steps", "train.batch_size",
+    "train.sequence_length", "train.grad_accumulation", "train.log_every", "train.eval_every",
+    "train.checkpoint_every", "data.eval_sequences", "telemetry.every")
 _AT_LEAST_TWO = ("train.checkpoint_log_base",)
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
-             "model.mlp_input_scale", "optim.clip_norm")
+             "model.mlp_input_scale", "model.dyt_alpha", "model.dyt_alpha_attention",
+             "optim.clip_norm")
 _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
                  "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps",
-                 "train.z_loss", "train.seed", "data.begin_token_id", "data.end_token_id")
+                 "model.power_warmup_steps", "train.z_loss", "train.seed",
+                 "data.begin_token_id", "data.end_token_id")
 _FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction",
               "model.mix_alpha")
-_BELOW_ONE = ("model.dropout", "optim.b1", "optim.b2")
+_BELOW_ONE = ("model.dropout", "model.power_decay", "optim.b1", "optim.b2")
 # Field, the value that asks for nothing, and the choice that it belongs to.
 _PART_OF = (
     ("model.mlp_input_scale", 1.0, "model.block", "op"),
@@ -38,11 +41,19 @@ _PART_OF = (
     ("model.mix_alpha", 0.25, "model.block", "mix"),
     ("model.residual_scale", "inverse_sqrt_depth", "model.block", "residual_scaled"),
     ("model.norm_gate_rank", 16, "model.block", "gated_norm"),
+    ("model.dyt_alpha", 0.5, "model.norm", "dyt"),
+    ("model.dyt_alpha_attention", 0.5, "model.norm", "dyt"),
+    ("model.power_decay", 0.9, "model.norm", "power"),
+    ("model.power_warmup_steps", 10_000, "model.norm", "power"),
     ("model.leaky_relu_slope", 0.01, "model.mlp", "leaky_relu"),
     ("model.softmax_zeta", 1.0, "model.attention_softmax", "clipped"),
     ("model.softmax_gamma", None, "model.attention_softmax", "clipped"),
     ("model.attention_gate_init", 0.25, "model.attention_gate", "head"),
 )
+# Blocks that have no norm to leave out, or are a model of their own without.
+_WITHOUT_NORM = ("pre", "parallel", "op", "residual_scaled")
+# Blocks in which no norm's output goes to attention alone.
+_NO_ATTENTION_NORM = ("post", "mix", "deepnorm", "output", "parallel")
 
 
 def validate(config: "Config") -> None:
@@ -65,10 +76,11 @@ def validate(config: "Config") -> None:
     check(path not in _FRACTIONS or 0 <= value <= 1, path, "must lie between 0 and 1")
     check(path not in _BELOW_ONE or 0 <= value < 1, path, "must be at least 0 and below 1")
 
-  check(model.width % model.heads == 0, "model.heads",
-        f"does not divide model.width={model.width}; "
-        f"nearest that does: {_nearest_divisor(model.width, model.heads)}")
-  check(model.positions != "rotary" or (model.width // model.heads) % 2 == 0, "model.heads",
+  if model.head_dim is None:
+    raise UserError(f"config.model.heads={model.heads}: does not divide model.width={model.width};"
+                    f" nearest that does: {_nearest_divisor(model.width, model.heads)}, or give "
+                    "model.head_dim")
+  check(model.positions != "rotary" or model.head_dim % 2 == 0, "model.heads",
         "rotary positions need an even head dimension (width / heads)")
   assert model.kv_heads is not None
   check(model.heads % model.kv_heads == 0, "model.kv_heads",
@@ -78,6 +90,17 @@ def validate(config: "Config") -> None:
     value, chosen = (getattr(model, p.removeprefix("model.")) for p in (path, owner))
     check(chosen == choice or value == nothing, path,
           f"is part of {owner}={choice} and does nothing in {chosen}")
+  check(model.norm != "none" or model.block in _WITHOUT_NORM, "model.norm",
+        f"model.block={model.block} is the place of its norms; without any, take "
+        f"{', '.join(_WITHOUT_NORM)}")
+  check(model.attention_gate != "head" or model.heads * model.head_dim == model.width,
+        "model.attention_gate", "reads a slice of the stream a head, so heads x head_dim must be "
+        f"model.width={model.width}")
+  check(model.norm != "none" or not model.final_norm, "model.final_norm",
+        "does nothing with model.norm=none")
+  check(model.dyt_alpha_attention == model.dyt_alpha or model.block not in _NO_ATTENTION_NORM,
+        "model.dyt_alpha_attention", f"no norm of model.block={model.block} is attention's alone; "
+        "leave it equal to model.dyt_alpha")
   check(0 < model.attention_gate_init < 1, "model.attention_gate_init",
         "a sigmoid reaches what lies above 0 and below 1")
   check(model.softmax_zeta >= 1, "model.softmax_zeta", "must be at least 1")
@@ -104,6 +127,8 @@ def validate(config: "Config") -> None:
   unknown = [r for r in optim.decay_roles if r not in ROLES]
   check(not unknown, "optim.decay_roles",
         f"{', '.join(unknown)} is not a parameter role; they are {', '.join(ROLES)}")
+  check("running" not in optim.decay_roles, "optim.decay_roles",
+        "running statistics are not trained, so nothing decays them")
   assert optim.warmup_steps is not None
   check(optim.warmup_steps <= train.steps, "optim.warmup_steps",
         f"the warmup is longer than the training, train.steps={train.steps}")

@@ -57,6 +57,13 @@ def test_overrides_are_typed() -> None:
     ("model.dropout", "1.0", "below 1"),
     ("model.attention_cap", "0", "must be above 0"),
     ("optim.decay_roles", "hiden", "hiden is not a parameter role"),
+    ("optim.decay_roles", "running", "running statistics are not trained"),
+    ("model.norm", "dty", "did you mean dyt?"),
+    ("model.dyt_alpha", "0.8", "part of model.norm=dyt and does nothing in rms"),
+    ("model.dyt_alpha_attention", "0", "must be above 0"),
+    ("model.power_warmup_steps", "5", "part of model.norm=power and does nothing in rms"),
+    ("model.power_decay", "1", "must be at least 0 and below 1"),
+    ("model.head_dim", "0", "must be at least 1"),
     ("data.corpus", "wikipedia", "not python_stdlib, pypi_code, text:PATH"),
     ("data.vocab_size", "200", "at least 258"),
     ("data.end_token_id", "0", "only for data.corpus=tokens:PATH"),
@@ -104,6 +111,17 @@ def test_what_cannot_go_together_is_one_line(first: str, path: str, text: str, m
 def test_rotary_needs_an_even_head_dimension() -> None:
   with pytest.raises(UserError, match="even head dimension"):
     apply_overrides(Config(), [("model.width", "12"), ("model.positions", "rotary")])
+
+
+def test_a_final_norm_of_no_norm_is_refused() -> None:
+  with pytest.raises(UserError, match="model.final_norm=True: does nothing with model.norm=none"):
+    apply_overrides(Config(), [("model.norm", "none"), ("model.final_norm", "true")])
+
+
+def test_the_size_of_a_head_follows_the_width_unless_given() -> None:
+  assert apply_overrides(Config(), [("model.width", "96")]).model.head_dim == 24
+  model = apply_overrides(Config(), [("model.width", "127"), ("model.head_dim", "32")]).model
+  assert (model.heads, model.head_dim) == (4, 32)
 
 
 def test_a_wrong_type_in_a_config_file_is_one_line() -> None:

@@ -36,8 +36,8 @@ class KeyValueSink(nnx.Module):
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
-    assert model.kv_heads is not None, "resolve the config first"
-    shape, axes = (model.kv_heads, model.width // model.heads), ("heads", "head_dim")
+    assert model.kv_heads is not None and model.head_dim is not None, "resolve the config first"
+    shape, axes = (model.kv_heads, model.head_dim), ("heads", "head_dim")
     self.key = parameter(rngs, shape, normal(model.init_std), "bias", axes)
     self.value = parameter(rngs, shape, normal(model.init_std), "bias", axes)
 
@@ -96,19 +96,19 @@ class Attention(nnx.Module):
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
-    assert model.kv_heads is not None, "resolve the config first"
-    head_dim = model.width // model.heads
+    assert model.kv_heads is not None and model.head_dim is not None, "resolve the config first"
+    head_dim = model.head_dim
     linear = Linear if model.sigma_reparam == "none" else SigmaReparamLinear
 
     def project(heads: int, bias: bool) -> Linear:
       return linear(rngs, (model.width, heads, head_dim), ("embed", "heads", "head_dim"),
-                    model.init_std, bias=bias)
+                    model.init_std, bias=bias or model.linear_bias)
 
     self.query = project(model.heads, model.qk_bias)
     self.key = project(model.kv_heads, model.qk_bias)
     self.value = project(model.kv_heads, False)
     self.out = linear(rngs, (model.heads, head_dim, model.width), ("heads", "head_dim", "embed"),
-                      model.init_std, inputs=2)
+                      model.init_std, inputs=2, bias=model.linear_bias)
     self.has_qk_norm = model.qk_norm != "none"
     if self.has_qk_norm:
       self.query_norm = make_norm(model.qk_norm, rngs, model, head_dim, "head_dim")

@@ -42,20 +42,33 @@ class Network:
 
   def apply(self, parameters: Parameters, tokens_BxT: jax.Array,
             documents_BxT: jax.Array | None = None, *, dropout_key: jax.Array | None = None,
-            observe: Observer | None = None) -> tuple[jax.Array, dict[str, Statistics]]:
+            observe: Observer | None = None, training: bool = False
+            ) -> tuple[jax.Array, dict[str, Statistics]]:
     """float32 logits [batch, time, vocabulary] and statistics, see Transformer.__call__."""
     return self._merge(parameters)(
-        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe)
+        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
 
   def stream(self, parameters: Parameters, tokens_BxT: jax.Array,
              documents_BxT: jax.Array | None = None, *, dropout_key: jax.Array | None = None,
-             observe: Observer | None = None
+             observe: Observer | None = None, training: bool = False
              ) -> tuple[jax.Array, jax.Array, dict[str, Statistics]]:
     """What the unembedding reads, the unembedding, and statistics, see Transformer.stream."""
     model = self._merge(parameters)
     x_BxTxD, statistics = model.stream(
-        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe)
+        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
     return x_BxTxD, model.unembedding_table(), statistics
+
+  def trained(self, tree: Parameters) -> Parameters:
+    """The part of a tree like the parameters that is trained: all but the running statistics."""
+    return _select(tree, self.roles, lambda role: role != "running")
+
+  def running(self, tree: Parameters) -> Parameters:
+    """The part that holds running statistics, whose "gradient" is their new value."""
+    return _select(tree, self.roles, lambda role: role == "running")
+
+  def joined(self, trained: Parameters, running: Parameters) -> Parameters:
+    """The tree of which `trained` and `running` are the parts."""
+    return _union(trained, running)
 
   def _merge(self, parameters: Parameters) -> Transformer:
     state = jax.tree.map(lambda leaf: leaf, self.template)
@@ -96,6 +109,24 @@ def named_leaves(tree: Parameters, is_leaf: Callable[[Any], bool] | None = None
   """The leaves of a tree by their path, as in `stacks/0/mlp/up/kernel`."""
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
   return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def _select(tree: Parameters, roles: Parameters, keep: Callable[[str], bool]) -> Parameters:
+  """The leaves whose roles are kept; a dictionary that would be empty is left out."""
+  kept = {}
+  for name, role in roles.items():
+    if isinstance(role, dict):
+      if part := _select(tree[name], role, keep):
+        kept[name] = part
+    elif keep(role):
+      kept[name] = tree[name]
+  return kept
+
+
+def _union(a: Parameters, b: Parameters) -> Parameters:
+  """Nested dictionaries without a common leaf, as one."""
+  both = {name: _union(a[name], b[name]) for name in a.keys() & b.keys()}
+  return {**a, **b, **both}
 
 
 def _nest(flat: dict[tuple[Any, ...], Any]) -> Parameters:

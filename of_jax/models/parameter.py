@@ -32,7 +32,9 @@ def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer,
     rngs: the stream `params` is used.
     shape: one size an axis.
     init: draws the value.
-    role: one of of_jax.config_rules.ROLES; decides decay and whatever else goes by role.
+    role: one of of_jax.config_rules.ROLES; decides decay and whatever else goes by role. A
+      `running` one is a statistic that training renews: its gradient must be its new value, which
+      a jax.custom_vjp gives (see of_jax.models.norms.power), and nothing else is done to it.
     axes: logical names of the axes, see of_jax.models.partition.
   """
   assert len(shape) == len(axes), (shape, axes)
@@ -51,7 +53,9 @@ class Linear(nnx.Module):
     self.inputs = inputs
     self.kernel = parameter(rngs, shape, normal(std), role, axes)
     if bias:
-      self.bias = parameter(rngs, shape[inputs:], constant(0.0), "bias", axes[inputs:])
+      # A vector of the width is a small one: split, it would cost a gather a use.
+      own = tuple("channel" if axis == "embed" else axis for axis in axes[inputs:])
+      self.bias = parameter(rngs, shape[inputs:], constant(0.0), "bias", own)
     self.has_bias = bias
 
   def weight(self) -> jax.Array:

@@ -31,6 +31,7 @@ class Context:
     dropout_rate: probability that a value is dropped; used only with a key.
     dropout_key: None in evaluation.
     observe: see Observer; None measures nothing.
+    training: whether batch statistics act and running statistics are renewed.
     collected: site -> statistics.
   """
 
@@ -40,6 +41,7 @@ class Context:
   dropout_rate: float = 0.0
   dropout_key: jax.Array | None = None
   observe: Observer | None = None
+  training: bool = False
   collected: dict[str, Statistics] = dataclasses.field(default_factory=dict)
   _dropouts: int = 0
 

@@ -77,11 +77,11 @@ class Transformer(nnx.Module):
                                 model.init_std, role="unembedding")
 
   def __call__(self, tokens_BxT: jax.Array, documents_BxT: jax.Array | None = None, *,
-               dropout_key: jax.Array | None = None, observe: Observer | None = None
-               ) -> tuple[jax.Array, dict[str, Statistics]]:
+               dropout_key: jax.Array | None = None, observe: Observer | None = None,
+               training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
     """As `stream`, but with float32 logits [batch, time, vocabulary] in place of the stream."""
     x_BxTxD, statistics = self.stream(
-        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe)
+        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
     logits_BxTxV = jnp.tensordot(x_BxTxD, self.unembedding_table().astype(x_BxTxD.dtype), 1,
                                  preferred_element_type=jnp.float32)
     return logits_BxTxV, statistics
@@ -93,8 +93,8 @@ class Transformer(nnx.Module):
     return self.unembedding.kernel[...]
 
   def stream(self, tokens_BxT: jax.Array, documents_BxT: jax.Array | None = None, *,
-             dropout_key: jax.Array | None = None, observe: Observer | None = None
-             ) -> tuple[jax.Array, dict[str, Statistics]]:
+             dropout_key: jax.Array | None = None, observe: Observer | None = None,
+             training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
     """Everything before the unembedding.
 
     Args:
@@ -103,6 +103,7 @@ class Transformer(nnx.Module):
         axis. Given, attention stays inside a document and positions restart in each.
       dropout_key: given in training, where dropout is to act.
       observe: what the probes keep, see of_jax.models.probe.
+      training: whether norms that have them use batch statistics; else running ones, frozen.
 
     Returns:
       what the unembedding reads, [batch, time, width] in the compute type, and site ->
@@ -111,7 +112,8 @@ class Transformer(nnx.Module):
     positions_BxT, mask_Bx1xTxT = _positions_and_mask(tokens_BxT, documents_BxT)
 
     def context(key: jax.Array | None, layer: jax.Array | int = 0) -> Context:
-      return Context(positions_BxT, mask_Bx1xTxT, layer, self.model.dropout, key, observe)
+      return Context(positions_BxT, mask_Bx1xTxT, layer, self.model.dropout, key, observe,
+                     training)
 
     keys_L = None
     outer = context(None)

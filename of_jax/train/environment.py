@@ -50,8 +50,9 @@ def machine() -> dict[str, Any]:
 
 
 def count_parameters(network: Network) -> dict[str, int]:
-  """Parameters in all, and without the embedding and unembedding tables."""
-  shapes, roles = named_leaves(network.shapes), named_leaves(network.roles)
+  """Trained parameters in all, and without the embedding and unembedding tables."""
+  shapes = named_leaves(network.trained(network.shapes))
+  roles = named_leaves(network.trained(network.roles))
   tables = sum(shapes[name].size for name, role in roles.items()
                if role in ("embedding", "unembedding"))
   total = sum(shape.size for shape in shapes.values())
@@ -59,7 +60,7 @@ def count_parameters(network: Network) -> dict[str, int]:
 
 
 def flops_per_token(config: Config, network: Network) -> int:
-  """6 x (parameters in matrix products) + 12 x depth x width x sequence length.
+  """6 x (parameters in matrix products) + 12 x depth x heads x head size x sequence length.
 
   Forward and backward of one token, attention counted as if it were not causal (Chowdhery et
   al. 2022, 2204.02311, App. B). The unembedding counts, an embedding lookup does not.
@@ -69,8 +70,10 @@ def flops_per_token(config: Config, network: Network) -> int:
                  if role in ("hidden", "unembedding"))
   if config.model.tied_embeddings:
     matrices += config.data.vocab_size * config.model.width
+  model = config.model
+  assert model.head_dim is not None, "resolve the config first"
   return (6 * matrices
-          + 12 * config.model.depth * config.model.width * config.train.sequence_length)
+          + 12 * model.depth * model.heads * model.head_dim * config.train.sequence_length)
 
 
 def peak_flops() -> float | None:

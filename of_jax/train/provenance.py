@@ -34,7 +34,9 @@ def check_workdir(workdir: Path, config: Config) -> None:
     if workdir.exists() and any(not p.name.startswith(".") for p in workdir.iterdir()):
       raise UserError(f"--workdir={workdir}: holds files but no run; give a new or empty folder")
     return
-  changed = config_lib.differences(config_lib.from_dict(run_directory.read_json(saved_at)), config)
+  # Resolved, for the fields that a run of an older version does not have.
+  saved = config_lib.resolve(config_lib.from_dict(run_directory.read_json(saved_at)))
+  changed = config_lib.differences(saved, config)
   if changed:
     listed = ", ".join(f"{path} {old} -> {new}" for path, (old, new) in changed.items())
     raise UserError(f"--workdir={workdir}: holds the run of another config ({listed}); "

@@ -52,8 +52,9 @@ def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTrans
       lambda axes: NamedSharding(mesh, partition.parameter_spec(axes)), network.axes,
       is_leaf=lambda node: isinstance(node, tuple))
   moments = optax.tree.map_params(
-      optimizer, lambda _, sharding: sharding, jax.eval_shape(optimizer.init, network.shapes),
-      parameters, transform_non_params=lambda _: replicated)
+      optimizer, lambda _, sharding: sharding,
+      jax.eval_shape(optimizer.init, network.trained(network.shapes)),
+      network.trained(parameters), transform_non_params=lambda _: replicated)
   return {"params": parameters, "opt_state": moments, "step": replicated}
 
 

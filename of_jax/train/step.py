@@ -2,6 +2,9 @@
 
 A step is a pure function of (state, batch): the telemetry of a measured step leaves through
 statistics that no gradient sees, so both forms train the same parameters bit for bit.
+
+Running statistics (role `running`) have their new value in place of a gradient. They bypass the
+optimiser, the clipping and the gradient norm, and are averaged over micro-batches.
 """
 
 import dataclasses
@@ -55,7 +58,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   """
   network = build_network(config)
   schedule = learning_rate_schedule(config.optim, config.train.steps)
-  optimizer = build_optimizer(config.optim, schedule, network.roles)
+  optimizer = build_optimizer(config.optim, schedule, network.trained(network.roles))
   telemetry = Telemetry.at_level(config.telemetry.level)
   shardings = state_shardings(mesh, network, optimizer)
   replicated = NamedSharding(mesh, PartitionSpec())
@@ -64,20 +67,22 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
 
   def init(key: jax.Array) -> State:
     params = network.init(key)
-    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+    return {"params": params, "opt_state": optimizer.init(network.trained(params)),
+            "step": jnp.int32(0)}
 
-  def sums(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
-           ) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
+  def sums(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None,
+           training: bool) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
     observe = watched.observer(batch["weights"]) if watched else None
     x_BxTxD, table_DxV, statistics = network.stream(
-        params, batch["inputs"], batch.get("documents"), dropout_key=key, observe=observe)
+        params, batch["inputs"], batch.get("documents"), dropout_key=key, observe=observe,
+        training=training)
     objective, parts = cross_entropy(
         x_BxTxD, table_DxV, batch["targets"], batch["weights"], config.train.z_loss)
     return objective, (parts, statistics)
 
   def loss(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
            ) -> tuple[jax.Array, tuple[jax.Array, SiteStatistics]]:
-    objective, (parts, statistics) = sums(params, batch, key, watched)
+    objective, (parts, statistics) = sums(params, batch, key, watched, training=True)
     return objective / tokens, (parts["loss"] / tokens, statistics)
 
   gradient = jax.grad(loss, has_aux=True)
@@ -106,19 +111,22 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
     def run(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, Any]]:
       dropout_key = jax.random.fold_in(key, state["step"]) if config.model.dropout else None
       grads, (value, statistics) = accumulated(state["params"], batch, dropout_key, watched)
-      updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+      # An average over micro-batches, where gradients add up: the loss is over the whole batch.
+      running = jax.tree.map(lambda new: new / micro_batches, network.running(grads))
+      grads, params = network.trained(grads), network.trained(state["params"])
+      updates, opt_state = optimizer.update(grads, state["opt_state"], params)
       metrics = {"loss": value, "learning_rate": schedule(state["step"]),
                  "grad_norm": optax.tree.norm(grads)}
       if watched:
         metrics["telemetry"] = watched.finish(statistics)
-      params = optax.apply_updates(state["params"], updates)
+      params = network.joined(optax.apply_updates(params, updates), running)
       return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
     # Without pinned outputs the second call would compile a second executable.
     return jax.jit(run, donate_argnums=0, out_shardings=(shardings, replicated))
 
   def evaluate(params: Any, batch: Batch) -> Any:
-    return sums(params, batch, None, telemetry)[1]
+    return sums(params, batch, None, telemetry, training=False)[1]
 
   def add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a[0], b[0]), merge_sites(a[1], b[1])

@@ -26,10 +26,25 @@ def softmax(x: Array) -> Array:
 
 
 def norm(model: ModelConfig, x: Array, name: str = "") -> Array:
-  """The fresh norm `name`, default the model's."""
-  if (name or model.norm) == "layer":
+  """The fresh norm `name`, default the model's, in evaluation."""
+  name = name or model.norm
+  if name == "none":
+    return x
+  if name == "dyt":
+    return np.tanh(model.dyt_alpha * x)
+  if name == "layer":
     x = x - x.mean(-1, keepdims=True)
   mean_square = np.mean(x ** 2, -1, keepdims=True)
+  if name == "crms":
+    whole = np.concatenate([x, -x.sum(-1, keepdims=True)], -1)
+    mean_square = np.mean(whole ** 2, -1, keepdims=True)
+  if name == "power":
+    # The running mean square starts at 1.
+    return divide(model, divide(model, x, mean_square), np.ones(()))
+  return divide(model, x, mean_square)
+
+
+def divide(model: ModelConfig, x: Array, mean_square: Array) -> Array:
   if model.norm_eps_placement == "inside":
     return x / np.sqrt(mean_square + model.norm_eps)
   return x / (np.sqrt(mean_square) + model.norm_eps)
@@ -140,7 +155,8 @@ def gated_norm(model: ModelConfig, p: Any, x: Array) -> Array:
 def check_attention(config: Config, params: Any, sites: dict[str, Array]) -> None:
   """attn_q, attn_k and attn_out, from attn_in."""
   model = config.model
-  head_dim = model.width // model.heads
+  head_dim = model.head_dim
+  assert head_dim is not None
   for layer in range(model.depth):
     at, block_p = double(sites, layer), layer_params(params, layer)
     p, x = block_p["attention"], at["attn_in"]

@@ -33,6 +33,11 @@ TABLE: dict[str, dict[str, Any]] = {
     "pre rms": {},
     "pre layer": {"model__norm": "layer", "model__final_norm": True},
     "pre srms": {"model__norm": "srms", "model__norm_eps_placement": "outside"},
+    "pre ss linear-bias": {"model__norm": "ss", "model__linear_bias": True},
+    "pre crms head_dim": {"model__norm": "crms", "model__width": 31, "model__head_dim": 8},
+    "pre dyt": {"model__norm": "dyt", "model__final_norm": True},
+    "pre power": {"model__norm": "power"},
+    "pre none": {"model__norm": "none", "model__qk_norm": "rms"},
     "pre qk-norm layer": {"model__qk_norm": "layer"},
     "pre down-scaled": {"model__beta": 0.1, "model__beta_trainable": True},
     "pre tied rotary gelu": {"model__tied_embeddings": True, "model__positions": "rotary",
@@ -206,7 +211,7 @@ def check(row: Examined) -> None:
   model = config.model
   neurons = dict.fromkeys(SITES, model.width) | {
       "mlp_hidden": model.mlp_width,
-      "attn_k": model.width // model.heads * (model.kv_heads or model.heads)}
+      "attn_q": model.head_dim * model.heads, "attn_k": model.head_dim * model.kv_heads}
   assert set(sites) == set(SITES)
   for site, x in sites.items():
     assert x.shape == (1 if site == "final" else model.depth, 4, 16, neurons[site]), site
@@ -214,7 +219,8 @@ def check(row: Examined) -> None:
   assert row.logits.shape == (4, 16, 64) and np.isfinite(row.loss)
 
   for name, gradient in named_leaves(row.gradients).items():
-    assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), name
+    assert np.all(np.isfinite(gradient)), name
+    assert np.any(gradient != 0) or row.roles[name] == "running", name
 
   # Causality: what comes later moves its own logits and no earlier one, by no bit.
   np.testing.assert_array_equal(row.later_logits[:, :8], row.logits[:, :8])

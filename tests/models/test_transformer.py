@@ -7,13 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from of_jax.config import Config
 from of_jax.models.attention import attend, rotate
 from of_jax.models.functional import build_network
-from of_jax.models.norms import make_norm
-from of_jax.models.probe import Context
 from of_jax.models.softmaxes.plain import PlainSoftmax
 
 MakeConfig = Callable[..., Config]
@@ -49,33 +46,6 @@ def test_the_scale_multiplies_the_position_too(make_config: MakeConfig) -> None:
   at_8 = stream_statistics(make_config(model__embedding_scale=8))
   ratio = at_8["resid_pre"]["mean_square"][0] / at_1["resid_pre"]["mean_square"][0]
   np.testing.assert_allclose(ratio, 64, rtol=1e-5)
-
-
-@pytest.mark.parametrize("inside", (True, False))
-def test_norms(inside: bool, make_config: MakeConfig) -> None:
-  eps = 0.1
-  placement = "inside" if inside else "outside"
-  model = make_config(model__norm_eps=eps, model__norm_eps_placement=placement).model
-  x = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32) * 3 + 1
-
-  def divide(x: np.ndarray) -> np.ndarray:
-    mean_square = np.mean(x ** 2, -1, keepdims=True)
-    return x / (np.sqrt(mean_square + eps) if inside else np.sqrt(mean_square) + eps)
-
-  gain, offset = np.linspace(1, 2, 32), np.linspace(-1, 1, 32)
-  context = Context(jnp.arange(4)[None])
-  layer = make_norm("layer", nnx.Rngs(0), model)
-  layer.scale[...], layer.bias[...] = gain, offset
-  np.testing.assert_allclose(
-      layer(x, context), divide(x - x.mean(-1, keepdims=True)) * gain + offset, atol=1e-5)
-  rms = make_norm("rms", nnx.Rngs(0), model)
-  rms.scale[...] = gain
-  np.testing.assert_allclose(rms(x, context), divide(x) * gain, atol=1e-5)
-  srms = make_norm("srms", nnx.Rngs(0), model)
-  np.testing.assert_allclose(srms(x, context), divide(x), atol=1e-5)
-  assert not jax.tree.leaves(nnx.state(srms, nnx.Param))
-  gradient = jax.grad(lambda x: jnp.sum(srms(x, context) ** 2))(np.zeros((1, 32), np.float32))
-  assert np.all(np.isfinite(gradient))
 
 
 def test_op_block_is_the_papers_formula(make_config: MakeConfig) -> None:

@@ -100,12 +100,12 @@ class NormedBlock(Block):
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     super().__init__(rngs, model)
-    self.attention_norm = self.make_norm(rngs, model)
+    self.attention_norm = self.make_norm(rngs, model, before_attention=True)
     self.mlp_norm = self.make_norm(rngs, model)
 
-  def make_norm(self, rngs: nnx.Rngs, model: ModelConfig) -> Norm:
+  def make_norm(self, rngs: nnx.Rngs, model: ModelConfig, before_attention: bool = False) -> Norm:
     """The norm of one half."""
-    return make_norm(model.norm, rngs, model)
+    return make_norm(model.norm, rngs, model, before_attention=before_attention)
 
   def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     """The stream entering a half -> the stream leaving it."""

@@ -18,8 +18,8 @@ class GatedNormBlock(PreNorm):
   (PreAffine) do this without them. `model.norm_gate_rank` is the width between W_down and W_up.
   """
 
-  def make_norm(self, rngs: nnx.Rngs, model: ModelConfig) -> Norm:
-    return GatedNorm(rngs, model)
+  def make_norm(self, rngs: nnx.Rngs, model: ModelConfig, before_attention: bool = False) -> Norm:
+    return GatedNorm(rngs, model, model.width, "channel", before_attention)
 
 
 class GatedNorm(Norm):
@@ -29,14 +29,14 @@ class GatedNorm(Norm):
   like all others, so that a gate is near 1/2 at first.
   """
 
-  def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
-    super().__init__(rngs, model.width, "channel", model.norm_eps,
-                     model.norm_eps_placement == "inside")
-    self.affine = parameter(rngs, (model.width,), constant(1.0), "norm", ("channel",))
-    self.norm = make_norm(model.norm, rngs, model)
+  def __init__(self, rngs: nnx.Rngs, model: ModelConfig, width: int, axis: str,
+               before_attention: bool):
+    super().__init__(rngs, model, width, axis, before_attention)
+    self.affine = parameter(rngs, (width,), constant(1.0), "norm", (axis,))
+    self.norm = make_norm(model.norm, rngs, model, width, axis, before_attention)
     rank, std = model.norm_gate_rank, model.init_std
-    self.down = Linear(rngs, (model.width, rank), ("embed", "channel"), std)
-    self.up = Linear(rngs, (rank, model.width), ("channel", "embed"), std)
+    self.down = Linear(rngs, (width, rank), ("embed", "channel"), std)
+    self.up = Linear(rngs, (rank, width), ("channel", "embed"), std)
 
   def __call__(self, x: jax.Array, context: Context) -> jax.Array:
     normed = self.norm(x * self.affine[...].astype(x.dtype), context)

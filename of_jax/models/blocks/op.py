@@ -43,7 +43,7 @@ class OutlierProtectedNormedInput(OutlierProtected):
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     super().__init__(rngs, model)
-    self.attention_norm = make_norm("layer", rngs, model)
+    self.attention_norm = make_norm("layer", rngs, model, before_attention=True)
 
   def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     return x_BxTxD + self.attention_branch(self.attention_norm(x_BxTxD, context), context)

@@ -16,7 +16,8 @@ class ElementGate(Gate):
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     super().__init__(rngs, model)
-    self.linear = Linear(rngs, (model.width, model.heads, model.width // model.heads),
+    assert model.head_dim is not None, "resolve the config first"
+    self.linear = Linear(rngs, (model.width, model.heads, model.head_dim),
                          ("embed", "heads", "head_dim"), model.init_std)
 
   def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:

@@ -20,8 +20,9 @@ class HeadGate(Gate):
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     super().__init__(rngs, model)
-    self.kernel = parameter(rngs, (model.heads, model.width // model.heads),
-                            normal(model.init_std), "hidden", ("heads", "head_dim"))
+    assert model.head_dim is not None, "resolve the config first"
+    self.kernel = parameter(rngs, (model.heads, model.head_dim), normal(model.init_std), "hidden",
+                            ("heads", "head_dim"))
     logit = math.log(model.attention_gate_init / (1 - model.attention_gate_init))
     self.bias = parameter(rngs, (model.heads,), constant(logit), "bias", ("heads",))
 

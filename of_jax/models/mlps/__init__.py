@@ -12,17 +12,19 @@ from of_jax.models.sigma_reparam import SigmaReparamLinear
 
 
 class MLP(nnx.Module):
-  """Base of the MLPs: phi(x W_up) W_down, two linear maps without biases around a nonlinearity.
+  """Base of the MLPs: phi(x W_up) W_down, two linear maps around a nonlinearity.
 
-  [batch, time, width] -> [batch, time, width] through `mlp_width` hidden units. With
-  `model.mlp_norm` a norm stands before phi (Lyle et al. 2024, 2407.01800, Sec. 3).
+  [batch, time, width] -> [batch, time, width] through `mlp_width` hidden units. The maps have
+  biases with `model.linear_bias`. With `model.mlp_norm` a norm stands before phi (Lyle et al.
+  2024, 2407.01800, Sec. 3).
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     assert model.mlp_width is not None, "resolve the config first"
     self.up = self.linear_in(rngs, model)
     kind, shape = _linear_kind(model), (model.mlp_width, model.width)
-    self.down = kind(rngs, shape, ("mlp", "embed"), self.init_std(model, model.mlp_width))
+    self.down = kind(rngs, shape, ("mlp", "embed"), self.init_std(model, model.mlp_width),
+                     bias=model.linear_bias)
     self.has_norm = model.mlp_norm != "none"
     if self.has_norm:
       self.norm = make_norm(model.mlp_norm, rngs, model, model.mlp_width, "mlp")
@@ -31,7 +33,8 @@ class MLP(nnx.Module):
     """A map from the width to the hidden units."""
     assert model.mlp_width is not None, "resolve the config first"
     kind, shape = _linear_kind(model), (model.width, model.mlp_width)
-    return kind(rngs, shape, ("embed", "mlp"), self.init_std(model, model.width))
+    return kind(rngs, shape, ("embed", "mlp"), self.init_std(model, model.width),
+                bias=model.linear_bias)
 
   def init_std(self, model: ModelConfig, inputs: int) -> float:
     """Standard deviation of a kernel with `inputs` rows."""

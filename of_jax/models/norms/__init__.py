@@ -13,33 +13,56 @@ class Norm(nnx.Module):
   """Base of the norms: y = norm(x), statistics in float32, result in the type of x.
 
   Attributes:
+    causal_in_training: whether a token's output depends on that token alone, in training as well.
+      Every norm is causal in evaluation.
     eps: added to the mean square, or to its root.
     eps_inside: whether inside the root.
   """
 
-  def __init__(self, rngs: nnx.Rngs, width: int, axis: str, eps: float, eps_inside: bool):
-    del rngs, width, axis
-    self.eps = eps
-    self.eps_inside = eps_inside
+  causal_in_training = True
+
+  def __init__(self, rngs: nnx.Rngs, model: ModelConfig, width: int, axis: str,
+               before_attention: bool):
+    """Args:
+      rngs: the stream `params` draws the parameters.
+      model: resolved.
+      width: neurons of the last axis of x.
+      axis: its logical name, see of_jax.models.partition.
+      before_attention: whether attention reads the output.
+    """
+    del rngs, width, axis, before_attention
+    self.eps = model.norm_eps
+    self.eps_inside = model.norm_eps_placement == "inside"
 
   def divide_by_rms(self, x: jax.Array) -> jax.Array:
     """x / sqrt(mean_j x_j^2 + eps), or x / (sqrt(mean_j x_j^2) + eps), in float32."""
-    x = x.astype(jnp.float32)
+    x = at_least_float32(x)
     mean_square = jnp.mean(jnp.square(x), -1, keepdims=True)
-    if self.eps_inside:
-      return x * jax.lax.rsqrt(mean_square + self.eps)
-    # The root's gradient at 0 is infinite, and an all-zero token is legitimate.
-    zero = mean_square == 0
-    root = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, mean_square)))
-    return x / (root + self.eps)
+    return divide_by_root(x, mean_square, self.eps, self.eps_inside)
 
   def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+    """[..., width] -> [..., width]."""
     raise NotImplementedError
 
 
+def divide_by_root(x: jax.Array, mean_square: jax.Array, eps: float, eps_inside: bool
+                   ) -> jax.Array:
+  """x / sqrt(mean_square + eps), or x / (sqrt(mean_square) + eps)."""
+  if eps_inside:
+    return x * jax.lax.rsqrt(mean_square + eps)
+  # The root's gradient at 0 is infinite, and an all-zero token is legitimate.
+  zero = mean_square == 0
+  root = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, mean_square)))
+  return x / (root + eps)
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+  """`x` in float32, or in float64 where it is."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def make_norm(name: str, rngs: nnx.Rngs, model: ModelConfig, width: int | None = None,
-              axis: str = "channel") -> Norm:
+              axis: str = "channel", before_attention: bool = False) -> Norm:
   """The norm that a config names, over `width` (default the model's) neurons."""
   norm = variants.load_class("models/norms", name, Norm)
-  return norm(rngs, width or model.width, axis, model.norm_eps,
-              model.norm_eps_placement == "inside")
+  return norm(rngs, model, width or model.width, axis, before_attention)
