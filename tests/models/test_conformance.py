@@ -34,7 +34,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "pre layer": {"model__norm": "layer", "model__final_norm": True},
     "pre srms": {"model__norm": "srms", "model__norm_eps_placement": "outside"},
     "pre ss linear-bias": {"model__norm": "ss", "model__linear_bias": True},
-    "pre crms head_dim": {"model__norm": "crms", "model__width": 31, "model__head_dim": 8},
+    "pre crms head_dim": {"model__norm": "crms", "model__width": 30, "model__head_dim": 8},
     "pre dyt": {"model__norm": "dyt", "model__final_norm": True},
     "pre power": {"model__norm": "power"},
     "pre none": {"model__norm": "none", "model__qk_norm": "rms"},

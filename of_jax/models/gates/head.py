@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from of_jax.config import ModelConfig
+from of_jax.models import partition
 from of_jax.models.gates import Gate
 from of_jax.models.parameter import constant, normal, parameter
 
@@ -28,6 +29,8 @@ class HeadGate(Gate):
 
   def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
     dtype, kernel_HxK = y_BxTxHxK.dtype, self.kernel[...]
-    x_BxTxHxK = x_BxTxD.reshape(*x_BxTxD.shape[:-1], *kernel_HxK.shape)
+    # Unsaid, XLA would split the heads of x, and on a (2, 2, 2) mesh it got the sum wrong.
+    x_BxTxHxK = partition.constrain_batch(
+        x_BxTxD.reshape(*x_BxTxD.shape[:-1], *kernel_HxK.shape))
     logits_BxTxH = jnp.einsum("bthk,hk->bth", x_BxTxHxK, kernel_HxK.astype(dtype))
     return y_BxTxHxK * jax.nn.sigmoid(logits_BxTxH + self.bias[...].astype(dtype))[..., None]
