@@ -6,6 +6,7 @@ from flax import nnx
 
 from of_jax import variants
 from of_jax.config import ModelConfig
+from of_jax.models.probe import Context
 
 
 class Norm(nnx.Module):
@@ -32,7 +33,7 @@ class Norm(nnx.Module):
     root = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, mean_square)))
     return x / (root + self.eps)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
     raise NotImplementedError
 
 

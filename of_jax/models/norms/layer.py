@@ -6,6 +6,7 @@ from flax import nnx
 
 from of_jax.models.norms import Norm
 from of_jax.models.parameter import constant, parameter
+from of_jax.models.probe import Context
 
 
 class LayerNorm(Norm):
@@ -16,7 +17,7 @@ class LayerNorm(Norm):
     self.scale = parameter(rngs, (width,), constant(1.0), "norm", (axis,))
     self.bias = parameter(rngs, (width,), constant(0.0), "norm", (axis,))
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
     y = x.astype(jnp.float32)
     y = self.divide_by_rms(y - jnp.mean(y, -1, keepdims=True))
     return (y * self.scale[...] + self.bias[...]).astype(x.dtype)

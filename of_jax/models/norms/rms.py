@@ -5,6 +5,7 @@ from flax import nnx
 
 from of_jax.models.norms import Norm
 from of_jax.models.parameter import constant, parameter
+from of_jax.models.probe import Context
 
 
 class RMSNorm(Norm):
@@ -14,5 +15,5 @@ class RMSNorm(Norm):
     super().__init__(rngs, width, axis, eps, eps_inside)
     self.scale = parameter(rngs, (width,), constant(1.0), "norm", (axis,))
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
     return (self.divide_by_rms(x) * self.scale[...]).astype(x.dtype)

@@ -3,10 +3,11 @@
 import jax
 
 from of_jax.models.norms import Norm
+from of_jax.models.probe import Context
 
 
 class SRMSNorm(Norm):
   """y = x / rms(x) (TransNormerLLM, 2307.14995; He et al. 2024, App. B: c = 0, gamma = 1)."""
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
     return self.divide_by_rms(x).astype(x.dtype)
