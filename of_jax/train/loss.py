@@ -110,9 +110,9 @@ def squared_error(x_BxTxD: jax.Array, table_DxC: jax.Array, targets_BxT: jax.Arr
   """The mean over classes of (x W - one-hot target)^2, summed over images in float32.
 
   He et al. 2024 (2405.19279, App. D) train by MSE on one-hot targets. That the mean is over the
-  classes too is not stated there; their SGD rate of 3 needs it: a step on the output matrix moves
-  an output by rate x 2 / classes x mean_j(x_j^2) x its error, 0.6 of it at mean square 1, and with
-  a sum over ten classes 6 times it, which diverges.
+  classes too is not stated there, but fits their SGD rate of 3: on one image, a step on the output
+  matrix moves an output by rate x 2 / classes x mean_j(x_j^2) x its error, 0.6 of the error at
+  mean square 1. Summed over ten classes it would be 6 times the error, past the 2 that converge.
 
   Returns:
     sum of weight x loss, through which gradients flow; and the sums of weight x `loss`, of weight
