@@ -1,4 +1,4 @@
-"""Downloads or reads a corpus, trains its tokenizer and writes its tokens, once.
+"""Downloads or reads a corpus, trains its tokenizer and writes its tokens, once; whitens images.
 
 Training does the same when it must; run this first to see it happen, or to keep the folder:
   python -m experiments.prepare_data --corpus=pypi_code --out=DIR
@@ -13,10 +13,12 @@ from absl import flags
 
 from experiments import cli
 from of_jax import config as config_lib
+from of_jax.config_rules import image_shape
 from of_jax.errors import UserError
 
 _CORPUS = flags.DEFINE_string(
-    "corpus", "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH.")
+    "corpus", "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH; "
+    "images: digits, fashion_mnist, fashion_mnist:PATH, cifar10:PATH, or tfds:cifar10 and its like.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32768, "What the BPE is trained to.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", "~/.cache/of_jax", "Folder of tokenised corpora.")
 _OUT = flags.DEFINE_string("out", "", "Also leave the tokens here, for data.corpus=tokens:DIR.")
@@ -33,11 +35,18 @@ def main() -> None:
 
 
 def _prepare() -> None:
-  data = config_lib.resolve(config_lib.Config(data=config_lib.DataConfig(
-      corpus=_CORPUS.value, vocab_size=_VOCAB_SIZE.value, cache_dir=_CACHE_DIR.value,
-      tokenizer=_TOKENIZER.value, validation_fraction=_VALIDATION_FRACTION.value))).data
+  config = config_lib.Config(data=config_lib.DataConfig(
+      corpus=_CORPUS.value, cache_dir=_CACHE_DIR.value, tokenizer=_TOKENIZER.value,
+      validation_fraction=_VALIDATION_FRACTION.value))
+  images = image_shape(_CORPUS.value) is not None
+  settings = [("model.kind", "residual_mlp"), ("train.sequence_length", "1")] if images else []
+  if not images or flags.FLAGS["vocab_size"].present:
+    settings.append(("data.vocab_size", str(_VOCAB_SIZE.value)))
+  data = config_lib.apply_overrides(config, settings).data
   out = Path(_OUT.value).expanduser()
   if _OUT.value:
+    if images:
+      raise UserError(f"--out={_OUT.value}: whitened images stay in --cache_dir")
     if data.corpus.startswith("tokens:"):
       raise UserError(f"--out={_OUT.value}: {data.corpus} already is a token folder or file")
     if out.exists():
@@ -52,7 +61,7 @@ def _prepare() -> None:
     assert folder is not None
     _leave(folder, out)
     folder = out
-  print(f"path: {folder or data.corpus.partition(':')[2]}")
+  print(f"path: {folder or (data.cache_dir if images else data.corpus.partition(':')[2])}")
   print(f"corpus sha256: {corpus.corpus_sha256}")
   print(f"tokenizer sha256: {corpus.tokenizer_sha256 or 'none'}")
   print(f"{time.monotonic() - start:.1f} s")

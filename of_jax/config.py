@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from of_jax import config_values as values
-from of_jax.config_rules import validate
+from of_jax.config_images import image_shape
+from of_jax.config_rules import TRAINED_ROLES, validate
 from of_jax.errors import UserError
 
 
@@ -24,8 +25,10 @@ def _field(default: Any, doc: str, folder: str = "") -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A decoder-only transformer."""
+  """A decoder-only transformer, or a residual MLP on images."""
 
+  kind: Literal["transformer", "residual_mlp"] = _field(
+      "transformer", "on tokens, or on images: x + MLP(norm(x)) a layer, squared error")
   block: str = _field("pre", "residual block", "models/blocks")
   norm: str = _field("rms", "norm of the block and before the unembedding", "models/norms")
   norm_eps: float = _field(1e-6, "added to the norm's mean square, or to its root")
@@ -105,12 +108,15 @@ class OptimConfig:
 
   name: str = _field("adamw", "optimiser", "optim/optimizers")
   learning_rate: float = _field(1e-3, "peak")
+  momentum: float = _field(0.0, "sgd: decay of the sum of past gradients")
   b1: float = _field(0.9, "decay of the first moment")
   b2: float = _field(0.999, "decay of the second moment")
   eps: float = _field(1e-8, "added to the root of the second moment")
   weight_decay: float = _field(0.1, "decoupled; each step decays by learning_rate x this")
   decay_roles: tuple[str, ...] = _field(
       ("embedding", "hidden", "unembedding"), "parameter roles that decay")
+  train_roles: tuple[str, ...] = _field(
+      TRAINED_ROLES, "parameter roles that are trained; the others keep their initial values")
   clip_norm: float | None = _field(1.0, "largest global gradient norm; none: no clipping")
   schedule: Literal["constant", "linear", "cosine", "wsd"] = _field(
       "linear", "after the warmup; wsd stays, then falls linearly over decay_fraction")
@@ -126,7 +132,7 @@ class TrainConfig:
 
   steps: int = _field(1000, "optimiser steps")
   batch_size: int = _field(32, "sequences a step, over all devices and micro-batches")
-  sequence_length: int = _field(128, "tokens of a sequence")
+  sequence_length: int = _field(128, "tokens of a sequence; 1 for images")
   grad_accumulation: int = _field(1, "micro-batches a step")
   z_loss: float = _field(0.0, "weight of mean(log Z ^ 2)")
   seed: int = _field(0, "of initialisation, data order and dropout")
@@ -141,21 +147,28 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where the tokens come from."""
+  """Where the tokens or images come from."""
 
   corpus: str = _field(
-      "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH")
+      "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH; images: "
+      "digits, fashion_mnist, fashion_mnist:PATH, cifar10:PATH or tfds:NAME")
   vocab_size: int = _field(4096, "rows of the embedding; also what the BPE is trained to")
   tokenizer: str = _field("", "a tokenizer.json to use; default: train a byte-level BPE")
   cache_dir: str = _field("~/.cache/of_jax", "folder of tokenised corpora")
   validation_fraction: float = _field(0.05, "share of the files held out")
-  eval_sequences: int = _field(128, "sequences of the fixed evaluation set")
+  eval_sequences: int = _field(128, "sequences or images of the fixed evaluation set")
   cross_documents: bool = _field(
       True, "attention may cross documents; if not, positions restart at each document")
   begin_token: bool = _field(False, "start every window with a begin token")
   token_dtype: Literal["uint16", "uint32"] = _field("uint16", "of a tokens:*.bin file")
   begin_token_id: int | None = _field(None, "tokens: id of the begin token")
   end_token_id: int | None = _field(None, "tokens: id of the end-of-text token")
+  whitening: Literal["pca", "none"] = _field(
+      "pca", "images: what the network reads, principal components scaled to variance 1, or "
+      "pixels less their mean, all divided by one number")
+  input_size: int | None = _field(
+      None, "images: leading principal components to keep; default as many as pixels")
+  classes: int | None = _field(None, "images: classes; default what the corpus is known to have")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +232,9 @@ def resolve(config: Config) -> Config:
   """Fills the fields that are computed from others, then validates. Idempotent."""
   _check_fields(config)
   model, optim, train = config.model, config.optim, config.train
+  if model.kind == "residual_mlp":
+    config = _resolve_images(config)
+    model = config.model
   beta = model.beta
   if beta is None and model.block == "op":
     beta = 1 / math.sqrt(2 * model.depth)
@@ -242,31 +258,46 @@ def resolve(config: Config) -> Config:
     qk_norm = "rms" if model.block in ("op", "nap") else "none"
   if mlp_norm == "auto":
     mlp_norm = "rms" if model.block == "nap" else "none"
-  head_dim = model.head_dim
-  if head_dim is None and model.heads > 0 and model.width % model.heads == 0:
-    head_dim = model.width // model.heads
   model = dataclasses.replace(
-      model,
-      head_dim=head_dim,
-      dyt_alpha_attention=(model.dyt_alpha if model.dyt_alpha_attention is None
-                           else model.dyt_alpha_attention),
-      kv_heads=model.heads if model.kv_heads is None else model.kv_heads,
-      softmax_gamma=gamma,
-      mlp_norm=mlp_norm,
-      qk_norm=qk_norm,
-      beta=beta,
-      beta_attention=beta if model.beta_attention is None else model.beta_attention,
-      beta_mlp=beta if model.beta_mlp is None else model.beta_mlp,
-      mlp_input_scale=alpha,
-      mlp_width=hidden,
-      position_init_std=(model.init_std / 2 if model.position_init_std is None
-                         else model.position_init_std))
+      model, beta=beta, beta_mlp=beta if model.beta_mlp is None else model.beta_mlp,
+      mlp_input_scale=alpha, mlp_width=hidden, mlp_norm=mlp_norm)
+  if model.kind == "transformer":
+    head_dim = model.head_dim
+    if head_dim is None and model.heads > 0 and model.width % model.heads == 0:
+      head_dim = model.width // model.heads
+    model = dataclasses.replace(
+        model,
+        head_dim=head_dim,
+        kv_heads=model.heads if model.kv_heads is None else model.kv_heads,
+        dyt_alpha_attention=(model.dyt_alpha if model.dyt_alpha_attention is None
+                             else model.dyt_alpha_attention),
+        softmax_gamma=gamma,
+        qk_norm=qk_norm,
+        beta_attention=beta if model.beta_attention is None else model.beta_attention,
+        position_init_std=(model.init_std / 2 if model.position_init_std is None
+                           else model.position_init_std))
   if optim.warmup_steps is None:
     optim = dataclasses.replace(
         optim, warmup_steps=round(optim.warmup_fraction * train.steps))
   config = dataclasses.replace(config, model=model, optim=optim)
   validate(config)
   return config
+
+
+def _resolve_images(config: Config) -> Config:
+  """The sizes of a residual MLP, and of the images that it reads."""
+  model, data = config.model, config.data
+  if model.mlp_width is None:
+    # Two square matrices a layer; three of two thirds that size if gated.
+    hidden = 2 * math.ceil(model.width / 3) if model.mlp.endswith("glu") else model.width
+    model = dataclasses.replace(model, mlp_width=hidden)
+  known = image_shape(data.corpus)
+  if known is not None:
+    pixels, classes = known
+    data = dataclasses.replace(
+        data, input_size=pixels if data.input_size is None else data.input_size,
+        classes=classes if data.classes is None else data.classes)
+  return dataclasses.replace(config, model=model, data=data)
 
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:

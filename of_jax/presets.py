@@ -22,7 +22,8 @@ def preset(name: str) -> Config:
   `model.block=op` turns any of them into the Outlier Protected model: the paper's gain of 0.3
   (130m) and its relatives are set with `model.beta`, whose default follows the depth.
   """
-  return {"tiny": _tiny, "small": _small, "130m": _codeparrot_130m, "320m": _languini_320m,
+  makers: dict[str, Callable[[], Config]] = {
+      "tiny": _tiny, "small": _small, "130m": _codeparrot_130m, "320m": _languini_320m,
           "1b": _fineweb_1b, "7b": _fineweb_7b, "released": _released_code,
           "released_op": _released_op, "released_tanh": _released_tanh,
           "released_qk_norm": lambda: _with_model(_released_code(), qk_norm="rms"),
@@ -45,6 +46,32 @@ def smoke() -> Config:
       train=TrainConfig(steps=150, batch_size=16, sequence_length=128, eval_every=25,
                         checkpoint_every=50, checkpoint_log_base=4),
       data=DataConfig(corpus="python_stdlib", vocab_size=4096))
+
+
+MLP_SCALES = ("smoke", "small", "paper")
+
+
+def residual_mlp(scale: str) -> Config:
+  """The residual MLP on images of He et al. 2024 (App. D, "CIFAR-10") at a scale of MLP_SCALES.
+
+  `paper`: 6 Pre-Norm layers of width 1024, PCA-whitened inputs, batch 2048, 200 epochs (4,883
+  steps of 50,000 images), Adam at 3e-3 without decay, 200 warmup steps, then a cosine. The paper
+  does not give the norm, the initialisation and the clipping: here LayerNorm, matrices of
+  variance 1 / width, and none. `smoke` and `small` are ours, for a laptop on data that PyPI has
+  and for one accelerator.
+  """
+  width, batch, steps, warmup, corpus, evaluated, every = {
+      "smoke": (128, 256, 600, 60, "digits", 256, 50),
+      "small": (512, 1024, 4_000, 200, "fashion_mnist", 10_000, 200),
+      "paper": (1024, 2048, 4_883, 200, "tfds:cifar10", 10_000, 244)}[scale]
+  return Config(
+      model=ModelConfig(kind="residual_mlp", width=width, depth=6, norm="layer", norm_eps=1e-5,
+                        init_std=width ** -0.5),
+      optim=OptimConfig(learning_rate=3e-3, weight_decay=0.0, clip_norm=None, schedule="cosine",
+                        warmup_steps=warmup),
+      train=TrainConfig(steps=steps, batch_size=batch, sequence_length=1, eval_every=every,
+                        checkpoint_every=every * 4, checkpoint_log_base=4),
+      data=DataConfig(corpus=corpus, validation_fraction=0.2, eval_sequences=evaluated))
 
 
 def _tiny() -> Config:

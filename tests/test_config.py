@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from of_jax import config as config_lib
@@ -242,6 +243,16 @@ def test_every_field_is_read(make_config: MakeConfig, tmp_path: Path, token_file
                     data__begin_token_id=1), tmp_path / "op", log=lambda line: None)
   train(make_config(optim__schedule="wsd", train__steps=3), tmp_path / "pre",
         log=lambda line: None)
+  rows = np.random.default_rng(0).integers(0, 10, (8, 3073)).astype(np.uint8)
+  for stem in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+    (tmp_path / f"{stem}.bin").write_bytes(rows.tobytes())
+  train(apply_overrides(Config(), [
+      ("model.kind", "residual_mlp"), ("model.width", "8"), ("model.depth", "1"),
+      ("data.corpus", f"cifar10:{tmp_path}"), ("data.input_size", "4"),
+      ("data.eval_sequences", "8"), ("data.cache_dir", str(tmp_path / "images")),
+      ("train.sequence_length", "1"), ("train.steps", "1"), ("train.batch_size", "8"),
+      ("train.tensorboard", "false"), ("optim.name", "sgd"), ("optim.momentum", "0.9"),
+      ("mesh.data", "1")]), tmp_path / "mlp", log=lambda line: None)
   with pytest.raises(UserError):
     train(make_config(train__init_from=str(tmp_path / "op")), tmp_path / "fine", lambda line: None)
   raw = tmp_path / "raw.bin"

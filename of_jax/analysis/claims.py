@@ -170,6 +170,47 @@ def smaller_peaks(pairs: Sequence[tuple[str, str]], what: str, metric: str = "ku
   return judge
 
 
+def larger_peaks(pairs: Sequence[tuple[str, str]], factor: float, what: str, other: str
+                 ) -> Callable[[Runs], Verdict]:
+  """Judges that in every pair the first run's peak kurtosis is `factor` times the second's.
+
+  Args:
+    pairs: names of runs that differ in one thing only.
+    factor: how many times, at least.
+    what, other: what the first and the second of a pair are, for the sentence.
+  """
+  def judge(runs: Runs) -> Verdict:
+    found = problems(runs, [n for pair in pairs for n in pair])
+    if found:
+      return unjudged(found)
+    peaks = {n: runs[n].peak("kurtosis") for pair in pairs for n in pair}
+    ratios = [peaks[a] / peaks[b] for a, b in pairs]
+    return Verdict(
+        _verdict(min(ratios) >= factor),
+        {"peak_kurtosis": peaks, "ratios": ratios, "ratio_needed": factor},
+        f"{what}'s kurtosis peaks at {_range([peaks[a] for a, _ in pairs])} and {other}'s at "
+        f"{_range([peaks[b] for _, b in pairs])}, a factor of {_range(ratios)}")
+
+  return judge
+
+
+def falls(names: Sequence[str], what: str) -> Callable[[Runs], Verdict]:
+  """Judges that in every run the kurtosis of the worst layer is lower at the end than at first."""
+  def judge(runs: Runs) -> Verdict:
+    found = problems(runs, names)
+    if found:
+      return unjudged(found)
+    ends = {n: [float(np.max(runs[n].measured("kurtosis").values[i])) for i in (0, -1)]
+            for n in names}
+    fallen = sum(last < first for first, last in ends.values())
+    return Verdict(
+        _verdict(fallen == len(names)), {"first_and_last_kurtosis": ends},
+        f"{what}'s kurtosis falls in {fallen} of {len(names)} runs ("
+        + ", ".join(f"{first:.3g} to {last:.3g}" for first, last in ends.values()) + ")")
+
+  return judge
+
+
 def growth(names: Sequence[str], factor: float) -> Callable[[Runs], Verdict]:
   """Judges that kurtosis - 1 grows from the first logged step to its peak by `factor`, each run.
 

@@ -18,7 +18,7 @@ from typing import Any
 from of_jax.analysis import plots, prose, series, terminal
 from of_jax.analysis.page_data import page_data
 from of_jax.analysis.record import flatten, varying
-from of_jax.analysis.runs import Run
+from of_jax.analysis.runs import Run, loss_unit
 
 _CLASSES = {"reproduced": "yes", "not reproduced": "no", "inconclusive": "open"}
 
@@ -115,17 +115,21 @@ def _claims(study: Mapping[str, Any] | None) -> str:
 
 def _runs(runs: Mapping[str, Run]) -> str:
   rows = []
+  images = any(run.reads_images for run in runs.values())
   for item in series.arrange(runs):
     run, where = item.run, item.run.peak_at("kurtosis")
     rows.append([
-        _named(item), terminal.show_loss(run.final_loss), terminal.show(run.peak("kurtosis")),
+        _named(item), terminal.show_loss(run.final_loss),
+        *([terminal.show_accuracy(run.final_accuracy)] if images else []),
+        terminal.show(run.peak("kurtosis")),
         f"{where[0]}, {where[1]:,}" if where else "-", terminal.show(run.peak("mmr")),
         f"{run.seconds:.0f}" if math.isfinite(run.seconds) else "-", terminal.status(run)])
   notes = [f"{run.name}: {note}." for run in runs.values() for note in run.notes]
   return ("<h2>Runs</h2>" + _table(
-      ["run", "final loss", "peak kurtosis", "at layer, step", "peak MMR", "seconds", "status"],
-      rows) + '<p class="note">Final loss: last validation loss, nats a token. Peaks: largest '
-      "over layers and logged steps, in the stream entering each block. MMR: mean over tokens of "
+      ["run", "final loss", *(["accuracy"] if images else []), "peak kurtosis", "at layer, step",
+       "peak MMR", "seconds", "status"],
+      rows) + f'<p class="note">Final loss: last validation loss, {loss_unit(runs)}. Peaks: '
+      "largest over layers and logged steps, in the stream entering each block. MMR: mean over tokens of "
       "the largest absolute entry over the median one. Seconds: "
       "of all steps, compilation included, evaluation left out."
       f"{_text(' ' + ' '.join(notes)) if notes else ''}</p>")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from of_jax.analysis import series
-from of_jax.analysis.runs import Floats, Run
+from of_jax.analysis.runs import Floats, Run, loss_unit
 
 # Name, formula (as HTML), log axis, and whether a stretch of steps keeps its largest value.
 _METRICS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ _BUDGET = 250_000
 
 
 def page_data(runs: Mapping[str, Run]) -> dict[str, Any]:
-  """{"metrics", "runs": [{"name", "group", "condition", "seed", "colour", "dash", "train",
+  """{"metrics", "loss_unit", "runs": [{"name", "group", "condition", "seed", "colour", "dash", "train",
   "eval", "metrics": {id: {"steps", "layers": [a curve a layer], "line": over layers}}}]}."""
   depth = max(run.config.model.depth for run in runs.values())
   points = _BUDGET // (len(runs) * depth * len(_METRICS))
@@ -49,7 +49,7 @@ def page_data(runs: Mapping[str, Run]) -> dict[str, Any]:
   shown = [_run(item, points) for item in series.arrange(runs)]
   present = {m for run in shown for m in run["metrics"]}
   return {"metrics": {m: v for m, v in _METRICS.items() if m in present}, "runs": shown,
-          "points": points}
+          "points": points, "loss_unit": loss_unit(runs)}
 
 
 def _run(item: series.Series, points: int) -> dict[str, Any]:
@@ -67,7 +67,8 @@ def _run(item: series.Series, points: int) -> dict[str, Any]:
   return {
       "name": run.name, "group": item.group, "condition": item.condition, "seed": item.seed,
       "colour": item.colour, "dash": item.dash, "metrics": metrics,
-      "vocabulary": run.config.data.vocab_size,
+      "untrained_loss": (1 / (run.config.data.classes or 1) if run.reads_images
+                         else math.log(run.config.data.vocab_size)),
       "train": {"steps": steps.tolist(), "loss": _short(loss)},
       "eval": {"steps": run.eval.steps.tolist(), "loss": _short(run.eval.loss)}}
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from of_jax.analysis import series
-from of_jax.analysis.runs import Run
+from of_jax.analysis.runs import Run, loss_unit
 
 FIGURE = "figure"
 _POINTS = 400
@@ -108,14 +108,14 @@ def _loss(axes: Any, items: list[series.Series]) -> None:
     if item.run.eval.steps.size:
       axes.plot(item.run.eval.steps, item.run.eval.loss, color=item.colour,
                 linestyle=_dash(item), marker="o", markersize=3, label=_label(item))
-    # The first tenth falls from ln(vocabulary) and would flatten the rest.
+    # The first tenth falls from its initial value and would flatten the rest.
     late = values[steps > steps[-1] / 10] if steps.size else values
     low += [float(v) for v in late if v == v]
     high += [float(v) for v in late if v == v]
   if low:
     margin = 0.05 * (max(high) - min(low)) + 1e-3
     axes.set_ylim(min(low) - margin, max(high) + margin)
-  axes.set_ylabel("nats a token")
+  axes.set_ylabel(loss_unit({item.run.name: item.run for item in items}))
   axes.set_title("Loss: validation (dots), training (faint)")
 
 

@@ -33,11 +33,15 @@ def trained(runs: Mapping[str, Run]) -> str:
   parameters = _listed(dict.fromkeys(
       _millions(run.env["parameters"]) for run in runs.values() if "parameters" in run.env))
   differ = [field_name(p) for p in varied(runs)]
-  text = (f"{_count(len(runs), 'decoder-only transformer')} of depth {values('model.depth')} and "
+  images = all(run.reads_images for run in runs.values())
+  noun, read, batch = (
+      ("residual MLP", f"{values('data.classes')} classes", "images") if images else
+      ("decoder-only transformer", f"vocabulary {values('data.vocab_size')}",
+       f"x {values('train.sequence_length')} tokens"))
+  text = (f"{_count(len(runs), noun)} of depth {values('model.depth')} and "
           f"width {values('model.width')}{f' ({parameters} parameters)' if parameters else ''} on "
-          f"{values('data.corpus')}, vocabulary {values('data.vocab_size')}: "
-          f"{values('train.steps')} steps of {values('train.batch_size')} x "
-          f"{values('train.sequence_length')} tokens"
+          f"{values('data.corpus')}, {read}: "
+          f"{values('train.steps')} steps of {values('train.batch_size')} {batch}"
           f"{' each' if len(runs) > 1 else ''}, with {values('optim.name')}.")
   if differ:
     text += f" They differ in {_listed(differ)}."
@@ -82,7 +86,8 @@ def small(runs: Mapping[str, Run]) -> str:
   tokens = [run.config.train.steps * run.config.train.batch_size
             * run.config.train.sequence_length for run in runs.values()]
   seeds = sorted({run.config.train.seed for run in runs.values()})
-  return (f"Each run reads {_listed(dict.fromkeys(map(_millions, tokens)))} tokens and there "
+  unit = "images" if all(run.reads_images for run in runs.values()) else "tokens"
+  return (f"Each run reads {_listed(dict.fromkeys(map(_millions, tokens)))} {unit} and there "
           f"{'is one seed' if len(seeds) == 1 else f'are {_word(len(seeds))} seeds'}, so small "
           "differences in loss mean little: only differences between the means of seeds count.")
 

@@ -38,6 +38,7 @@ class Curves:
 
   steps: Ints
   loss: Floats
+  accuracy: Floats
   learning_rate: Floats
   grad_norm: Floats
   telemetry: Mapping[str, Mapping[str, Measured]]
@@ -65,8 +66,18 @@ class Run:
 
   @property
   def final_loss(self) -> float:
-    """The last evaluation's loss in nats a token; NaN if there is none or it diverged."""
+    """The last evaluation's loss, see `loss_unit`; NaN if there is none or it diverged."""
     return float(self.eval.loss[-1]) if self.eval.loss.size else math.nan
+
+  @property
+  def final_accuracy(self) -> float:
+    """The last evaluation's share of images told right; NaN for tokens."""
+    return float(self.eval.accuracy[-1]) if self.eval.accuracy.size else math.nan
+
+  @property
+  def reads_images(self) -> bool:
+    """Whether this is a residual MLP on images, else a transformer on tokens."""
+    return self.config.model.kind == "residual_mlp"
 
   @property
   def seconds(self) -> float:
@@ -111,6 +122,13 @@ class Run:
     finite = self.measured(metric, site).values
     finite = finite[np.isfinite(finite)]
     return float(finite.mean()) if finite.size else math.nan
+
+
+def loss_unit(runs: Mapping[str, Run]) -> str:
+  """What the losses of the runs are."""
+  units = ["squared error, mean over classes" if run.reads_images else "nats a token"
+           for run in runs.values()]
+  return " or ".join(dict.fromkeys(units))
 
 
 def find_runs(root: str | pathlib.Path) -> list[pathlib.Path]:
@@ -191,6 +209,7 @@ def _curves(lines: list[dict[str, Any]], split: str) -> Curves:
               (int(row["step"]), [_number(v) for v in values]))
   return Curves(
       steps=np.array([row["step"] for row in rows], np.int64), loss=_column(rows, "loss"),
+      accuracy=_column(rows, "accuracy"),
       learning_rate=_column(rows, "learning_rate"), grad_norm=_column(rows, "grad_norm"),
       telemetry={site: {metric: _measured(c) for metric, c in metrics.items()}
                  for site, metrics in cells.items()})

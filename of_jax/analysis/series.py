@@ -34,7 +34,8 @@ class Series:
 def arrange(runs: Mapping[str, Run]) -> list[Series]:
   """One `Series` a run, in the order given.
 
-  The group is the block, with its norm where one block is run with several. A field that varies
+  The group is the block, with its norm where one block is run with several; of residual MLPs, which
+  have no block, it is the optimiser. A field that varies
   inside a group makes the condition; one that follows from the group, such as op's gain, does
   not.
   """
@@ -58,18 +59,19 @@ def varied(runs: Mapping[str, Run]) -> list[str]:
   chosen = set(_inside(runs, groups)) | {"train.seed"}
   if len(set(groups.values())) > 1:
     chosen |= {"model.block", "model.norm"}
+    if any(run.reads_images for run in runs.values()):
+      chosen |= {"optim.name", "optim.learning_rate"}
   return [f for f in varying([run.config for run in runs.values()]) if f in chosen]
 
 
 def _groups(runs: Mapping[str, Run]) -> dict[str, str]:
+  kinds = {name: run.config.optim.name if run.reads_images else run.config.model.block
+           for name, run in runs.items()}
   norms: dict[str, set[str]] = {}
-  for run in runs.values():
-    norms.setdefault(run.config.model.block, set()).add(run.config.model.norm)
-  groups = {}
   for name, run in runs.items():
-    block, norm = run.config.model.block, run.config.model.norm
-    groups[name] = f"{block} ({norm})" if len(norms[block]) > 1 else block
-  return groups
+    norms.setdefault(kinds[name], set()).add(run.config.model.norm)
+  return {name: f"{kind} ({runs[name].config.model.norm})" if len(norms[kind]) > 1 else kind
+          for name, kind in kinds.items()}
 
 
 def _inside(runs: Mapping[str, Run], groups: Mapping[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from of_jax.analysis.record import flatten, varying
-from of_jax.analysis.runs import Run
+from of_jax.analysis.runs import Run, loss_unit
 from of_jax.config import Config
 from of_jax.run_directory import DONE
 
@@ -42,8 +42,15 @@ def show(value: float) -> str:
 
 
 def show_loss(value: float) -> str:
-  """A loss to a thousandth of a nat."""
-  return f"{value:.3f}" if math.isfinite(value) else "-"
+  """A loss to a thousandth; a small one, as of images, to three significant digits."""
+  if not math.isfinite(value):
+    return "-"
+  return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
+
+
+def show_accuracy(value: float) -> str:
+  """A share in per cent."""
+  return f"{value:.2%}" if math.isfinite(value) else "-"
 
 
 def status(run: Run) -> str:
@@ -54,21 +61,24 @@ def status(run: Run) -> str:
 
 
 def print_runs(out: Console, runs: Mapping[str, Run]) -> None:
-  """A line a run: final loss, peak kurtosis, peak MMR, seconds."""
+  """A line a run: final loss, for images accuracy, peak kurtosis, peak MMR, seconds."""
   table = Table()
   table.add_column("run", no_wrap=True)
-  for column in ("final loss", "peak kurtosis", "peak MMR", "seconds"):
+  images = any(run.reads_images for run in runs.values())
+  for column in ("final loss", *(["accuracy"] if images else []), "peak kurtosis", "peak MMR",
+                 "seconds"):
     table.add_column(column, justify="right")
   finished = all(status(run) == "finished" for run in runs.values())
   if not finished:
     table.add_column("status")
   for run in runs.values():
-    cells = [escape(run.name), show_loss(run.final_loss), show(run.peak("kurtosis")),
+    cells = [escape(run.name), show_loss(run.final_loss),
+             *([show_accuracy(run.final_accuracy)] if images else []), show(run.peak("kurtosis")),
              show(run.peak("mmr")), f"{run.seconds:.1f}" if math.isfinite(run.seconds) else "-"]
     table.add_row(*cells, *([] if finished else [status(run)]))
   out.print(table)
-  out.print("final loss: last validation loss, nats a token. kurtosis, MMR: largest over layers "
-            "and steps, stream entering each block.", style="dim", highlight=False)
+  out.print(f"final loss: last validation loss, {loss_unit(runs)}. kurtosis, MMR: largest over "
+            "layers and steps, stream entering each block.", style="dim", highlight=False)
 
 
 def print_claims(out: Console, claims: Sequence[Mapping[str, Any]]) -> None:
@@ -99,6 +109,7 @@ def print_plan(out: Console, planned: Mapping[str, Config], root: pathlib.Path) 
                   "yes" if (root / name / DONE).exists() else "")
   out.print(table)
   first = next(iter(planned.values()))
-  out.print(f"{len(planned)} runs of {first.train.steps:,} steps of {first.train.batch_size} x "
-            f"{first.train.sequence_length} tokens on {escape(first.data.corpus)}; nothing was "
-            "started", highlight=False)
+  size = (f"{first.train.batch_size:,} images" if first.model.kind == "residual_mlp" else
+          f"{first.train.batch_size} x {first.train.sequence_length} tokens")
+  out.print(f"{len(planned)} runs of {first.train.steps:,} steps of {size} on "
+            f"{escape(first.data.corpus)}; nothing was started", highlight=False)

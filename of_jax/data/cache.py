@@ -1,4 +1,4 @@
-"""The cache of token folders: built once, replaced whole, never trusted without its hashes.
+"""The cache of tokens and images: built once, replaced whole, never trusted without its hashes.
 
 Enters: what decides a corpus's content, and how to build it. Leaves: the opened corpus.
 """
@@ -11,15 +11,17 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from of_jax.data.folder import FORMAT_VERSION, Corpus, Damaged, open_folder
+from of_jax.data.folder import FORMAT_VERSION, Damaged
 from of_jax.errors import UserError
 
 Log = Callable[[str], None]
+T = TypeVar("T")
 
 
 def open_or_build(cache_dir: str, name: str, key: Mapping[str, object],
-                  build: Callable[[Path], None], log: Log) -> Corpus:
+                  build: Callable[[Path], None], log: Log, open_entry: Callable[[Path], T]) -> T:
   """The corpus that `key` names, from the cache or built into it.
 
   A good entry is opened without writing anything, so a read-only cache serves. Of several
@@ -29,8 +31,9 @@ def open_or_build(cache_dir: str, name: str, key: Mapping[str, object],
     cache_dir: folder of entries; made where there is none.
     name: beginning of the entry's name, for people.
     key: everything that decides the content.
-    build: writes a complete token folder into the empty folder it is given.
+    build: writes a complete entry into the empty folder it is given.
     log: is given a line on everything that takes time or went wrong.
+    open_entry: opens a complete entry, or raises Damaged.
   """
   digest = hashlib.sha256(
       json.dumps({**key, "format": FORMAT_VERSION}, sort_keys=True).encode()).hexdigest()
@@ -38,18 +41,18 @@ def open_or_build(cache_dir: str, name: str, key: Mapping[str, object],
   entry = root / f"{name}-{digest[:16]}"
   if entry.exists():
     try:
-      return open_folder(entry)
+      return open_entry(entry)
     except (Damaged, OSError):
       pass  # Said below, once no other process can be in the middle of replacing it.
   with writing(cache_dir), locked(entry, log):
     if entry.exists():
       try:
-        return open_folder(entry)
+        return open_entry(entry)
       except Damaged as damage:
         log(f"{entry}: {damage}; built anew")
     with replacing(entry) as folder:
       build(folder)
-    return open_folder(entry)
+    return open_entry(entry)
 
 
 @contextmanager

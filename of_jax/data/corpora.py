@@ -1,6 +1,6 @@
-"""`prepare`: from the config's `data` section to memory-mapped tokens.
+"""`prepare`: from the config's `data` section to memory-mapped tokens or images.
 
-Enters: a DataConfig. Leaves: a `Corpus`, out of the cache or tokenised into it.
+Enters: a DataConfig. Leaves: a `Corpus`, out of the cache or tokenised into it, or an `Images`.
 """
 
 import hashlib
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from of_jax.config import DataConfig
-from of_jax.data import cache, files, folder, pypi_code, tfds_text, tokenizer, tokens
+from of_jax.data import cache, files, folder, images, pypi_code, tfds_text, tokenizer, tokens
 from of_jax.data.documents import Document, Source, encode_name, pieces, sample
 from of_jax.data.folder import Corpus
+from of_jax.data.images import Images
 from of_jax.errors import UserError
 
-__all__ = ["Corpus", "prepare"]
+__all__ = ["Corpus", "Images", "prepare"]
 
 # The tokenizer learns from at most this much of train, which for code is past the point where
 # its merges still change, and keeps the trainer's memory below about 2 GB.
@@ -30,7 +31,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 Log = Callable[[str], None]
 
 
-def prepare(data: DataConfig, log: Log = print) -> Corpus:
+def prepare(data: DataConfig, log: Log = print) -> Corpus | Images:
   """Opens the corpus that `data` names, building or downloading it first where it is not there.
 
   Args:
@@ -40,6 +41,8 @@ def prepare(data: DataConfig, log: Log = print) -> Corpus:
   Raises:
     UserError: whatever is wrong with what the user named.
   """
+  if data.input_size is not None:
+    return images.prepare(data, log)
   kind, _, rest = data.corpus.partition(":")
   if kind == "tokens":
     return tokens.open_tokens(data, log)
@@ -57,7 +60,7 @@ def prepare(data: DataConfig, log: Log = print) -> Corpus:
   }
   return cache.open_or_build(
       data.cache_dir, f"{kind}-{data.vocab_size if given is None else 'given'}", key,
-      lambda entry: _build(entry, source, given, data, log), log)
+      lambda entry: _build(entry, source, given, data, log), log, folder.open_folder)
 
 
 def _source(kind: str, rest: str, data: DataConfig, log: Log) -> Source:

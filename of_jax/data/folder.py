@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,26 @@ class Corpus:
   tokenizer_sha256: str
   tokenizer_path: Path | None
   description: str
+
+
+class Described(Protocol):
+  """What a run records of its corpus, whether tokens or images."""
+
+  @property
+  def corpus_sha256(self) -> str:
+    """Of the content."""
+
+  @property
+  def tokenizer_sha256(self) -> str:
+    """Of tokenizer.json, or ""."""
+
+  @property
+  def tokenizer_path(self) -> Path | None:
+    """Where that is, or None."""
+
+  @property
+  def description(self) -> str:
+    """One line."""
 
 
 class Damaged(Exception):

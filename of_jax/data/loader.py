@@ -7,12 +7,47 @@ import numpy.typing as npt
 
 from of_jax.config import DataConfig, TrainConfig
 from of_jax.data.folder import Corpus, Tokens
+from of_jax.data.images import Images
 from of_jax.errors import UserError
 
 Batch = dict[str, npt.NDArray[np.generic]]
 
 
-class Batches:
+class Shuffled:
+  """Which examples are in which batch: shuffled for training by step, fixed for evaluation.
+
+  A subclass says what an example is.
+  """
+
+  def __init__(self, train_examples: int, validation_examples: int, data: DataConfig,
+               train: TrainConfig, process_index: int, process_count: int):
+    import grain
+    self._batch_size = train.batch_size
+    share = self._batch_size // process_count
+    self._rows = slice(process_index * share, (process_index + 1) * share)
+    self._order = grain.MapDataset.range(train_examples).seed(train.seed).shuffle().repeat()
+    self._evaluated = np.arange(data.eval_sequences) * validation_examples // data.eval_sequences
+
+  def train_batch(self, step: int) -> Batch:
+    """This process's rows of the batch of `step`, which counts from 0."""
+    first = step * self._batch_size
+    examples = [self._order[first + row] for row in range(self._batch_size)[self._rows]]
+    return self._batch("train", np.asarray(examples, np.int64), len(examples))
+
+  def eval_batches(self) -> list[Batch]:
+    """This process's rows of every evaluation batch: examples evenly spread over validation."""
+    batches = []
+    for start in range(0, len(self._evaluated), self._batch_size):
+      examples = self._evaluated[start:start + self._batch_size][self._rows]
+      batches.append(self._batch("validation", examples, self._rows.stop - self._rows.start))
+    return batches
+
+  def _batch(self, part: str, examples: npt.NDArray[np.int64], rows: int) -> Batch:
+    """The batch of these examples, filled up to `rows` with rows of zeros and weight 0."""
+    raise NotImplementedError
+
+
+class Batches(Shuffled):
   """Shuffled training batches by step, and the fixed evaluation set.
 
   Tokens are cut into windows of T + 1, each beginning with the last token of the one before, so
@@ -39,14 +74,8 @@ class Batches:
     Raises:
       UserError: too few tokens, or a special token is asked for that the corpus does not have.
     """
-    import grain
     self._corpus, self._length = corpus, train.sequence_length
-    self._batch_size = train.batch_size
-    if self._batch_size % process_count:
-      raise UserError(f"config.train.batch_size={self._batch_size}: cannot be split over "
-                      f"{process_count} processes")
-    share = self._batch_size // process_count
-    self._rows = slice(process_index * share, (process_index + 1) * share)
+    _check_share(train, process_count)
     where = f"config.data.corpus={data.corpus}"
     if data.begin_token and corpus.begin_token is None:
       raise UserError(f"config.data.begin_token=True: {data.corpus} has no begin token"
@@ -57,29 +86,13 @@ class Batches:
     self._begin = corpus.begin_token if data.begin_token else None
     self._end = None if data.cross_documents else corpus.end_token
     train_windows = _require(where, "train", corpus.train, self._length,
-                             "train.batch_size", self._batch_size)
+                             "train.batch_size", train.batch_size)
     windows = _require(where, "validation", corpus.validation, self._length,
                        "data.eval_sequences", data.eval_sequences)
-    self._order = grain.MapDataset.range(train_windows).seed(train.seed).shuffle().repeat()
-    self._eval_windows = np.arange(data.eval_sequences) * windows // data.eval_sequences
+    super().__init__(train_windows, windows, data, train, process_index, process_count)
 
-  def train_batch(self, step: int) -> Batch:
-    """This process's rows of the batch of `step`, which counts from 0."""
-    first = step * self._batch_size
-    windows = [self._order[first + row] for row in range(self._batch_size)[self._rows]]
-    return self._batch(self._corpus.train, np.asarray(windows, np.int64), len(windows))
-
-  def eval_batches(self) -> list[Batch]:
-    """This process's rows of every evaluation batch: windows evenly spread over validation."""
-    batches = []
-    for start in range(0, len(self._eval_windows), self._batch_size):
-      windows = self._eval_windows[start:start + self._batch_size][self._rows]
-      batches.append(self._batch(self._corpus.validation, windows,
-                                 self._rows.stop - self._rows.start))
-    return batches
-
-  def _batch(self, tokens: Tokens, windows: npt.NDArray[np.int64], rows: int) -> Batch:
-    """The batch of these windows, filled up to `rows` with rows of zeros and weight 0."""
+  def _batch(self, part: str, windows: npt.NDArray[np.int64], rows: int) -> Batch:
+    tokens = self._corpus.train if part == "train" else self._corpus.validation
     positions = windows[:, None] * self._length + np.arange(self._length + 1)
     window_BxT1 = np.zeros((rows, self._length + 1), np.int32)
     window_BxT1[:len(windows)] = tokens[positions]
@@ -97,6 +110,59 @@ class Batches:
       documents_BxT[:, 1:] = np.cumsum(inputs_BxT[:, :-1] == self._end, axis=1)
       batch["documents"] = documents_BxT
     return batch
+
+
+class ImageBatches(Shuffled):
+  """The same of images: every image once an epoch.
+
+  Every batch has, with B rows for this process:
+    inputs: float32 [B, 1, input size], whitened.
+    targets: int32 [B, 1], the class.
+    weights: float32 [B, 1]; 0 in rows that only fill the last evaluation batch, else 1.
+  """
+
+  def __init__(self, images: Images, data: DataConfig, train: TrainConfig,
+               process_index: int = 0, process_count: int = 1):
+    """Plans the order of images; reads none. Arguments as of `Batches`.
+
+    Raises:
+      UserError: too few images.
+    """
+    _check_share(train, process_count)
+    for part, count, field, need in (
+        ("train", len(images.train), "train.batch_size", train.batch_size),
+        ("validation", len(images.validation), "data.eval_sequences", data.eval_sequences)):
+      if count < need:
+        raise UserError(f"config.data.corpus={data.corpus}: has {count:,} {part} images, fewer "
+                        f"than {field}={need}")
+    self._images = images
+    super().__init__(len(images.train), len(images.validation), data, train, process_index,
+                     process_count)
+
+  def _batch(self, part: str, examples: npt.NDArray[np.int64], rows: int) -> Batch:
+    images, labels = ((self._images.train, self._images.train_labels) if part == "train"
+                      else (self._images.validation, self._images.validation_labels))
+    batch: Batch = {"inputs": np.zeros((rows, 1, images.shape[1]), np.float32),
+                    "targets": np.zeros((rows, 1), np.int32),
+                    "weights": np.zeros((rows, 1), np.float32)}
+    batch["inputs"][:len(examples), 0] = images[examples]
+    batch["targets"][:len(examples), 0] = labels[examples]
+    batch["weights"][:len(examples)] = 1
+    return batch
+
+
+def make_batches(corpus: Corpus | Images, data: DataConfig, train: TrainConfig,
+                 process_index: int = 0, process_count: int = 1) -> Shuffled:
+  """The batches of a corpus of tokens or of images."""
+  if isinstance(corpus, Images):
+    return ImageBatches(corpus, data, train, process_index, process_count)
+  return Batches(corpus, data, train, process_index, process_count)
+
+
+def _check_share(train: TrainConfig, process_count: int) -> None:
+  if train.batch_size % process_count:
+    raise UserError(f"config.train.batch_size={train.batch_size}: cannot be split over "
+                    f"{process_count} processes")
 
 
 def _require(where: str, part: str, tokens: Tokens, length: int, field: str, need: int) -> int:

@@ -112,13 +112,21 @@ def _wrong(wheels: dict[str, Path], pins: dict[str, str]) -> str:
 
 
 def _download(requirements: Path, folder: Path) -> None:
-  """Runs pip, so that the user's own pip configuration says where packages come from."""
+  download(requirements, folder, _WHERE, "any", "3.14", "py")
+
+
+def download(requirements: Path, folder: Path, where: str, platform: str, python: str,
+             implementation: str) -> None:
+  """Puts the pinned wheels of a platform into `folder`, whatever this machine is.
+
+  Runs pip, so that the user's own pip configuration says where packages come from.
+  """
   if importlib.util.find_spec("pip") is None:
-    raise UserError(f"{_WHERE}: this Python has no pip to download with; "
+    raise UserError(f"{where}: this Python has no pip to download with; "
                     "run python -m ensurepip first")
   command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-             "--no-deps", "--require-hashes", "--only-binary=:all:", "--platform", "any",
-             "--python-version", "3.14", "--implementation", "py",
+             "--no-deps", "--require-hashes", "--only-binary=:all:", "--platform", platform,
+             "--python-version", python, "--implementation", implementation,
              "-d", str(folder), "-r", str(requirements)]
   result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
   if result.returncode:
@@ -129,4 +137,4 @@ def _download(requirements: Path, folder: Path) -> None:
     reason = ("a wheel's sha256 is not the pinned one: "
               + " ".join(line.strip() for line in said if line.strip().startswith(
                   ("Expected", "Got"))) if mismatch else (errors or said or ["no reason"])[-1])
-    raise UserError(f"{_WHERE}: pip could not download the pinned wheels: {reason[:300]}")
+    raise UserError(f"{where}: pip could not download the pinned wheels: {reason[:300]}")

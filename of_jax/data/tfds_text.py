@@ -26,6 +26,19 @@ def source(name: str) -> Source:
       dataset has no text.
   """
   where = f"config.data.corpus=tfds:{name}"
+  builder = open_builder(where, name)
+  feature = _text_feature(where, builder.info.features)
+  splits = builder.info.splits
+  if "train" not in splits:
+    raise UserError(f"{where}: has no split train, only {', '.join(splits)}")
+  counts = {part: int(splits[part].num_examples) for part in splits}
+  identity = json.dumps([builder.info.full_name, feature, sorted(counts.items())])
+  return Source(f"tfds:{name}", hashlib.sha256(identity.encode()).hexdigest(),
+                functools.partial(_split, where, builder, feature, counts))
+
+
+def open_builder(where: str, name: str) -> Any:
+  """The prepared data set `name` of TensorFlow Datasets; `where` begins what is wrong with it."""
   try:
     import tensorflow_datasets as tfds
   except ImportError:
@@ -39,14 +52,14 @@ def source(name: str) -> Source:
     builder.download_and_prepare()
   except Exception as error:
     raise UserError(f"{where}: could not be downloaded and prepared: {_short(error)}") from None
-  feature = _text_feature(where, builder.info.features)
-  splits = builder.info.splits
-  if "train" not in splits:
-    raise UserError(f"{where}: has no split train, only {', '.join(splits)}")
-  counts = {part: int(splits[part].num_examples) for part in splits}
-  identity = json.dumps([builder.info.full_name, feature, sorted(counts.items())])
-  return Source(f"tfds:{name}", hashlib.sha256(identity.encode()).hexdigest(),
-                functools.partial(_split, where, builder, feature, counts))
+  return builder
+
+
+def held_out(count: int, fraction: float) -> list[int]:
+  """About `fraction` of range(count), chosen by the sha256 of each number."""
+  limit = int(fraction * 2 ** 64)
+  return [i for i in range(count)
+          if int.from_bytes(hashlib.sha256(str(i).encode()).digest()[:8], "big") < limit]
 
 
 def _split(where: str, builder: Any, feature: str, counts: dict[str, int],
@@ -56,9 +69,7 @@ def _split(where: str, builder: Any, feature: str, counts: dict[str, int],
   if own:
     return Split(train, _Examples(builder, own, feature, range(counts[own])),
                  f"the dataset's own split {own}")
-  limit = int(fraction * 2 ** 64)
-  held = [i for i in range(counts["train"])
-          if int.from_bytes(hashlib.sha256(str(i).encode()).digest()[:8], "big") < limit]
+  held = held_out(counts["train"], fraction)
   if not held or len(held) == counts["train"]:
     raise UserError(f"{where}: {counts['train']} examples are too few to hold out "
                     f"config.data.validation_fraction={fraction}")

@@ -14,9 +14,25 @@ from flax import nnx
 from of_jax.config import Config
 from of_jax.config_rules import ROLES
 from of_jax.models.probe import Observer, Statistics
+from of_jax.models.residual_mlp import ResidualMLP
+from of_jax.models.stack import StackedNetwork
 from of_jax.models.transformer import Transformer
 
 Parameters = dict[str, Any]
+
+
+def _transformer(config: Config, rngs: nnx.Rngs) -> StackedNetwork:
+  return Transformer(config.model, config.data.vocab_size, config.train.sequence_length, rngs)
+
+
+def _residual_mlp(config: Config, rngs: nnx.Rngs) -> StackedNetwork:
+  assert config.data.input_size is not None and config.data.classes is not None
+  return ResidualMLP(config.model, config.data.input_size, config.data.classes, rngs)
+
+
+# What each `model.kind` builds.
+_NETWORKS: dict[str, Callable[[Config, nnx.Rngs], StackedNetwork]] = {
+    "transformer": _transformer, "residual_mlp": _residual_mlp}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,22 +56,22 @@ class Network:
     """Fresh parameters, a function of the key alone."""
     return nnx.to_pure_dict(nnx.state(self.make(key), nnx.Param))
 
-  def apply(self, parameters: Parameters, tokens_BxT: jax.Array,
+  def apply(self, parameters: Parameters, inputs: jax.Array,
             documents_BxT: jax.Array | None = None, *, dropout_key: jax.Array | None = None,
             observe: Observer | None = None, training: bool = False
             ) -> tuple[jax.Array, dict[str, Statistics]]:
-    """float32 logits [batch, time, vocabulary] and statistics, see Transformer.__call__."""
+    """float32 logits [batch, time, vocabulary] and statistics, see StackedNetwork.__call__."""
     return self._merge(parameters)(
-        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
+        inputs, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
 
-  def stream(self, parameters: Parameters, tokens_BxT: jax.Array,
+  def stream(self, parameters: Parameters, inputs: jax.Array,
              documents_BxT: jax.Array | None = None, *, dropout_key: jax.Array | None = None,
              observe: Observer | None = None, training: bool = False
              ) -> tuple[jax.Array, jax.Array, dict[str, Statistics]]:
-    """What the unembedding reads, the unembedding, and statistics, see Transformer.stream."""
+    """What the unembedding reads, the unembedding, and statistics, see StackedNetwork.stream."""
     model = self._merge(parameters)
     x_BxTxD, statistics = model.stream(
-        tokens_BxT, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
+        inputs, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
     return x_BxTxD, model.unembedding_table(), statistics
 
   def trained(self, tree: Parameters) -> Parameters:
@@ -70,10 +86,10 @@ class Network:
     """The tree of which `trained` and `running` are the parts."""
     return _union(trained, running)
 
-  def _merge(self, parameters: Parameters) -> Transformer:
+  def _merge(self, parameters: Parameters) -> StackedNetwork:
     state = jax.tree.map(lambda leaf: leaf, self.template)
     nnx.replace_by_pure_dict(state, parameters)
-    model: Transformer = nnx.merge(self.graph, state, copy=True)
+    model: StackedNetwork = nnx.merge(self.graph, state, copy=True)
     return model
 
 
@@ -84,9 +100,8 @@ def build_network(config: Config) -> Network:
     ValueError: a parameter without a role, or with an axis too few.
   """
 
-  def make(key: jax.Array) -> Transformer:
-    return Transformer(config.model, config.data.vocab_size, config.train.sequence_length,
-                       nnx.Rngs(params=key))
+  def make(key: jax.Array) -> StackedNetwork:
+    return _NETWORKS[config.model.kind](config, nnx.Rngs(params=key))
 
   abstract = nnx.eval_shape(make, jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
   graph, template = nnx.split(abstract, nnx.Param)

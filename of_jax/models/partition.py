@@ -16,6 +16,8 @@ PARAMETER_AXES: dict[str, str | None] = {
     "mlp": "tensor",
     "head_dim": None,
     "position": None,
+    "pixel": None,
+    "class": None,
     # Vectors of the width are small, and a split norm gain would cost a gather a use.
     "channel": None,
 }

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from of_jax.config import Config
-from of_jax.data.corpora import Corpus
+from of_jax.data.folder import Described
 from of_jax.models.functional import Network, named_leaves
 
 _PACKAGES = ("of_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
@@ -23,7 +23,7 @@ _PEAK_FLOPS = {
     "TPU v6 lite": 918e12, "TPU v6e": 918e12}
 
 
-def describe(config: Config, mesh: Mesh, corpus: Corpus, network: Network) -> dict[str, Any]:
+def describe(config: Config, mesh: Mesh, corpus: Described, network: Network) -> dict[str, Any]:
   """The contents of env.json."""
   return {
       **machine(),
@@ -66,8 +66,11 @@ def flops_per_token(config: Config, network: Network) -> int:
   al. 2022, 2204.02311, App. B). The unembedding counts, an embedding lookup does not.
   """
   shapes, roles = named_leaves(network.shapes), named_leaves(network.roles)
-  matrices: int = sum(shapes[name].size for name, role in roles.items()
-                 if role in ("hidden", "unembedding"))
+  is_mlp = config.model.kind == "residual_mlp"
+  multiplied = ("hidden", "unembedding", *(("embedding",) if is_mlp else ()))
+  matrices: int = sum(shapes[name].size for name, role in roles.items() if role in multiplied)
+  if is_mlp:
+    return 6 * matrices
   if config.model.tied_embeddings:
     matrices += config.data.vocab_size * config.model.width
   model = config.model

@@ -10,7 +10,7 @@ import jax
 from of_jax import run_directory
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
-from of_jax.data.loader import Batches
+from of_jax.data.loader import Shuffled, make_batches
 from of_jax.errors import UserError
 from of_jax.train import checkpoint, environment, provenance, writers
 from of_jax.train.checkpoint import Checkpoints
@@ -46,7 +46,8 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
   writers.check_available(config.train)
   mesh = make_mesh(config)
   corpus = prepare(config.data, log)
-  batches = Batches(corpus, config.data, config.train, jax.process_index(), jax.process_count())
+  batches = make_batches(
+      corpus, config.data, config.train, jax.process_index(), jax.process_count())
   kept = checkpoint.kept_steps(config.train)
   with jax.set_mesh(mesh):
     # Runs that differ in their seed alone share what is compiled.
@@ -84,7 +85,7 @@ def _initial_state(config: Config, trainer: Trainer) -> State:
 
 
 def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mesh,
-         batches: Batches, checkpoints: Checkpoints, state: State, start: int,
+         batches: Shuffled, checkpoints: Checkpoints, state: State, start: int,
          kept: list[int]) -> None:
   """Steps `start` + 1 to the last, with what is logged, evaluated and kept on the way."""
   steps, every = config.train, config.telemetry.every
@@ -95,7 +96,8 @@ def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mes
   evaluation = [place_batch(mesh, batch) for batch in batches.eval_batches()]
   # A step's metrics are fetched after the next step is dispatched, so that the devices never wait.
   late: tuple[int, Any] | None = None
-  with log, TrainingProgress(workdir.name, start, last) as progress:
+  unit = "images" if config.model.kind == "residual_mlp" else "tokens"
+  with log, TrainingProgress(workdir.name, start, last, unit) as progress:
     for step in range(start + 1, last + 1):
       batch = place_batch(mesh, batches.train_batch(step - 1))
       logged = step in (1, last) or step % steps.log_every == 0
@@ -111,7 +113,7 @@ def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mes
         progress.update(*log.train(*late))
         late = None
       if evaluated:
-        log.evaluation(step, _evaluate(trainer, state, evaluation))
+        progress.evaluated(step, log.evaluation(step, _evaluate(trainer, state, evaluation)))
       if step in kept:
         # What a checkpoint follows must be on disk before it: a resumed run keeps those lines.
         log.flush()

@@ -2,8 +2,9 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,10 +13,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingProgress:
-  """Shows step, loss, tokens a second and the time left."""
+  """Shows step, loss, tokens or images a second and the time left."""
 
-  def __init__(self, name: str, start: int, steps: int):
-    self._name, self._start, self._steps = name, start, steps
+  def __init__(self, name: str, start: int, steps: int, unit: str = "tokens"):
+    self._name, self._start, self._steps, self._unit = name, start, steps, unit
     self._first = start + 1
     self._begun = self._shown = time.monotonic()
     self._bar = Progress(
@@ -39,7 +40,7 @@ class TrainingProgress:
     """After a logged step. The first, whose time is the compiler's, sets the clock."""
     if step == self._first:
       self._begun, self._start = time.monotonic(), step
-    status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+    status = f"loss {loss:.3f}  {tokens_per_second:,.0f} {self._unit}/s"
     now = time.monotonic()
     if self._bar:
       self._bar.update(self._task, completed=step, status=status)
@@ -48,3 +49,13 @@ class TrainingProgress:
       left = (now - self._begun) / max(1, step - self._start) * (self._steps - step)
       print(f"{self._name}: step {step}/{self._steps}  {status}  {left:.0f} s left", flush=True)
       self._shown = now
+
+  def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """After an evaluation that knows an accuracy."""
+    if "accuracy" in metrics:
+      text = (f"{self._name}: step {step}/{self._steps}  validation loss "
+              f"{float(metrics['loss']):.4f}  accuracy {float(metrics['accuracy']):.2%}")
+      if self._bar:
+        self._bar.console.print(text, highlight=False)
+      else:
+        print(text, flush=True)

@@ -11,7 +11,7 @@ import jax
 from of_jax import config as config_lib
 from of_jax import run_directory
 from of_jax.config import Config
-from of_jax.data.corpora import Corpus
+from of_jax.data.folder import Described
 from of_jax.errors import UserError
 from of_jax.train import checkpoint
 from of_jax.train.step import Trainer
@@ -80,7 +80,7 @@ def write_config(workdir: Path, config: Config) -> None:
     run_directory.write_json(workdir / run_directory.CONFIG, config_lib.to_dict(config))
 
 
-def write_environment(workdir: Path, described: dict[str, Any], corpus: Corpus,
+def write_environment(workdir: Path, described: dict[str, Any], corpus: Described,
                       resumed_at: int | None) -> None:
   """env.json and the tokenizer; a resumed run adds to env.json where and how it went on."""
   if jax.process_index():

@@ -51,11 +51,16 @@ def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTrans
   parameters = jax.tree.map(
       lambda axes: NamedSharding(mesh, partition.parameter_spec(axes)), network.axes,
       is_leaf=lambda node: isinstance(node, tuple))
+  # A parameter that is not trained has no moments: a MaskedNode stands in their place.
   moments = optax.tree.map_params(
-      optimizer, lambda _, sharding: sharding,
+      optimizer, lambda leaf, sharding: leaf if _is_masked(leaf) else sharding,
       jax.eval_shape(optimizer.init, network.trained(network.shapes)),
-      network.trained(parameters), transform_non_params=lambda _: replicated)
+      network.trained(parameters), transform_non_params=lambda _: replicated, is_leaf=_is_masked)
   return {"params": parameters, "opt_state": moments, "step": replicated}
+
+
+def _is_masked(node: Any) -> bool:
+  return isinstance(node, optax.MaskedNode)
 
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

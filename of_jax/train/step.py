@@ -20,7 +20,7 @@ from of_jax.config import Config
 from of_jax.models.functional import Network, build_network
 from of_jax.optim import build_optimizer, learning_rate_schedule
 from of_jax.telemetry.observe import SiteStatistics, Telemetry, merge_sites
-from of_jax.train.loss import Sums, cross_entropy
+from of_jax.train.loss import Sums, cross_entropy, squared_error
 from of_jax.train.sharding import state_shardings
 
 State = dict[str, Any]
@@ -32,9 +32,9 @@ class Trainer:
   """What a config trains: pure functions, jitted once.
 
   `step` and `step_measured` map (state, batch, key) to (state, metrics), where metrics holds
-  float32 `loss`, `learning_rate`, `grad_norm` and, measured, `telemetry`: site -> metric ->
-  [layers]. They consume the state they are given. `evaluate` maps (params, batch) to sums that
-  `add` combines and `finish` turns into metrics.
+  float32 `loss`, `learning_rate`, `grad_norm`, for images `accuracy`, and, measured, `telemetry`:
+  site -> metric -> [layers]. They consume the state they are given. `evaluate` maps (params,
+  batch) to sums that `add` combines and `finish` turns into metrics.
   """
 
   network: Network
@@ -76,14 +76,18 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
     x_BxTxD, table_DxV, statistics = network.stream(
         params, batch["inputs"], batch.get("documents"), dropout_key=key, observe=observe,
         training=training)
-    objective, parts = cross_entropy(
-        x_BxTxD, table_DxV, batch["targets"], batch["weights"], config.train.z_loss)
+    targets, weights = batch["targets"], batch["weights"]
+    objective, parts = (
+        squared_error(x_BxTxD, table_DxV, targets, weights)
+        if config.model.kind == "residual_mlp" else
+        cross_entropy(x_BxTxD, table_DxV, targets, weights, config.train.z_loss))
     return objective, (parts, statistics)
 
   def loss(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
-           ) -> tuple[jax.Array, tuple[jax.Array, SiteStatistics]]:
+           ) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
     objective, (parts, statistics) = sums(params, batch, key, watched, training=True)
-    return objective / tokens, (parts["loss"] / tokens, statistics)
+    means = {name: part / tokens for name, part in parts.items() if name != "count"}
+    return objective / tokens, (means, statistics)
 
   gradient = jax.grad(loss, has_aux=True)
 
@@ -100,22 +104,23 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
         lambda x: x[1:], (split, keys))
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
-      grads, (value, statistics) = gradient(params, *part, watched)
-      total_grads, (total_value, total_statistics) = total
+      grads, (means, statistics) = gradient(params, *part, watched)
+      total_grads, (total_means, total_statistics) = total
       return (jax.tree.map(jnp.add, total_grads, grads),
-              (total_value + value, merge_sites(total_statistics, statistics))), None
+              (jax.tree.map(jnp.add, total_means, means),
+               merge_sites(total_statistics, statistics))), None
 
     return jax.lax.scan(add, gradient(params, *first, watched), rest)[0]
 
   def step(watched: Telemetry | None) -> Any:
     def run(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, Any]]:
       dropout_key = jax.random.fold_in(key, state["step"]) if config.model.dropout else None
-      grads, (value, statistics) = accumulated(state["params"], batch, dropout_key, watched)
+      grads, (means, statistics) = accumulated(state["params"], batch, dropout_key, watched)
       # An average over micro-batches, where gradients add up: the loss is over the whole batch.
       running = jax.tree.map(lambda new: new / micro_batches, network.running(grads))
       grads, params = network.trained(grads), network.trained(state["params"])
       updates, opt_state = optimizer.update(grads, state["opt_state"], params)
-      metrics = {"loss": value, "learning_rate": schedule(state["step"]),
+      metrics = {**means, "learning_rate": schedule(state["step"]),
                  "grad_norm": optax.tree.norm(grads)}
       if watched:
         metrics["telemetry"] = watched.finish(statistics)
@@ -133,7 +138,8 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
 
   def finish(total: Any) -> dict[str, Any]:
     totals, statistics = total
-    return {"loss": totals["loss"] / totals["count"], "telemetry": telemetry.finish(statistics)}
+    means = {name: total / totals["count"] for name, total in totals.items() if name != "count"}
+    return {**means, "telemetry": telemetry.finish(statistics)}
 
   plain = step(None)
   return Trainer(

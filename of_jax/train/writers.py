@@ -46,7 +46,7 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Scalars `SPLIT/loss`, and `SPLIT/METRIC/SITE/LAYER` for telemetry."""
+  """Scalars `SPLIT/loss`, for images `SPLIT/accuracy`, and `SPLIT/METRIC/SITE/LAYER` for telemetry."""
 
   def __init__(self, workdir: Path, resumed_at: int):
     from tensorboardX import SummaryWriter
@@ -140,10 +140,12 @@ class RunLog:
       writer.write({"step": step, "seconds": seconds, "tokens_per_second": rate, "mfu": mfu})
     return step, float(fetched["loss"]), rate
 
-  def evaluation(self, step: int, metrics: Record) -> None:
-    """Writes what an evaluation found."""
+  def evaluation(self, step: int, metrics: Record) -> Record:
+    """Writes what an evaluation found, and returns it fetched."""
+    fetched: Record = jax.device_get(metrics)
     for writer in self._metrics:
-      writer.write({"step": step, "split": "eval", **jax.device_get(metrics)})
+      writer.write({"step": step, "split": "eval", **fetched})
+    return fetched
 
   def flush(self) -> None:
     """After this a killed process loses nothing that was written."""
@@ -155,7 +157,7 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
   """Names and values of everything numeric in a record."""
   split = record.get("split", "timing")
   for name, value in record.items():
-    if name in ("loss", "learning_rate", "grad_norm"):
+    if name in ("loss", "accuracy", "learning_rate", "grad_norm"):
       yield f"{split}/{name}", float(value)
   for site, metrics in record.get("telemetry", {}).items():
     for metric, layers in metrics.items():

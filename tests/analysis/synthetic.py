@@ -22,9 +22,10 @@ def config(overrides: Sequence[tuple[str, str]] = ()) -> Config:
 def write_run(path: pathlib.Path, run_config: Config, *, kurtosis: float = 1.2,
               loss: float = 4.5, mmr: float = 8.0, correlation: float = 0.1, seconds: float = 0.4,
               steps: int | None = None, finished: bool = True, nan_from: int | None = None,
-              corpus_sha256: str = "c0ffee" * 10) -> None:
+              corpus_sha256: str = "c0ffee" * 10, accuracy: float | None = None) -> None:
   """A run whose kurtosis peaks at exactly `kurtosis`, in layer 1 at 60 % of the steps, and whose
-  last validation loss is exactly `loss`. From step `nan_from` all numbers are null."""
+  last validation loss is exactly `loss`. From step `nan_from` all numbers are null. With `accuracy`
+  its evaluations have that, as those of images do."""
   path.mkdir(parents=True)
   (path / "config.json").write_text(json.dumps(to_dict(run_config)))
   (path / "env.json").write_text(json.dumps({
@@ -61,7 +62,8 @@ def write_run(path: pathlib.Path, run_config: Config, *, kurtosis: float = 1.2,
     metrics.append(line)
     timing.append({"step": step, "seconds": seconds, "tokens_per_second": 5000, "mfu": None})
     if step % run_config.train.eval_every == 0 or step == total:
-      metrics.append({"step": step, "split": "eval", "loss": None if bad else now})
+      metrics.append({"step": step, "split": "eval", "loss": None if bad else now,
+                      **({} if accuracy is None else {"accuracy": accuracy})})
   for name, lines in (("metrics.jsonl", metrics), ("timing.jsonl", timing)):
     (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
   if finished:

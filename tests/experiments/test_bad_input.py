@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SMOKE = "--config=experiments/configs/smoke.py"
+MLP = "--config=experiments/configs/mlp_images.py:smoke"
 
 # Arguments -> what the line must say. DIR stands for a scratch folder.
 MISTAKES = {
@@ -30,6 +31,10 @@ MISTAKES = {
     "no such corpus": ([SMOKE, "--config.data.corpus=text:DIR/none"], "DIR/none"),
     "large token": ([SMOKE, "--config.data.corpus=tokens:DIR/t.npy"], "4096"),
     "too little data": ([SMOKE, "--config.data.corpus=tokens:DIR/few.npy"], "windows"),
+    "images for tokens": ([SMOKE, "--config.data.corpus=digits"], "for model.kind=residual_mlp"),
+    "tokens for an MLP": ([MLP, "--config.data.corpus=text:DIR"], "holds no images; use digits"),
+    "block of an MLP": ([MLP, "--config.model.block=op"], "does nothing in residual_mlp"),
+    "no such images": ([MLP, "--config.data.corpus=cifar10:DIR/none"], "no such folder"),
     "no such run": ([SMOKE, "--init_from=DIR/none", "--config.data.corpus=tokens:DIR/ok.npy"],
                     "is not a run directory"),
 }

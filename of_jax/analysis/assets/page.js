@@ -95,15 +95,15 @@
     const late = [];
     for (const run of data.runs) {
       const last = run.train.steps[run.train.steps.length - 1];
-      // The first tenth falls from ln(vocabulary) and would flatten the rest.
+      // The first tenth falls from that of an untrained network and would flatten the rest.
       run.train.steps.forEach((step, i) => {
         const value = run.train.loss[i];
         if (step > last / 10 && value !== null) {
-          late.push(Math.min(value, Math.log(run.vocabulary) + 1));
+          late.push(Math.min(value, run.untrained_loss + 1));
         }
       });
       late.push(...run.eval.loss.filter(v => v !== null)
-        .map(v => Math.min(v, Math.log(run.vocabulary) + 1)));
+        .map(v => Math.min(v, run.untrained_loss + 1)));
     }
     return padded(late, false);
   }
@@ -121,7 +121,7 @@
     const note = element("p", section);
     note.className = "note";
     note.innerHTML = metric === "loss"
-      ? "Cross-entropy in nats a token; the first tenth of the steps may lie above the panel."
+      ? `In ${data.loss_unit}; the first tenth of the steps may lie above the panel.`
       : about.formula;
     const grid = element("div", section);
     grid.className = "grid";
@@ -142,7 +142,7 @@
         }
       }
       draw(panel(grid, condition), traces,
-        layout(metric === "loss" ? "nats a token" : about.axis, metric !== "loss" && about.log,
+        layout(metric === "loss" ? data.loss_unit : about.axis, metric !== "loss" && about.log,
           range));
     }
   }

@@ -1,0 +1,147 @@
+"""What every network shares: residual blocks in stacks, an optional norm, an unembedding.
+
+A network says how its inputs enter the stream; from there on the blocks run here, scanned or
+unrolled, rematerialised or not, with their probes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from of_jax.config import ModelConfig
+from of_jax.models import partition
+from of_jax.models.norms import Norm
+from of_jax.models.probe import Context, Observer, Statistics
+
+_REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+# (dropout key or None, number of the block from 1, 0 outside the blocks) -> its context.
+MakeContext = Callable[[jax.Array | None, jax.Array | int], Context]
+
+
+class StackedNetwork(nnx.Module):
+  """Base of the networks. A subclass fills the attributes and writes `stream`.
+
+  Consecutive blocks of one class are one stack: their parameters have a leading axis of layers.
+
+  Attributes:
+    model: resolved.
+    stacks: from the bottom, see `stacked`.
+    final_norm: where `model.final_norm` asks for one.
+  """
+
+  model: ModelConfig
+  stacks: nnx.Dict[Any]
+  final_norm: Norm
+
+  def __call__(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
+               dropout_key: jax.Array | None = None, observe: Observer | None = None,
+               training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
+    """As `stream`, but with float32 logits [batch, time, vocabulary] in place of the stream."""
+    x_BxTxD, statistics = self.stream(
+        inputs, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
+    logits_BxTxV = jnp.tensordot(x_BxTxD, self.unembedding_table().astype(x_BxTxD.dtype), 1,
+                                 preferred_element_type=jnp.float32)
+    return logits_BxTxV, statistics
+
+  def unembedding_table(self) -> jax.Array:
+    """[width, vocabulary or classes]: logits are the stream times this."""
+    raise NotImplementedError
+
+  def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
+             dropout_key: jax.Array | None = None, observe: Observer | None = None,
+             training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
+    """Everything before the unembedding.
+
+    Args:
+      inputs: tokens int32 [batch, time], below the vocabulary size, or images float32
+        [batch, 1, input size].
+      documents_BxT: number of the document that each token belongs to, rising along the time
+        axis. Given, attention stays inside a document and positions restart in each.
+      dropout_key: given in training, where dropout is to act.
+      observe: what the probes keep, see of_jax.models.probe.
+      training: whether norms that have them use batch statistics; else running ones, frozen.
+
+    Returns:
+      what the unembedding reads, [batch, time, width] in the compute type, and site ->
+      statistic -> array with a leading axis of layers.
+    """
+    raise NotImplementedError
+
+  def enter(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    """What the inputs became -> the stream entering the first block, before dropout."""
+    del context
+    return x_BxTxD
+
+  def leave(self, x_BxTxD: jax.Array) -> jax.Array:
+    """The stream behind the final norm -> what the unembedding reads."""
+    return x_BxTxD
+
+  def run_stacks(self, x_BxTxD: jax.Array, context: MakeContext, dropout_key: jax.Array | None
+                 ) -> tuple[jax.Array, dict[str, Statistics]]:
+    """From what the inputs became to what the unembedding reads; returns as `stream` does."""
+    keys_L = None
+    outer = context(None, 0)
+    if dropout_key is not None:
+      outer.dropout_key, stack_key = jax.random.split(dropout_key)
+      keys_L = jax.random.split(stack_key, self.model.depth)
+    x_BxTxD = outer.dropout(self.enter(x_BxTxD, outer))
+
+    collected: list[dict[str, Statistics]] = []
+    start = 0
+    for stack in self.stacks.values():
+      depth = jax.tree.leaves(nnx.state(stack, nnx.Param))[0].shape[0]
+      keys = None if keys_L is None else keys_L[start:start + depth]
+      layers_L = jnp.arange(start + 1, start + depth + 1)
+      x_BxTxD, statistics = self._run_stack(stack, x_BxTxD, keys, layers_L, context)
+      collected.append(statistics)
+      start += depth
+
+    if self.model.final_norm:
+      x_BxTxD = self.final_norm(x_BxTxD, outer)
+    x_BxTxD = self.leave(x_BxTxD)
+    outer.probe("final", x_BxTxD)
+    statistics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)
+    statistics.update(jax.tree.map(lambda s: s[None], outer.collected))
+    return x_BxTxD, statistics
+
+  def _run_stack(self, stack: nnx.Module, x_BxTxD: jax.Array, keys: jax.Array | None,
+                 layers_L: jax.Array, context: MakeContext
+                 ) -> tuple[jax.Array, dict[str, Statistics]]:
+    graph, parameters_L = nnx.split(stack)
+
+    def body(x: jax.Array, xs: tuple[Any, Any, jax.Array]
+             ) -> tuple[jax.Array, dict[str, Statistics]]:
+      parameters, key, layer = xs
+      block_context = context(key, layer)
+      block_context.probe("resid_pre", x)
+      x = nnx.merge(graph, parameters)(x, block_context)
+      return partition.constrain_batch(x), block_context.collected
+
+    if self.model.remat != "none":
+      body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.model.remat],
+                            prevent_cse=not self.model.scan_layers)
+    if self.model.scan_layers:
+      return jax.lax.scan(body, x_BxTxD, (parameters_L, keys, layers_L))
+    # unstack's gradient is one concatenation; indexing's would be a sum over padded copies.
+    leaves, structure = jax.tree.flatten((parameters_L, keys, layers_L))
+    collected = []
+    for layer_leaves in zip(*map(jnp.unstack, leaves)):
+      x_BxTxD, statistics = body(x_BxTxD, jax.tree.unflatten(structure, layer_leaves))
+      collected.append(statistics)
+    return x_BxTxD, jax.tree.map(lambda *s: jnp.stack(s), *collected)
+
+
+def stacked(block: Callable[[nnx.Rngs, ModelConfig], nnx.Module], count: int, model: ModelConfig,
+            rngs: nnx.Rngs) -> nnx.Module:
+  """`count` blocks as one, each parameter with a leading axis of layers."""
+
+  @nnx.split_rngs(splits=count)
+  @nnx.vmap(in_axes=0, out_axes=0)
+  def make(rngs: nnx.Rngs) -> nnx.Module:
+    return block(rngs, model)
+
+  return make(rngs)
