@@ -12,8 +12,8 @@ is the setup of the outlier-feature paper; the papers of peri, mix and layernorm
 Should print, at smoke: a peak kurtosis of 12 to 19 for pre and near 2 for op, as in the op_block
 study, whose runs of seed 0 these two are. The other numbers are not known ahead.
 
-Source of the paper's numbers, unless another is named: He et al. 2024, "Understanding and Minimising
-Outlier Features in Transformer Training" (arXiv 2405.19279 v2).
+Source of the paper's numbers, unless another is named: He et al. 2024, "Understanding and
+Minimising Outlier Features in Transformer Training" (arXiv 2405.19279 v2).
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,8 @@ def _claims(seeds: Sequence[int]) -> list[Claim]:
           f"Reproduced if, {each}, the peak kurtosis of pre_qk_norm is below that of pre. {_OPEN}",
           claims.smaller_peaks(pairs(("pre_qk_norm", "pre")), "pre with QK-norm")),
       Claim(
-          "down_scaled", "Down-scaled residuals lower outlier features, and op lowers them further.",
+          "down_scaled",
+          "Down-scaled residuals lower outlier features, and op lowers them further.",
           "Section 3: Pre-LN with a trained gain that starts at 0.1 has a peak kurtosis about 10 "
           "times lower, still above OP's, and loses about 0.2 in perplexity.",
           f"Reproduced if, {each}, the peak kurtosis of pre_down_scaled is below that of pre and "
@@ -94,13 +95,14 @@ def _claims(seeds: Sequence[int]) -> list[Claim]:
           "layernorm_scaling", "Scaling the norm by 1 / sqrt(layer) keeps the stream smaller.",
           "Sun et al. 2025 (2502.05795), abstract: it mitigates the growth of the output variance "
           "over depth that Pre-LN has.",
-          f"Reproduced if, {each}, {peak('RMS')} of layernorm_scaling is below that of pre. {_OPEN}",
+          f"Reproduced if, {each}, {peak('RMS')} of layernorm_scaling is below that of pre. "
+          f"{_OPEN}",
           claims.smaller_peaks(pairs(("layernorm_scaling", "pre")), "layernorm_scaling",
                                metric="rms")),
       Claim(
           "gated_norm", "Gates behind the norm lower outlier features.",
-          "\"A Unified View of Attention and Residual Sinks\" (2601.22966), abstract: outliers serve "
-          "the norm to rescale the rest; gates do this in their place.",
+          "\"A Unified View of Attention and Residual Sinks\" (2601.22966), abstract: outliers "
+          "serve the norm to rescale the rest; gates do this in their place.",
           f"Reproduced if, {each}, the peak kurtosis of gated_norm is below that of pre. {_OPEN}",
           claims.smaller_peaks(pairs(("gated_norm", "pre")), "gated_norm")),
   ]

@@ -20,6 +20,7 @@ def test_first_paragraph_becomes_mathematics_and_source() -> None:
   class Bad:
     """y = f(x) (of course)."""
 
-  assert variants.summary(Good) == ("y = f(x) (z), if x > 0", "Someone 2020, 2001.12345 (v2), eq. 3")
+  assert variants.summary(Good) == (
+      "y = f(x) (z), if x > 0", "Someone 2020, 2001.12345 (v2), eq. 3")
   with pytest.raises(ValueError, match="Bad: its docstring's first paragraph has no"):
     variants.summary(Bad)

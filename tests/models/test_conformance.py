@@ -92,7 +92,7 @@ FACTORS: dict[str, list[Any]] = {
     "model__embedding_projection": [False, True],
     "model__final_norm": [False, True],
 }
-# Matrices of gain near 1, so that logits and nonlinearities are in the range that tells forms apart.
+# Matrices of gain near 1: logits and nonlinearities in the range that tells forms apart.
 SIZE = {"model__depth": 2, "model__init_std": 0.2, "model__embedding_scale": 5}
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 MakeConfig = Callable[..., Config]

@@ -58,7 +58,7 @@ def unit_gain(width: int, **fields: Any) -> dict[str, Any]:
 ), ids=lambda value: str(value))
 def test_stream_over_96_layers(block: str, fields: dict[str, Any], growth: str,
                                make_config: MakeConfig) -> None:
-  m2 = moments(make_config(**unit_gain(32, model__block=block, model__depth=DEPTH, **fields)), 8)
+  m2 = moments(make_config(**unit_gain(32, model__block=block, model__depth=DEPTH, **fields)))
   stream = m2["resid_pre"]
   np.testing.assert_allclose(stream[0], 1, rtol=0.1)
   if growth == "bounded":
@@ -81,9 +81,9 @@ def test_stream_over_96_layers(block: str, fields: dict[str, Any], growth: str,
 ), ids=("unscaled", "1/L", "1/sqrt(L)"))
 def test_residual_expansion(scale: dict[str, Any], ratio: float, make_config: MakeConfig) -> None:
   """Of C(l, k) paths through k of l blocks each has lambda^2k: (1 + lambda^2)^l, within 10 %."""
-  fields = unit_gain(256, model__block="residual_scaled", model__depth=8,
+  fields = unit_gain(128, model__block="residual_scaled", model__depth=8,
                      model__beta_attention=0, **scale)
-  stream = moments(make_config(**fields), 16)["resid_pre"]
+  stream = moments(make_config(**fields), 4)["resid_pre"]
   paths = [sum(math.comb(layer, k) * (ratio - 1) ** k for k in range(layer + 1))
            for layer in range(8)]
   np.testing.assert_allclose(stream / stream[0], paths, rtol=0.1)
