@@ -13,6 +13,7 @@ from flax import nnx
 
 from of_jax.config import ModelConfig
 from of_jax.models import partition
+from of_jax.models.norms import Norm
 from of_jax.models.probe import Context, Observer, Statistics
 
 _REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -34,6 +35,7 @@ class StackedNetwork(nnx.Module):
 
   model: ModelConfig
   stacks: nnx.Dict[Any]
+  final_norm: Norm
 
   def __call__(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
                dropout_key: jax.Array | None = None, observe: Observer | None = None
