@@ -18,7 +18,7 @@ from of_jax.errors import UserError
 
 _CORPUS = flags.DEFINE_string(
     "corpus", "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH; "
-    "images: digits, fashion_mnist, fashion_mnist:PATH, cifar10:PATH, or tfds:cifar10 and its like.")
+    "images: digits, fashion_mnist, fashion_mnist:PATH, cifar10:PATH, tfds:cifar10 and the like.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32768, "What the BPE is trained to.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", "~/.cache/of_jax", "Folder of tokenised corpora.")
 _OUT = flags.DEFINE_string("out", "", "Also leave the tokens here, for data.corpus=tokens:DIR.")

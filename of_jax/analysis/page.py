@@ -129,8 +129,8 @@ def _runs(runs: Mapping[str, Run]) -> str:
       ["run", "final loss", *(["accuracy"] if images else []), "peak kurtosis", "at layer, step",
        "peak MMR", "seconds", "status"],
       rows) + f'<p class="note">Final loss: last validation loss, {loss_unit(runs)}. Peaks: '
-      "largest over layers and logged steps, in the stream entering each block. MMR: mean over tokens of "
-      "the largest absolute entry over the median one. Seconds: "
+      "largest over layers and logged steps, in the stream entering each block. MMR: mean over "
+      "tokens of the largest absolute entry over the median one. Seconds: "
       "of all steps, compilation included, evaluation left out."
       f"{_text(' ' + ' '.join(notes)) if notes else ''}</p>")
 

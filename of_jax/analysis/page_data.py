@@ -41,8 +41,9 @@ _BUDGET = 250_000
 
 
 def page_data(runs: Mapping[str, Run]) -> dict[str, Any]:
-  """{"metrics", "loss_unit", "runs": [{"name", "group", "condition", "seed", "colour", "dash", "train",
-  "eval", "metrics": {id: {"steps", "layers": [a curve a layer], "line": over layers}}}]}."""
+  """{"metrics", "loss_unit", "points", "runs": [{"name", "group", "condition", "seed", "colour",
+  "dash", "train", "eval", "metrics": {id: {"steps", "layers": [a curve a layer], "line": over
+  layers}}}]}."""
   depth = max(run.config.model.depth for run in runs.values())
   points = _BUDGET // (len(runs) * depth * len(_METRICS))
   points = max(60, min(300, points))

@@ -26,13 +26,13 @@ def read_idx(raw: bytes) -> Bytes:
       raw = gzip.decompress(raw)
     except (OSError, EOFError) as error:
       raise ValueError(f"is damaged: {error}") from None
-  if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 3:
+  end = 4 + 4 * raw[3] if len(raw) >= 4 else 4
+  if raw[:3] != b"\0\0\x08" or not 4 < end <= min(16, len(raw)):
     raise ValueError("is not an idx file of bytes")
-  end = 4 + 4 * raw[3]
   sizes = np.frombuffer(raw[4:end], ">u4").astype(np.int64)
-  if len(sizes) != raw[3] or len(raw) - end != sizes.prod():
-    raise ValueError(f"has {max(0, len(raw) - end):,} bytes of data, not the "
-                     f"{int(sizes.prod()):,} that its head says")
+  if len(raw) - end != sizes.prod():
+    raise ValueError(f"has {len(raw) - end:,} bytes of data, not the {int(sizes.prod()):,} that "
+                     "its head says")
   return np.frombuffer(raw, np.uint8, offset=end).reshape(sizes)
 
 

@@ -85,8 +85,8 @@ def _build(entry: Path, found: ImageSource, data: DataConfig, log: Log) -> None:
       raise UserError(f"{where}: a {part} label is {labels.max()}, and there are "
                       f"config.data.classes={data.classes}")
     content.update(f"{part} {pixels.shape}\n".encode())
-    content.update(np.ascontiguousarray(pixels))
-    content.update(labels.astype("<i4"))
+    content.update(pixels.tobytes())
+    content.update(labels.astype("<i4").tobytes())
   if data.input_size > entries or data.whitening == "none" and data.input_size != entries:
     raise UserError(f"config.data.input_size={data.input_size}: an image of {data.corpus} has "
                     f"{entries} entries")

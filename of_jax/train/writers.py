@@ -46,7 +46,7 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Scalars `SPLIT/loss`, for images `SPLIT/accuracy`, and `SPLIT/METRIC/SITE/LAYER` for telemetry."""
+  """Scalars `SPLIT/loss` (and its like), and `SPLIT/METRIC/SITE/LAYER` for telemetry."""
 
   def __init__(self, workdir: Path, resumed_at: int):
     from tensorboardX import SummaryWriter
