@@ -5,6 +5,7 @@ ours, for a laptop and for one accelerator.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from of_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -24,12 +25,12 @@ def preset(name: str) -> Config:
   """
   makers: dict[str, Callable[[], Config]] = {
       "tiny": _tiny, "small": _small, "130m": _codeparrot_130m, "320m": _languini_320m,
-          "1b": _fineweb_1b, "7b": _fineweb_7b, "released": _released_code,
-          "released_op": _released_op, "released_tanh": _released_tanh,
-          "released_qk_norm": lambda: _with_model(_released_code(), qk_norm="rms"),
-          "released_post": lambda: _with_model(_released_code(), block="post_released"),
-          "released_parallel": lambda: _with_model(_released_code(), block="parallel"),
-          }[name]()
+      "1b": _fineweb_1b, "7b": _fineweb_7b, "released": _released_code,
+      "released_op": _released_op, "released_tanh": _released_tanh,
+      "released_qk_norm": lambda: _with_model(_released_code(), qk_norm="rms"),
+      "released_post": lambda: _with_model(_released_code(), block="post_released"),
+      "released_parallel": lambda: _with_model(_released_code(), block="parallel")}
+  return makers[name]()
 
 
 def smoke() -> Config:
