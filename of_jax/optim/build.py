@@ -7,7 +7,7 @@ import jax
 import optax
 
 from of_jax.config import OptimConfig
-from of_jax.config_rules import ROLES
+from of_jax.config_rules import TRAINED_ROLES
 from of_jax.errors import UserError
 
 
@@ -38,7 +38,7 @@ def build_optimizer(optim: OptimConfig, schedule: optax.Schedule,
 
 def _train_only(train_roles: tuple[str, ...], optimizer: optax.GradientTransformation,
                 roles: Any) -> optax.GradientTransformation:
-  if set(train_roles) == set(ROLES):
+  if set(train_roles) == set(TRAINED_ROLES):
     return optimizer
   labels = jax.tree.map(lambda role: "train" if role in train_roles else "freeze", roles)
   if "train" not in jax.tree.leaves(labels):
