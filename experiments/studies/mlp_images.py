@@ -2,9 +2,9 @@
 
 The residual MLP on images, trained by SGD and by Adam: does the optimiser alone make outliers?
 
-Cost: smoke, 6 runs of 600 steps on handwritten digits that come from PyPI, 50 to 85 seconds each on
-two CPU cores that were busy with other work. small reads Fashion-MNIST and paper CIFAR-10 (through TFDS); both are declared for
-one accelerator, and their cost is not measured yet.
+Cost: smoke, 6 runs of 600 steps on handwritten digits that come from PyPI, 50 to 85 seconds each
+on two CPU cores that were busy with other work. small reads Fashion-MNIST and paper CIFAR-10
+(through TFDS); both are declared for one accelerator, and their cost is not measured yet.
 
 Learning rates (3 for SGD, 3e-3 for Adam) are the paper's at every scale. The rules were written
 after one pilot run of each optimiser at smoke, seed 0, with fewer steps: there SGD's kurtosis fell
