@@ -2,15 +2,19 @@
 
 The residual MLP on images, trained by SGD and by Adam: does the optimiser alone make outliers?
 
-Cost: smoke, 6 runs of 600 steps on handwritten digits that come from PyPI, about five minutes on
-two CPU cores. small reads Fashion-MNIST and paper CIFAR-10 (through TFDS); both are declared for
-one accelerator, and their cost is not measured yet.
+Cost: smoke, 6 runs of 600 steps on handwritten digits that come from PyPI, 50 to 85 seconds each
+on two CPU cores that were busy with other work. small reads Fashion-MNIST and paper CIFAR-10
+(through TFDS); both are declared for one accelerator, and their cost is not measured yet.
 
 Learning rates (3 for SGD, 3e-3 for Adam) are the paper's at every scale. The rules were written
 after one pilot run of each optimiser at smoke, seed 0, with fewer steps: there SGD's kurtosis fell
 from 1.40 to 1.16 and Adam's peaked at 1.74 before it fell too. Digits are learnt within a hundred
 steps, and what the paper sees in 200 epochs of CIFAR-10 is not expected of them: at smoke, the
 first and the third claim are expected to fail.
+
+Should print, at smoke: SGD's kurtosis falling from 1.40 and 1.22 to 1.18 and 1.15, Adam's peaking
+at 1.66 to 1.74 with whitened images and at 1.57 to 1.69 without; accuracies of 97 % to 99 %. The
+second claim alone is reproduced.
 
 Source of the paper's numbers: He et al. 2024, "Understanding and Minimising Outlier Features in
 Transformer Training" (arXiv 2405.19279 v2), cited below as the paper.
