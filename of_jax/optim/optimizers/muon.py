@@ -41,6 +41,13 @@ def orthogonalize(matrices_BxRxC: jax.Array, steps: int = 5) -> jax.Array:
   return x_BxRxC.swapaxes(1, 2) if tall else x_BxRxC
 
 
+def accumulate(updates: optax.Updates, trace: optax.Updates, momentum: float | jax.Array,
+               nesterov: bool) -> tuple[optax.Updates, optax.Updates]:
+  """(what is orthogonalised, the new trace), see `scale_by_muon`."""
+  trace = optax.tree.update_moment(updates, trace, momentum, 1)
+  return (optax.tree.update_moment(updates, trace, momentum, 1) if nesterov else trace), trace
+
+
 def scale_by_muon(momentum: float = 0.95, nesterov: bool = True, steps: int = 5,
                   scale: Literal["width", "rms"] = "width", views: Any | None = None
                   ) -> optax.GradientTransformation:
@@ -68,15 +75,14 @@ def scale_by_muon(momentum: float = 0.95, nesterov: bool = True, steps: int = 5,
   def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
              ) -> tuple[optax.Updates, optax.OptState]:
     del params
-    trace = optax.tree.update_moment(updates, state.trace, momentum, 1)
-    looked_ahead = optax.tree.update_moment(updates, trace, momentum, 1) if nesterov else trace
+    accumulated, trace = accumulate(updates, state.trace, momentum, nesterov)
 
     def step(u: jax.Array, view: MatrixView) -> jax.Array:
       factor = (max(1.0, view.columns / view.rows) ** 0.5 if scale == "width"
                 else 0.2 * max(view.rows, view.columns) ** 0.5)
       return view.join(factor * orthogonalize(view.split(u), steps)).astype(u.dtype)
 
-    return (jax.tree.map(step, looked_ahead, views_like(updates, views)),
+    return (jax.tree.map(step, accumulated, views_like(updates, views)),
             optax.TraceState(trace))
 
   return optax.GradientTransformation(init, update)

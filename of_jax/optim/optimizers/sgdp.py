@@ -8,7 +8,7 @@ import optax
 from of_jax.config import OptimConfig
 from of_jax.optim.layout import Layout
 from of_jax.optim.matrices import views_like
-from of_jax.optim.radial import add_decay, channel_views, remove_radial
+from of_jax.optim.radial import Projected, add_decay, channel_views, remove_radial
 
 FIELDS = {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "eps": 1e-8, "delta": 0.1,
           "wd_ratio": 0.1}
@@ -23,7 +23,11 @@ def scale_by_sgdp(momentum: float = 0.0, dampening: float = 0.0, nesterov: bool 
   m <- momentum m + (1 - dampening) g, d = m or with Nesterov g + momentum m; see
   of_jax.optim.radial for the projection of d and for r; out comes
   d + weight_decay r / (1 - momentum) w. (Heo et al. 2021, 2006.08217, Alg. 1.) The first gradient
-  is dampened too, unlike torch.optim.SGD's.
+  is dampened too, unlike torch.optim.SGD's. Without Nesterov m keeps what the projection leaves of
+  it: the authors' code projects its buffer in place there, where the paper's m stays whole. After
+  100 steps at momentum 0.9 that is 7e-4 of a weight.
+
+  A gradient with a NaN or an infinity makes NaN of what it touches.
   """
 
   def init(params: optax.Params) -> optax.OptState:
@@ -40,6 +44,9 @@ def scale_by_sgdp(momentum: float = 0.0, dampening: float = 0.0, nesterov: bool 
     projected = jax.tree.map(
         lambda u, g, w, view: remove_radial(u, g, w, view, delta, wd_ratio, eps),
         directions, updates, params, views_like(updates, views))
+    if not nesterov:
+      trace = jax.tree.map(lambda part: part.update, projected,
+                           is_leaf=lambda node: isinstance(node, Projected))
     return (add_decay(projected, params, mask, weight_decay / (1 - momentum)),
             optax.TraceState(trace))
 
