@@ -15,6 +15,8 @@ if TYPE_CHECKING:
   from of_jax.config import Config
 
 FOLDER = "optim/optimizers"
+# Those whose update does not depend on the gradient's size, for which the scaling rules hold.
+_ADAMS = ("adamp", "adamw")
 NORMS = ("rows", "columns", "matrix", "spectrum")
 
 Check = Callable[[bool, str, str], None]
@@ -82,6 +84,16 @@ def validate(config: "Config", check: Check, roles: Sequence[str]) -> None:
           f"not a list of {', '.join(NORMS)}")
   if optim.nesterov:
     check(optim.momentum != 0, "optim.nesterov", "does nothing without optim.momentum")
+
+  if optim.scaling == "none":
+    check(optim.base_width is None, "optim.base_width", "does nothing without optim.scaling=mup")
+  else:
+    check(optim.base_width is not None, "optim.base_width",
+          f"optim.scaling={optim.scaling} needs the width at which the rates were found")
+    check(optim.name in _ADAMS, "optim.scaling",
+          f"is a rule for Adam, not for optim.name={optim.name}; {_listed(_ADAMS)} are Adam")
+    check(not config.model.tied_embeddings, "optim.scaling",
+          "scales the unembedding and not the embedding; set model.tied_embeddings=false")
 
   if optim.projection_every is None:
     for field, default in (("projection_roles", ("hidden",)), ("projection_writers", "own"),

@@ -23,7 +23,7 @@ _AT_LEAST_ONE = (
     "train.batch_size", "train.sequence_length", "train.grad_accumulation", "train.log_every",
     "train.eval_every", "train.checkpoint_every", "data.eval_sequences", "telemetry.every",
     "optim.newton_schulz_steps", "optim.norm_iterations", "optim.projection_every",
-    "optim.decay_steps")
+    "optim.decay_steps", "optim.base_width")
 _AT_LEAST_TWO = ("train.checkpoint_log_base",)
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
              "model.mlp_input_scale", "optim.clip_norm", "optim.update_clip",

@@ -12,8 +12,9 @@ from of_jax.optim.optimizers.adamp import adamp, scale_by_adamp
 from of_jax.optim.optimizers.muon import muon, scale_by_muon
 from of_jax.optim.optimizers.sgdp import scale_by_sgdp, sgdp
 from of_jax.optim.optimizers.sinkgd import scale_by_mngd, sinkgd
+from of_jax.optim.scaling import scale_init
 from of_jax.optim.schedules import learning_rate_schedule
 
 __all__ = ["Layout", "adafactor", "adamp", "build_optimizer", "describe", "lay_out",
            "learning_rate_schedule", "muon", "nap", "scale_by_adafactor", "scale_by_adamp",
-           "scale_by_mngd", "scale_by_muon", "scale_by_sgdp", "sgdp", "sinkgd"]
+           "scale_by_mngd", "scale_by_muon", "scale_by_sgdp", "scale_init", "sgdp", "sinkgd"]

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from of_jax.config import Config
 from of_jax.models.functional import Network, build_network
-from of_jax.optim import build_optimizer, learning_rate_schedule
+from of_jax.optim import build_optimizer, learning_rate_schedule, scale_init
 from of_jax.telemetry.observe import SiteStatistics, Telemetry, merge_sites
 from of_jax.train.loss import Sums, cross_entropy
 from of_jax.train.sharding import state_shardings
@@ -64,7 +64,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   tokens = config.train.batch_size * config.train.sequence_length
 
   def init(key: jax.Array) -> State:
-    params = network.init(key)
+    params = scale_init(config.optim, network.init(key), network.roles, network.axes)
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
 
   def sums(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
