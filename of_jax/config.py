@@ -180,6 +180,7 @@ class TelemetryConfig:
 
   level: Literal["off", "basic"] = _field("basic", "which metrics, at which sites")
   every: int = _field(1, "steps between measurements")
+  optimizer: bool = _field(False, "also measure updates, second moments and effective rates")
 
 
 @dataclasses.dataclass(frozen=True)

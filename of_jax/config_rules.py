@@ -107,6 +107,8 @@ def validate(config: "Config") -> None:
   if mesh.tensor > 1:
     check(model.heads % mesh.tensor == 0, "mesh.tensor",
           f"does not divide model.heads={model.heads}")
+  check(not config.telemetry.optimizer or config.telemetry.level != "off", "telemetry.optimizer",
+        "nothing is measured at telemetry.level=off")
   assert model.mlp_width is not None
   for path, size in (("model.mlp_width", model.mlp_width), ("data.vocab_size", data.vocab_size)):
     check(mesh.tensor < 2 or size % mesh.tensor == 0, "mesh.tensor",
