@@ -24,6 +24,7 @@ class Layout:
     decays: whether weight decay acts.
     multipliers: learning rate over the schedule's.
     weight_decay: of what decays.
+    init: role -> the factor of its initial standard deviation.
   """
 
   roles: Any
@@ -32,6 +33,7 @@ class Layout:
   decays: Any
   multipliers: Any
   weight_decay: float
+  init: dict[str, float]
 
   def hidden_matrices(self) -> Any:
     """True for the matrices between the embedding and the unembedding."""
@@ -60,7 +62,8 @@ def lay_out(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Layout:
       roles, matrices.views(axes, shapes), axes,
       jax.tree.map(lambda role: decays[role], roles),
       jax.tree.map(lambda role: asked[role] * scaled[role].learning_rate, roles),
-      optim.weight_decay * (acting.pop() if acting else 0.0))
+      optim.weight_decay * (acting.pop() if acting else 0.0),
+      {role: scaled[role].init for role in ROLES})
 
 
 def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
@@ -71,6 +74,7 @@ def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
     return {"role": role, "axes": list(axes), "shape": list(view.shape),
             "matrices": [view.batch, view.rows, view.columns] if view.is_matrix else None,
             "weight_decay": layout.weight_decay if decays else 0.0, "lr_multiplier": factor,
+            "init_multiplier": layout.init[role],
             "projected": (optim.projection_every is not None and view.is_matrix
                           and role in optim.projection_roles)}
 

@@ -132,10 +132,12 @@ def test_the_table_is_in_config_json(make_config: MakeConfig, tmp_path: Path) ->
   assert table.keys() == named_leaves(network.shapes).keys()
   assert table["stacks/0/attention/out/kernel"] == {
       "role": "hidden", "axes": ["layers", "heads", "head_dim", "embed"], "shape": [3, 4, 8, 32],
-      "matrices": [3, 32, 32], "weight_decay": 0.1, "lr_multiplier": 1.0, "projected": True}
+      "matrices": [3, 32, 32], "weight_decay": 0.1, "lr_multiplier": 1.0,
+      "init_multiplier": 1.0, "projected": True}
   assert table["embedding/token"] == {
       "role": "embedding", "axes": ["vocab", "embed"], "shape": [64, 32], "matrices": [1, 64, 32],
-      "weight_decay": 0.0, "lr_multiplier": 0.5, "projected": False}
+      "weight_decay": 0.0, "lr_multiplier": 0.5,
+      "init_multiplier": 1.0, "projected": False}
   assert table["stacks/0/mlp_norm/scale"]["matrices"] is None
   plain = make_config()
   described = describe(plain.optim, lay_out(plain.optim, network.roles, network.axes,
