@@ -12,10 +12,14 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from of_jax import config_optim
 from of_jax import config_values as values
 from of_jax.config_images import image_shape
 from of_jax.config_rules import TRAINED_ROLES, validate
 from of_jax.errors import UserError
+
+# Of config.json alone: the table of leaves that follows from the config. No section of it.
+PARAMETERS = "parameters"
 
 
 def _field(default: Any, doc: str, folder: str = "") -> Any:
@@ -104,25 +108,60 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """The optimiser and its learning-rate schedule."""
+  """The optimiser and its learning-rate schedule.
+
+  The fields from `b1` to `norm_iterations` belong to some optimisers and not to others. None means
+  the optimiser's own default, which its file states; where it reads no such field, it stays None.
+  """
 
   name: str = _field("adamw", "optimiser", "optim/optimizers")
   learning_rate: float = _field(1e-3, "peak")
-  momentum: float = _field(0.0, "sgd: decay of the sum of past gradients")
-  b1: float = _field(0.9, "decay of the first moment")
-  b2: float = _field(0.999, "decay of the second moment")
-  eps: float = _field(1e-8, "added to the root of the second moment")
+  b1: float | None = _field(None, "decay of the first moment")
+  b2: float | None = _field(None, "decay of the second moment")
+  eps: float | None = _field(None, "added to the root of the second moment")
+  momentum: float | None = _field(None, "decay of the sum of gradients")
+  dampening: float | None = _field(None, "share of the gradient that the sum leaves out")
+  nesterov: bool | None = _field(None, "look ahead along the momentum")
+  delta: float | None = _field(
+      None, "adamp, sgdp: a weight is scale-invariant below this cosine x sqrt(size)")
+  wd_ratio: float | None = _field(
+      None, "adamp, sgdp: decay of scale-invariant weights over that of others")
+  decay_exponent: float | None = _field(
+      None, "adafactor: the second moment's decay is 1 - step^-this")
+  update_clip: float | None = _field(None, "adafactor: largest RMS of a matrix's update")
+  newton_schulz_steps: int | None = _field(None, "muon: steps of the orthogonalisation")
+  muon_scale: Literal["width", "rms"] | None = _field(
+      None, "muon: sqrt(max(1, out / in)), or 0.2 sqrt(max(in, out)), about Adam's size")
+  norms: tuple[str, ...] | None = _field(
+      None, "sinkgd: what is normalised in turn, of rows, columns, matrix and spectrum")
+  norm_iterations: int | None = _field(None, "sinkgd: rounds over all norms")
   weight_decay: float = _field(0.1, "decoupled; each step decays by learning_rate x this")
   decay_roles: tuple[str, ...] = _field(
       ("embedding", "hidden", "unembedding"), "parameter roles that decay")
   train_roles: tuple[str, ...] = _field(
       TRAINED_ROLES, "parameter roles that are trained; the others keep their initial values")
+  lr_multipliers: tuple[str, ...] = _field(
+      (), "learning rate by parameter role over learning_rate, as in embedding=0.1,gain=3")
+  scaling: Literal["none", "mup", "mup_decay"] = _field(
+      "none", "init, learning rate and decay by role and width / base_width: muP for Adam, or with "
+      "the decay that keeps the spectrum's size")
+  base_width: int | None = _field(None, "scaling: the model.width at which nothing is scaled")
   clip_norm: float | None = _field(1.0, "largest global gradient norm; none: no clipping")
-  schedule: Literal["constant", "linear", "cosine", "wsd"] = _field(
-      "linear", "after the warmup; wsd stays, then falls linearly over decay_fraction")
+  projection_every: int | None = _field(
+      None, "steps between projections to the norm at init (NaP); none: no projection")
+  projection_roles: tuple[str, ...] = _field(("hidden",), "parameter roles whose matrices project")
+  projection_writers: Literal["own", "common"] = _field(
+      "own", "matrices that write to the residual stream: each by its own factor, or all by one")
+  projection_gains: Literal["keep", "joint", "decay"] = _field(
+      "keep", "gains and offsets of norms: left alone, projected jointly, or drawn to their init")
+  projection_decay: float = _field(0.99, "projection_gains=decay: share kept at a projection")
+  schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = _field(
+      "linear", "after the warmup; wsd stays, then falls over decay_steps")
   warmup_fraction: float = _field(0.05, "of the steps, where warmup_steps is not given")
   warmup_steps: int | None = _field(None, "linear from 0; default from warmup_fraction")
-  decay_fraction: float = _field(0.2, "wsd: last share of the steps")
+  decay_fraction: float = _field(0.2, "wsd: last share of the steps, unless decay_steps is given")
+  decay_steps: int | None = _field(None, "wsd: last steps; default from decay_fraction")
+  decay_shape: Literal["linear", "one_minus_sqrt"] = _field("linear", "wsd: how the rate falls")
   final_fraction: float = _field(0.0, "learning rate at the end over the peak")
 
 
@@ -186,6 +225,7 @@ class TelemetryConfig:
 
   level: Literal["off", "basic"] = _field("basic", "which metrics, at which sites")
   every: int = _field(1, "steps between measurements")
+  optimizer: bool = _field(False, "also measure updates, second moments and effective rates")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,9 +248,11 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
-  """The inverse of `to_dict`. Raises UserError on an unknown field or a wrong type."""
+  """The inverse of `to_dict`, of config.json too. Raises UserError on an unknown field or type."""
   config = Config()
   for section, fields in sections.items():
+    if section == PARAMETERS:
+      continue
     for name, value in fields.items():
       config = _set(config, f"{section}.{name}", value)
   return config
@@ -279,6 +321,12 @@ def resolve(config: Config) -> Config:
   if optim.warmup_steps is None:
     optim = dataclasses.replace(
         optim, warmup_steps=round(optim.warmup_fraction * train.steps))
+  if optim.decay_steps is None and optim.schedule == "wsd":
+    optim = dataclasses.replace(
+        optim, decay_steps=max(1, round(optim.decay_fraction * train.steps)))
+  optim = dataclasses.replace(optim, **{
+      name: default for name, default in config_optim.own_fields(optim.name).items()
+      if getattr(optim, name) is None})
   config = dataclasses.replace(config, model=model, optim=optim)
   validate(config)
   return config
@@ -364,7 +412,7 @@ def _check_fields(config: Config) -> None:
     except TypeError:
       raise UserError(f"config.{path}={value!r}: not {values.describe(hint)}") from None
     choices = values.choices(field, hint)
-    if choices and value not in choices:
+    if choices and value is not None and value not in choices:
       close = difflib.get_close_matches(str(value), choices, n=1)
       raise UserError(f"config.{path}={value}: not one of {', '.join(choices)}"
                       + (f"; did you mean {close[0]}?" if close else ""))

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from of_jax import config_images, config_model
+from of_jax import config_images, config_model, config_optim
 from of_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,17 +24,19 @@ _AT_LEAST_ONE = (
     "model.width", "model.depth", "model.heads", "model.head_dim", "model.kv_heads",
     "model.mlp_width", "model.norm_gate_rank", "train.steps", "train.batch_size",
     "train.sequence_length", "train.grad_accumulation", "train.log_every", "train.eval_every",
-    "train.checkpoint_every", "data.eval_sequences", "data.input_size", "telemetry.every")
+    "train.checkpoint_every", "data.eval_sequences", "data.input_size", "telemetry.every",
+    "optim.newton_schulz_steps", "optim.norm_iterations", "optim.projection_every",
+    "optim.decay_steps", "optim.base_width")
 _AT_LEAST_TWO = ("train.checkpoint_log_base", "data.classes")
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
              "model.mlp_input_scale", "model.dyt_alpha", "model.dyt_alpha_attention",
-             "optim.clip_norm")
+             "optim.clip_norm", "optim.update_clip", "optim.decay_exponent")
 _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
-                 "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps",
+                 "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps", "optim.delta",
                  "model.power_warmup_steps", "train.z_loss", "train.seed",
                  "data.begin_token_id", "data.end_token_id")
 _FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction",
-              "model.mix_alpha")
+              "optim.dampening", "optim.wd_ratio", "optim.projection_decay", "model.mix_alpha")
 _BELOW_ONE = ("model.dropout", "model.power_decay", "optim.momentum", "optim.b1", "optim.b2")
 
 
@@ -61,13 +63,7 @@ def validate(config: "Config") -> None:
   config_model.validate(model, check)
   check(train.seed < 2 ** 31, "train.seed", "must be below 2147483648")
 
-  for path, roles in (("optim.decay_roles", optim.decay_roles),
-                      ("optim.train_roles", optim.train_roles)):
-    unknown = [r for r in roles if r not in TRAINED_ROLES]
-    check(not unknown, path,
-          f"{', '.join(unknown)} is not a parameter role; they are {', '.join(TRAINED_ROLES)}")
-  check(bool(optim.train_roles), "optim.train_roles",
-        f"nothing would be trained; give some of {', '.join(TRAINED_ROLES)}")
+  config_optim.validate(config, check, TRAINED_ROLES)
   assert optim.warmup_steps is not None
   check(optim.warmup_steps <= train.steps, "optim.warmup_steps",
         f"the warmup is longer than the training, train.steps={train.steps}")
@@ -88,6 +84,8 @@ def validate(config: "Config") -> None:
         "only one mesh axis can be -1")
   ways = math.prod(n for n in (mesh.data, mesh.fsdp) if n != -1)
   check_batch_splits(config, ways)
+  check(not config.telemetry.optimizer or config.telemetry.level != "off", "telemetry.optimizer",
+        "nothing is measured at telemetry.level=off")
   split = {"model.mlp_width": model.mlp_width}
   if model.kind == "transformer":
     split |= {"model.heads": model.heads, "model.kv_heads": model.kv_heads,

@@ -1,6 +1,20 @@
-"""Optimisers by parameter role, and learning-rate schedules."""
+"""Optimisers by parameter role, and learning-rate schedules.
 
-from of_jax.optim.build import build_optimizer
+Every optimiser is an optax.GradientTransformation. On plain arrays, one of two axes or more is
+[..., in, out] and batched over what leads; `views` and `mask` say otherwise.
+"""
+
+from of_jax.optim.build import build_optimizer, describe
+from of_jax.optim.layout import Layout, lay_out
+from of_jax.optim.normalize_project import nap
+from of_jax.optim.optimizers.adafactor import adafactor, scale_by_adafactor
+from of_jax.optim.optimizers.adamp import adamp, scale_by_adamp
+from of_jax.optim.optimizers.muon import muon, scale_by_muon
+from of_jax.optim.optimizers.sgdp import scale_by_sgdp, sgdp
+from of_jax.optim.optimizers.sinkgd import scale_by_mngd, sinkgd
+from of_jax.optim.scaling import scale_init
 from of_jax.optim.schedules import learning_rate_schedule
 
-__all__ = ["build_optimizer", "learning_rate_schedule"]
+__all__ = ["Layout", "adafactor", "adamp", "build_optimizer", "describe", "lay_out",
+           "learning_rate_schedule", "muon", "nap", "scale_by_adafactor", "scale_by_adamp",
+           "scale_by_mngd", "scale_by_muon", "scale_by_sgdp", "scale_init", "sgdp", "sinkgd"]

@@ -9,11 +9,14 @@ import optax
 from of_jax.config import OptimConfig
 from of_jax.config_rules import TRAINED_ROLES
 from of_jax.errors import UserError
+from of_jax.optim.layout import Layout, lay_out
+from of_jax.optim.matrices import MatrixView
+from of_jax.optim.normalize_project import kinds_by_role, nap
 
 
-def build_optimizer(optim: OptimConfig, schedule: optax.Schedule,
-                    roles: Any) -> optax.GradientTransformation:
-  """Clipping by the global norm, then the optimiser that the config names.
+def build_optimizer(optim: OptimConfig, schedule: optax.Schedule, roles: Any, axes: Any,
+                    shapes: Any) -> optax.GradientTransformation:
+  """Clipping by the global norm, the optimiser that the config names, factors, projection.
 
   Parameters whose role is not in `optim.train_roles` never change: their update is zero, decay
   included, they have no moments, and their gradients do not count in the norm that is clipped.
@@ -24,16 +27,49 @@ def build_optimizer(optim: OptimConfig, schedule: optax.Schedule,
     optim: resolved.
     schedule: step (from 0) -> learning rate.
     roles: a tree like the parameters whose leaves are roles (of_jax.config_rules.ROLES).
+    axes: the same with tuples of logical axes, see of_jax.optim.matrices.
+    shapes: the same with arrays or jax.ShapeDtypeStruct.
 
   Raises:
+    ValueError: a leaf without a role, or whose axes are no matrix.
     UserError: no parameter has a role that is trained.
   """
-  decay_mask = jax.tree.map(lambda role: role in optim.decay_roles, roles)
-  optimizer = importlib.import_module(f"of_jax.optim.optimizers.{optim.name}")
-  chain = [optimizer.from_config(optim, schedule, decay_mask)]
+  layout = lay_out(optim, roles, axes, shapes)
+  module = importlib.import_module(f"of_jax.optim.optimizers.{optim.name}")
+  optimizer: optax.GradientTransformation = module.from_config(optim, schedule, layout)
+  if any(factor != 1 for factor in jax.tree.leaves(layout.multipliers)):
+    optimizer = optax.chain(optimizer, _scale_by_leaf(layout))
+  if optim.projection_every is not None:
+    optimizer = nap(
+        optimizer, optim.projection_every, gains=optim.projection_gains,
+        gain_decay=optim.projection_decay, views=layout.views,
+        kinds=kinds_by_role(layout, optim.projection_roles, optim.projection_writers))
   if optim.clip_norm is not None:
-    chain.insert(0, optax.clip_by_global_norm(optim.clip_norm))
-  return _train_only(optim.train_roles, optax.chain(*chain), roles)
+    optimizer = optax.chain(optax.clip_by_global_norm(optim.clip_norm), optimizer)
+  return _train_only(optim.train_roles, optax.chain(optimizer), roles)
+
+
+def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
+  """Parameter -> what the optimiser does with it, for config.json.
+
+  `matrices` is [how many, rows, columns], None for vectors and scalars; `projection` a Kind of
+  of_jax.optim.normalize_project.
+  """
+  kinds = (kinds_by_role(layout, optim.projection_roles, optim.projection_writers)
+           if optim.projection_every is not None else jax.tree.map(lambda _: "none", layout.roles))
+
+  def row(role: str, view: MatrixView, axes: tuple[str, ...], decays: bool, factor: float,
+          kind: str) -> dict[str, Any]:
+    return {"role": role, "trained": role in optim.train_roles,
+            "axes": list(axes), "shape": list(view.shape),
+            "matrices": [view.batch, view.rows, view.columns] if view.is_matrix else None,
+            "weight_decay": layout.weight_decay if decays else 0.0, "lr_multiplier": factor,
+            "init_multiplier": layout.init[role], "projection": kind}
+
+  rows = jax.tree.map(row, layout.roles, layout.views, layout.axes, layout.decays,
+                      layout.multipliers, kinds)
+  leaves = jax.tree_util.tree_leaves_with_path(rows, is_leaf=lambda node: "role" in node)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _train_only(train_roles: tuple[str, ...], optimizer: optax.GradientTransformation,
@@ -45,3 +81,10 @@ def _train_only(train_roles: tuple[str, ...], optimizer: optax.GradientTransform
     raise UserError(f"config.optim.train_roles={','.join(train_roles)}: this model's parameters "
                     f"have the roles {', '.join(sorted(set(jax.tree.leaves(roles))))}")
   return optax.partition({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
+
+
+def _scale_by_leaf(layout: Layout) -> optax.GradientTransformation:
+  """Factors of the whole step, decay included: a learning rate by role."""
+  return optax.stateless(lambda updates, _: jax.tree.map(
+      lambda factor, u: u if isinstance(u, optax.MaskedNode) else factor * u,
+      layout.multipliers, updates))

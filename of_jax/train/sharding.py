@@ -45,22 +45,29 @@ def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTrans
                     ) -> dict[str, Any]:
   """Shardings of {"params", "opt_state", "step"}: moments lie where their parameters lie.
 
-  Left to itself, `jit(optimizer.init)` would replicate the moments over the mesh.
+  Left to itself, `jit(optimizer.init)` would replicate the moments over the mesh. An array of the
+  state belongs to a parameter if its path ends in the parameter's and it has its shape; what is
+  smaller, as a norm or the mean squares of rows, is replicated.
   """
   replicated = NamedSharding(mesh, PartitionSpec())
   parameters = jax.tree.map(
       lambda axes: NamedSharding(mesh, partition.parameter_spec(axes)), network.axes,
       is_leaf=lambda node: isinstance(node, tuple))
-  # A parameter that is not trained has no moments: a MaskedNode stands in their place.
-  moments = optax.tree.map_params(
-      optimizer, lambda leaf, sharding: leaf if _is_masked(leaf) else sharding,
-      jax.eval_shape(optimizer.init, network.trained(network.shapes)),
-      network.trained(parameters), transform_non_params=lambda _: replicated, is_leaf=_is_masked)
-  return {"params": parameters, "opt_state": moments, "step": replicated}
+  trained = network.trained(network.shapes)
+  known: dict[Any, tuple[Any, NamedSharding]] = {
+      path: (leaf.shape, sharding) for (path, leaf), sharding in zip(
+          jax.tree_util.tree_leaves_with_path(trained),
+          jax.tree.leaves(network.trained(parameters)))}
 
+  def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    for start in range(len(path)):
+      shape, sharding = known.get(path[start:], (None, replicated))
+      if shape == leaf.shape:
+        return sharding
+    return replicated
 
-def _is_masked(node: Any) -> bool:
-  return isinstance(node, optax.MaskedNode)
+  state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trained))
+  return {"params": parameters, "opt_state": state, "step": replicated}
 
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

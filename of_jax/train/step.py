@@ -18,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from of_jax.config import Config
 from of_jax.models.functional import Network, build_network
-from of_jax.optim import build_optimizer, learning_rate_schedule
+from of_jax.optim import build_optimizer, lay_out, learning_rate_schedule, scale_init
+from of_jax.optim.measure import measure_step
 from of_jax.telemetry.observe import SiteStatistics, Telemetry, merge_sites
 from of_jax.train.loss import Sums, cross_entropy, squared_error
 from of_jax.train.sharding import state_shardings
@@ -33,8 +34,9 @@ class Trainer:
 
   `step` and `step_measured` map (state, batch, key) to (state, metrics), where metrics holds
   float32 `loss`, `learning_rate`, `grad_norm`, for images `accuracy`, and, measured, `telemetry`:
-  site -> metric -> [layers]. They consume the state they are given. `evaluate` maps (params,
-  batch) to sums that `add` combines and `finish` turns into metrics.
+  site -> metric -> [layers], and where the config asks for it `optimizer`: role -> metric ->
+  [layers]. They consume the state they are given. `evaluate` maps (params, batch) to sums that
+  `add` combines and `finish` turns into metrics.
   """
 
   network: Network
@@ -58,7 +60,9 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   """
   network = build_network(config)
   schedule = learning_rate_schedule(config.optim, config.train.steps)
-  optimizer = build_optimizer(config.optim, schedule, network.trained(network.roles))
+  layout_of = [network.trained(tree) for tree in (network.roles, network.axes, network.shapes)]
+  optimizer = build_optimizer(config.optim, schedule, *layout_of)
+  layout = lay_out(config.optim, *layout_of)
   telemetry = Telemetry.at_level(config.telemetry.level)
   shardings = state_shardings(mesh, network, optimizer)
   replicated = NamedSharding(mesh, PartitionSpec())
@@ -67,8 +71,9 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
 
   def init(key: jax.Array) -> State:
     params = network.init(key)
-    return {"params": params, "opt_state": optimizer.init(network.trained(params)),
-            "step": jnp.int32(0)}
+    trained = scale_init(config.optim, network.trained(params), *layout_of[:2])
+    return {"params": network.joined(trained, network.running(params)),
+            "opt_state": optimizer.init(trained), "step": jnp.int32(0)}
 
   def sums(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None,
            training: bool) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
@@ -124,6 +129,9 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
                  "grad_norm": optax.tree.norm(grads)}
       if watched:
         metrics["telemetry"] = watched.finish(statistics)
+      if watched and config.telemetry.optimizer:
+        metrics["optimizer"] = measure_step(
+            layout, params, updates, opt_state, metrics["learning_rate"])
       params = network.joined(optax.apply_updates(params, updates), running)
       return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 

@@ -46,7 +46,9 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Scalars `SPLIT/loss` (and its like), and `SPLIT/METRIC/SITE/LAYER` for telemetry."""
+  """Scalars `SPLIT/loss` (and its like), and `SPLIT/METRIC/SITE/LAYER`, a role in place of a site
+  for what is measured of the optimiser.
+  """
 
   def __init__(self, workdir: Path, resumed_at: int):
     from tensorboardX import SummaryWriter
@@ -159,7 +161,8 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
   for name, value in record.items():
     if name in ("loss", "accuracy", "learning_rate", "grad_norm"):
       yield f"{split}/{name}", float(value)
-  for site, metrics in record.get("telemetry", {}).items():
+  for site, metrics in [*record.get("telemetry", {}).items(),
+                        *record.get("optimizer", {}).items()]:
     for metric, layers in metrics.items():
       for layer, value in enumerate(layers):
         yield f"{split}/{metric}/{site}/{layer:02d}", float(value)

@@ -212,7 +212,7 @@ def test_unknown_names(name, scale, message):
 
 @pytest.mark.parametrize("name, scale", [
     ("op_block", "smoke"), ("op_block", "small"), ("op_block", "paper"), ("norms", "smoke"),
-    ("norms", "small")])
+    ("norms", "small"), ("optimisers", "smoke"), ("optimisers", "small")])
 def test_every_declared_run_and_rule_stands(name, scale):
   declared = studies.load(name, scale)
   planned = study.plan(declared)

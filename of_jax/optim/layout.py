@@ -1,0 +1,65 @@
+"""What an optimiser knows of the parameters: by leaf its role, its matrices, and what it decays."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from of_jax.config import OptimConfig
+from of_jax.config_optim import parse_multipliers
+from of_jax.config_rules import ROLES
+from of_jax.optim import matrices
+from of_jax.optim.scaling import factors
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Trees like the parameters.
+
+  Attributes:
+    roles: of of_jax.config_rules.ROLES.
+    views: of_jax.optim.matrices.MatrixView.
+    axes: tuples of logical axes.
+    decays: whether weight decay acts.
+    multipliers: learning rate over the schedule's.
+    weight_decay: of what decays.
+    init: role -> the factor of its initial standard deviation.
+  """
+
+  roles: Any
+  views: Any
+  axes: Any
+  decays: Any
+  multipliers: Any
+  weight_decay: float
+  init: dict[str, float]
+
+  def hidden_matrices(self) -> Any:
+    """True for the matrices between the embedding and the unembedding."""
+    return jax.tree.map(lambda role, view: role == "hidden" and view.is_matrix,
+                        self.roles, self.views)
+
+
+def lay_out(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Layout:
+  """The layout of a resolved config's parameters.
+
+  Raises:
+    ValueError: a leaf without a role, or whose axes are no matrix.
+  """
+  for path, role in jax.tree_util.tree_leaves_with_path(
+      roles, is_leaf=lambda node: not isinstance(node, dict)):
+    if role not in ROLES:
+      raise ValueError(f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} has "
+                       f"the role {role}, not one of {', '.join(ROLES)}")
+  asked = parse_multipliers(optim.lr_multipliers, ROLES)
+  scaled = factors(optim, axes, shapes)
+  decays = {role: role in optim.decay_roles and scaled[role].weight_decay > 0 for role in ROLES}
+  # No rule scales the decay of two roles differently, so it is one number and which leaves.
+  acting = {scaled[role].weight_decay for role in ROLES if decays[role]}
+  assert len(acting) <= 1, acting
+  return Layout(
+      roles, matrices.views(axes, shapes), axes,
+      jax.tree.map(lambda role: decays[role], roles),
+      jax.tree.map(lambda role: asked[role] * scaled[role].learning_rate, roles),
+      optim.weight_decay * (acting.pop() if acting else 0.0),
+      {role: scaled[role].init for role in ROLES})

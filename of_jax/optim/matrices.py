@@ -1,0 +1,150 @@
+"""Which matrices a parameter holds: the view in which an optimiser sees it.
+
+Enters: the logical axes that a parameter states (of_jax.models.partition), and its shape. Leaves:
+a view that turns an array of that shape into [batch, rows, columns] and back. Rows are inputs and
+columns outputs, as kernels are (in, out) here.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# A stack of layers is as many matrices, never one.
+BATCH_AXES = ("layers",)
+# What a head holds is one side of a matrix, however many axes it takes.
+_HEAD_AXES = ("heads", "head_dim")
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixView:
+  """The axes of an array of `shape` that count its matrices, their rows and their columns.
+
+  A vector is one row, a scalar one entry: `split` always gives three axes. Every axis of the
+  array is in one of the three tuples.
+  """
+
+  shape: Shape
+  batch_axes: tuple[int, ...]
+  row_axes: tuple[int, ...]
+  column_axes: tuple[int, ...]
+
+  @property
+  def is_matrix(self) -> bool:
+    """Whether there are rows and columns, even if one of them is of size 1."""
+    return bool(self.row_axes and self.column_axes)
+
+  @property
+  def batch(self) -> int:
+    """How many matrices."""
+    return self._size(self.batch_axes)
+
+  @property
+  def rows(self) -> int:
+    return self._size(self.row_axes)
+
+  @property
+  def columns(self) -> int:
+    return self._size(self.column_axes)
+
+  def split(self, x: jax.Array) -> jax.Array:
+    """An array of `shape` -> [batch, rows, columns]."""
+    return jnp.transpose(x, self._order).reshape(self.batch, self.rows, self.columns)
+
+  def join(self, matrices: jax.Array) -> jax.Array:
+    """The inverse of `split`."""
+    ordered = matrices.reshape([self.shape[axis] for axis in self._order])
+    return jnp.transpose(ordered, [self._order.index(axis) for axis in range(len(self.shape))])
+
+  def spread(self, values: jax.Array) -> jax.Array:
+    """[batch], one value a matrix -> an array that broadcasts against one of `shape`."""
+    sizes = [size if axis in self.batch_axes else 1 for axis, size in enumerate(self.shape)]
+    return values.reshape(sizes)
+
+  def transposed(self) -> "MatrixView":
+    """The view with rows and columns exchanged."""
+    return dataclasses.replace(self, row_axes=self.column_axes, column_axes=self.row_axes)
+
+  @property
+  def _order(self) -> tuple[int, ...]:
+    return self.batch_axes + self.row_axes + self.column_axes
+
+  def _size(self, axes: tuple[int, ...]) -> int:
+    return math.prod(self.shape[axis] for axis in axes)
+
+
+def view(axes: tuple[str, ...], shape: Shape) -> MatrixView:
+  """The view of one parameter by the names of its axes.
+
+  `layers` counts matrices. Neighbouring `heads` and `head_dim` are one side. Of what is left, two
+  sides are a matrix: query [embed, heads, head_dim] has embed rows, the output projection
+  [heads, head_dim, embed] has heads x head_dim rows, a table [vocab, embed] has vocab rows. One
+  side is a vector, as a bias [heads, head_dim] is.
+
+  Raises:
+    ValueError: more than two sides, or as many names as the array has not axes.
+  """
+  if len(axes) != len(shape):
+    raise ValueError(f"axes {axes} name {len(axes)} axes of the shape {shape}")
+  batch = tuple(i for i, axis in enumerate(axes) if axis in BATCH_AXES)
+  sides: list[list[int]] = []
+  for i, axis in enumerate(axes):
+    if i in batch:
+      continue
+    joins = axis in _HEAD_AXES and sides and sides[-1][-1] == i - 1 and axes[i - 1] in _HEAD_AXES
+    if joins:
+      sides[-1].append(i)
+    else:
+      sides.append([i])
+  if len(sides) > 2:
+    raise ValueError(f"axes {axes} are no matrix: {len(sides)} sides")
+  columns = tuple(sides[-1]) if sides else ()
+  rows = tuple(sides[0]) if len(sides) == 2 else ()
+  return MatrixView(tuple(shape), batch, rows, columns)
+
+
+def plain_view(shape: Shape) -> MatrixView:
+  """The view of an array whose axes have no names: [..., in, out], batched over what leads."""
+  axes = tuple(range(len(shape)))
+  return MatrixView(tuple(shape), axes[:-2], axes[-2:-1], axes[-1:])
+
+
+def views(axes: Any, shapes: Any) -> Any:
+  """A tree of views like the parameters.
+
+  Args:
+    axes: tree of tuples of logical axes, as of_jax.models.functional.Network.axes.
+    shapes: tree of arrays or jax.ShapeDtypeStruct.
+  """
+  return jax.tree.map(lambda names, leaf: view(names, leaf.shape), axes, shapes,
+                      is_leaf=lambda node: isinstance(node, tuple))
+
+
+def views_like(tree: Any, named: Any | None = None) -> Any:
+  """The views of a tree of arrays, to map over together with it.
+
+  Args:
+    tree: arrays, of which optax.masked and optax.partition may have left some out.
+    named: as `views` gives it for the whole tree; default the plain view of every array.
+  """
+  if named is None:
+    return jax.tree.map(lambda leaf: plain_view(leaf.shape), tree)
+  return leaves_like(tree, named)
+
+
+def leaves_like(tree: Any, whole: Any | None, default: Any = None) -> Any:
+  """The leaves of `whole` that `tree` has too: optax.masked may have left some out of it.
+
+  Args:
+    tree: arrays, and optax.MaskedNode in place of what is left out.
+    whole: one leaf an array; None for the default everywhere.
+  """
+  if whole is None:
+    return jax.tree.map(lambda _: default, tree)
+  return jax.tree.map(lambda leaf, part: part if isinstance(part, optax.MaskedNode) else leaf,
+                      whole, tree)
