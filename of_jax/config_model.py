@@ -36,7 +36,7 @@ def validate(model: "ModelConfig", check: Check) -> None:
     _check_transformer(model, check)
   for path, nothing, owner, choice in _PART_OF:
     value, chosen = (getattr(model, p.removeprefix("model.")) for p in (path, owner))
-    check(chosen == choice or value == nothing, path,
+    check(chosen == choice or value in (nothing, None), path,
           f"is part of {owner}={choice} and does nothing in {chosen}")
   check(model.norm != "none" or not model.final_norm, "model.final_norm",
         "does nothing with model.norm=none")

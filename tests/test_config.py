@@ -58,7 +58,7 @@ def test_overrides_are_typed() -> None:
     ("model.dropout", "1.0", "below 1"),
     ("model.attention_cap", "0", "must be above 0"),
     ("optim.decay_roles", "hiden", "hiden is not a parameter role"),
-    ("optim.decay_roles", "running", "running statistics are not trained"),
+    ("optim.decay_roles", "running", "running is not a parameter role"),
     ("model.norm", "dty", "did you mean dyt?"),
     ("model.dyt_alpha", "0.8", "part of model.norm=dyt and does nothing in rms"),
     ("model.dyt_alpha_attention", "0", "must be above 0"),

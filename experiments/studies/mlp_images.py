@@ -25,7 +25,7 @@ from of_jax.analysis import claims
 from of_jax.analysis.claims import Claim
 
 OPTIMISERS: dict[str, Overrides] = {
-    "sgd": (("optim.name", "sgd"), ("optim.learning_rate", "3")),
+    "sgd": (("optim.name", "sgd"), ("optim.momentum", "0"), ("optim.learning_rate", "3")),
     "adam": (("optim.name", "adamw"), ("optim.learning_rate", "3e-3")),
     "adam_unwhitened": (("optim.name", "adamw"), ("optim.learning_rate", "3e-3"),
                         ("data.whitening", "none")),

@@ -8,7 +8,7 @@ from flax import nnx
 
 from of_jax.models.parameter import Linear, parameter
 
-ITERATIONS = 16
+ITERATIONS = 64
 
 
 class SigmaReparamLinear(Linear):
@@ -39,9 +39,9 @@ class SigmaReparamLinear(Linear):
 def spectral_norm(matrix_IxO: jax.Array, iterations: int = ITERATIONS) -> jax.Array:
   """u^T W v, with u and v from power iterations that no gradient enters.
 
-  The estimate is never above the largest singular value. It lies within 3 % of it for a
-  Gaussian matrix, whose singular values have no gap and so are the hardest, and is exact to
-  rounding where the largest is twice the second.
+  The estimate is never above the largest singular value. Of Gaussian matrices, whose singular
+  values have no gap and so are the hardest, the worst of 300 lay 2 % below (sides 32 to 512, 64
+  iterations; 16 iterations: 9 %). It is exact to rounding where the largest is twice the second.
   """
   matrix = jax.lax.stop_gradient(matrix_IxO)
   start = jax.random.normal(jax.random.key(0), matrix.shape[1:], matrix.dtype)

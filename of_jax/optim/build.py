@@ -44,9 +44,8 @@ def build_optimizer(optim: OptimConfig, schedule: optax.Schedule, roles: Any, ax
         optimizer, optim.projection_every, gains=optim.projection_gains,
         gain_decay=optim.projection_decay, views=layout.views,
         kinds=kinds_by_role(layout, optim.projection_roles, optim.projection_writers))
-  if optim.clip_norm is not None:
-    optimizer = optax.chain(optax.clip_by_global_norm(optim.clip_norm), optimizer)
-  return _train_only(optim.train_roles, optax.chain(optimizer), roles)
+  clip = [] if optim.clip_norm is None else [optax.clip_by_global_norm(optim.clip_norm)]
+  return _train_only(optim.train_roles, optax.chain(*clip, optimizer), roles)
 
 
 def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:

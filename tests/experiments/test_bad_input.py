@@ -15,7 +15,7 @@ MLP = "--config=experiments/configs/mlp_images.py:smoke"
 # Arguments -> what the line must say. DIR stands for a scratch folder.
 MISTAKES = {
     "misspelt field": ([SMOKE, "--config.model.blok=op"], "did you mean config.model.block?"),
-    "misspelt name": ([SMOKE, "--config.model.block=opp"], "not one of op, pre; did you mean op?"),
+    "misspelt name": ([SMOKE, "--config.model.block=opp"], "residual_scaled; did you mean op?"),
     "wrong type": ([SMOKE, "--config.train.steps=many"], "config.train.steps=many: not a whole"),
     "heads": ([SMOKE, "--config.model.heads=3"], "does not divide model.width=128"),
     "warmup": ([SMOKE, "--config.optim.warmup_steps=999"], "longer than the training"),
@@ -72,7 +72,7 @@ def test_train(mistake: str, tmp_path: Path) -> None:
     (["experiments.study", "--study=op_blok", "--root=x"], "op_block"),
     (["experiments.study", "--study=op_block", "--scale=smok", "--root=x"], "smoke"),
     (["experiments.benchmark", "--sizes=huge"], "no such size; there are smoke"),
-    (["experiments.benchmark", "--optimisers=adam"], "did you mean adamp?"),
+    (["experiments.benchmark", "--optimisers=adam"], "did you mean adamw?"),
     (["experiments.report", "--root=nowhere"], "nowhere"),
     (["experiments.prepare_data", "--corpus=wikipedia"], "wikipedia"),
     (["experiments.prepare_data", "--config.data.corpus=x"], "takes no config"),

@@ -251,14 +251,17 @@ def test_frozen_gradients_do_not_count_in_the_clipping() -> None:
   optim = config_lib.resolve(Config(optim=config_lib.OptimConfig(
       name="sgd", train_roles=("norm",), clip_norm=1.0, weight_decay=0.0))).optim
   params = {"a": jnp.ones(2), "b": jnp.ones(3)}
-  optimizer = build_optimizer(optim, optax.constant_schedule(1.0), {"a": "norm", "b": "hidden"})
+  axes = {"a": ("channel",), "b": ("channel",)}
+  optimizer = build_optimizer(
+      optim, optax.constant_schedule(1.0), {"a": "norm", "b": "hidden"}, axes, params)
   gradients = {"a": jnp.array([0.3, 0.4]), "b": jnp.full(3, 1e6)}
   updates, _ = optimizer.update(gradients, optimizer.init(params), params)
   np.testing.assert_allclose(updates["a"], [-0.3, -0.4], rtol=1e-6)
   np.testing.assert_array_equal(updates["b"], np.zeros(3))
   with pytest.raises(UserError, match="train_roles=norm: this model's parameters have the roles "
                                       "hidden"):
-    build_optimizer(optim, optax.constant_schedule(1.0), {"b": "hidden"})
+    build_optimizer(optim, optax.constant_schedule(1.0), {"b": "hidden"}, {"b": axes["b"]},
+                    {"b": params["b"]})
 
 
 @pytest.mark.parametrize("momentum", (0.0, 0.9))
@@ -267,10 +270,11 @@ def test_sgd_equals_numpy(momentum: float) -> None:
       name="sgd", momentum=momentum, clip_norm=None, weight_decay=0.1,
       decay_roles=("hidden",)))).optim
   roles = {"w": "hidden", "g": "norm"}
-  optimizer = build_optimizer(optim, lambda step: 0.1 * (step + 1), roles)
   rng = np.random.default_rng(0)
   params = {name: rng.standard_normal(4) for name in roles}
   ours = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+  optimizer = build_optimizer(optim, lambda step: 0.1 * (step + 1), roles,
+                              {name: ("channel",) for name in roles}, ours)
   state, update = optimizer.init(ours), jax.jit(optimizer.update)
   buffers = {name: np.zeros(4) for name in roles}
   for step in range(4):
@@ -296,7 +300,7 @@ def test_sgd_equals_numpy(momentum: float) -> None:
     ("optim__train_roles", "norm", "leaves out unembedding, which starts at zero"),
     ("optim__train_roles", "norms", "norms is not a parameter role"),
     ("optim__train_roles", "", "nothing would be trained"),
-    ("optim__momentum", 0.9, "is part of optim.name=sgd and does nothing in adamw"),
+    ("optim__momentum", 0.9, "optim.name=adamw does not read it"),
     ("data__corpus", "python_stdlib", "data.corpus=python_stdlib: holds no images; use digits"),
     ("data__corpus", "cifar10", "data.corpus=cifar10: holds no images; use digits"),
     ("data__corpus", "tfds:own", "data.classes=None: must be given for tfds:own"),
