@@ -55,7 +55,7 @@ def unit_gain(width: int, **fields: Any) -> dict[str, Any]:
     ("pre", {}, "linear"),
     ("peri", {}, "linear"),
     ("post", {}, "constant"),
-), ids=lambda value: str(value))
+), ids=("op", "op unscaled", "pre", "peri", "post"))
 def test_stream_over_96_layers(block: str, fields: dict[str, Any], growth: str,
                                make_config: MakeConfig) -> None:
   m2 = moments(make_config(**unit_gain(32, model__block=block, model__depth=DEPTH, **fields)))
