@@ -89,7 +89,7 @@ def _inside(runs: Mapping[str, Run], groups: Mapping[str, str]) -> list[str]:
 
 def field_name(path: str) -> str:
   """A dotted field as a reader says it."""
-  return path.rpartition(".")[2].replace("_", " ")
+  return "optimiser" if path == "optim.name" else path.rpartition(".")[2].replace("_", " ")
 
 
 def shown(value: Any) -> str:
