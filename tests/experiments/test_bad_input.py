@@ -67,7 +67,7 @@ def test_train(mistake: str, tmp_path: Path) -> None:
     (["experiments.study", "--study=op_blok", "--root=x"], "op_block"),
     (["experiments.study", "--study=op_block", "--scale=smok", "--root=x"], "smoke"),
     (["experiments.benchmark", "--sizes=huge"], "no such size; there are smoke"),
-    (["experiments.benchmark", "--optimisers=adam"], "did you mean adamp?"),
+    (["experiments.benchmark", "--optimisers=adam"], "did you mean adamw?"),
     (["experiments.report", "--root=nowhere"], "nowhere"),
     (["experiments.prepare_data", "--corpus=wikipedia"], "wikipedia"),
     (["experiments.prepare_data", "--config.data.corpus=x"], "takes no config"),
