@@ -45,15 +45,34 @@ def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTrans
                     ) -> dict[str, Any]:
   """Shardings of {"params", "opt_state", "step"}: moments lie where their parameters lie.
 
-  Left to itself, `jit(optimizer.init)` would replicate the moments over the mesh.
+  Left to itself, `jit(optimizer.init)` would replicate the moments over the mesh. Where an
+  optimiser keeps something else of a parameter, it keeps it in a node with an attribute `axes`:
+  the logical axes of every array in the node, see `partition.STATE_AXES`. All else is replicated.
+
+  Raises:
+    ValueError: an array kept of a parameter that has not its shape, nor states its axes.
   """
   replicated = NamedSharding(mesh, PartitionSpec())
   parameters = jax.tree.map(
       lambda axes: NamedSharding(mesh, partition.parameter_spec(axes)), network.axes,
       is_leaf=lambda node: isinstance(node, tuple))
+
+  def kept(node: Any, sharding: NamedSharding, shape: jax.ShapeDtypeStruct) -> Any:
+    if isinstance(node, optax.MaskedNode):
+      return node
+    axes = getattr(node, "axes", None)
+    if axes is not None:
+      return jax.tree.map(lambda leaf: NamedSharding(
+          mesh, partition.state_spec(axes, leaf.shape, mesh.shape)), node)
+    if node.shape != shape.shape:
+      raise ValueError(f"optimiser state of shape {node.shape} for a parameter of shape "
+                       f"{shape.shape}: its node must state logical axes")
+    return sharding
+
   moments = optax.tree.map_params(
-      optimizer, lambda _, sharding: sharding, jax.eval_shape(optimizer.init, network.shapes),
-      parameters, transform_non_params=lambda _: replicated)
+      optimizer, kept, jax.eval_shape(optimizer.init, network.shapes), parameters, network.shapes,
+      transform_non_params=lambda _: replicated,
+      is_leaf=lambda node: isinstance(node, optax.MaskedNode) or hasattr(node, "axes"))
   return {"params": parameters, "opt_state": moments, "step": replicated}
 
 

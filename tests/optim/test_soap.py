@@ -106,3 +106,105 @@ def test_a_hundred_steps_of_square_matrices() -> None:
     noise = float(GOLDEN[f"long_noise/{name}"])
     print(name, np.abs(w - GOLDEN[f"long/{name}"]).max() / np.abs(w).max(), noise)
     close(w, GOLDEN[f"long/{name}"], name, 1e-5)
+
+
+def gradients(seed: int, shape: tuple[int, ...], steps: int) -> list[np.ndarray]:
+  return list(np.random.default_rng(seed).standard_normal((steps, *shape)))
+
+
+def directions(optimizer: optax.GradientTransformation, given: list[np.ndarray]
+               ) -> list[np.ndarray]:
+  state = optimizer.init(given[0])
+  update = jax.jit(optimizer.update)
+  found = []
+  for g in given:
+    moved, state = update(g, state)
+    found.append(np.asarray(moved))
+  return found
+
+
+def test_is_invariant_to_a_change_of_basis_and_adam_is_not() -> None:
+  """Gradients U G V^T for fixed orthogonal U and V move the parameter by U (...) V^T."""
+  with jax.enable_x64(True):
+    u, v = (np.linalg.qr(g)[0] for g in gradients(0, (6, 6), 2))
+    given = gradients(1, (6, 6), 8)
+    for optimizer, invariant in ((scale_by_soap(precondition_frequency=3), True),
+                                 (optax.scale_by_adam(), False)):
+      moved = directions(optimizer, given)
+      turned = directions(optimizer, [u @ g @ v.T for g in given])
+      assert moved[-1].dtype == np.float64
+      errors = [np.abs(b - u @ a @ v.T).max() for a, b in zip(moved, turned)]
+      assert (max(errors) < 1e-9) == invariant, errors
+      assert max(errors) < 1e-9 or min(errors) > 0.1
+
+
+def rotated_adafactor_in_numpy(given: list[np.ndarray], w: np.ndarray, rate: float, b1: float,
+                               b2: float, beta: float, eps: float, decay: float, every: int
+                               ) -> np.ndarray:
+  """The parameter after one call a gradient, with the basis by a QR step, in float64."""
+  rows, columns = w.shape
+  left, right = np.zeros((rows, rows)), np.zeros((columns, columns))
+  m, r, c = np.zeros_like(w), np.zeros(rows), np.zeros(columns)
+  for t, g in enumerate(given):
+    if t > 0:
+      turned = q_left.T @ g @ q_right
+      m = b1 * m + (1 - b1) * turned
+      r = b2 * r + (1 - b2) * np.mean(turned ** 2, 1)
+      c = b2 * c + (1 - b2) * np.mean(turned ** 2, 0)
+      step = m / (np.sqrt(np.outer(r, c) / np.mean(r)) + eps)
+      w = w - rate * np.sqrt(1 - b2 ** t) / (1 - b1 ** t) * (q_left @ step @ q_right.T)
+      w = w - rate * decay * w
+    left = beta * left + (1 - beta) * g @ g.T
+    right = beta * right + (1 - beta) * g.T @ g
+    if t == 0:
+      q_left, q_right = (np.linalg.eigh(x)[1][:, ::-1] for x in (left, right))
+    elif t % every == 0:
+      m = q_left @ m @ q_right.T
+      orders = [np.argsort(-np.diag(q.T @ x @ q)) for q, x in ((q_left, left), (q_right, right))]
+      r, c = r[orders[0]], c[orders[1]]
+      q_left, q_right = (np.linalg.qr(x @ q[:, order])[0] for q, x, order in (
+          (q_left, left, orders[0]), (q_right, right, orders[1])))
+      m = q_left.T @ m @ q_right
+  return w
+
+
+def test_rotated_adafactor_against_numpy() -> None:
+  """On a stack of two square matrices, over two refreshes."""
+  given = gradients(2, (2, 5, 5), 8)
+  w = gradients(3, (2, 5, 5), 1)[0]
+  optimizer = rotated_adafactor(0.1, 0.9, 0.97, 0.8, 0.05, 0.1, 3)
+  with jax.enable_x64(True):
+    update = jax.jit(optimizer.update)
+    params, state = jnp.asarray(w), optimizer.init(jnp.asarray(w))
+    for g in given:
+      updates, state = update(g, state, params)
+      params = params + updates
+  for i in range(2):
+    expected = rotated_adafactor_in_numpy([g[i] for g in given], w[i], 0.1, 0.9, 0.97, 0.8, 0.05,
+                                          0.1, 3)
+    np.testing.assert_allclose(params[i], expected, rtol=1e-9)
+
+
+def test_stacked_layers_are_matrices_of_their_own() -> None:
+  """A stack moves as its matrices do apart, and a vector as Adam moves it a call later."""
+  given = gradients(4, (3, 4, 6), 5)
+  optimizer = scale_by_soap(precondition_frequency=2)
+  stacked = directions(optimizer, given)
+  for i in range(3):
+    for whole, alone in zip(stacked, directions(optimizer, [g[i] for g in given])):
+      np.testing.assert_allclose(whole[i], alone, atol=1e-5)
+  vectors = [g[0, 0] for g in given]
+  b2 = 0.95
+  adam = directions(optax.scale_by_adam(0.95, b2, eps=0), vectors[1:])
+  ours = directions(scale_by_soap(eps=0), vectors)
+  np.testing.assert_array_equal(ours[0], 0)
+  np.testing.assert_allclose(ours[1:], adam, rtol=1e-5)
+
+
+def test_merged_sizes() -> None:
+  """By hand from the authors' loop."""
+  assert merged_sizes((3, 4, 2, 5), 12) == (12, 10)
+  assert merged_sizes((6, 2, 3, 5), 12) == (12, 3, 5)
+  assert merged_sizes((50, 4), 12) == (50, 4)
+  assert merged_sizes((2, 50, 4), 12) == (2, 50, 4)
+  assert merged_sizes((1, 8), 12) == (8,) and merged_sizes((1, 1), 12) == (1,)
