@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from of_jax import config_optim
 from of_jax import config_values as values
 from of_jax.config_rules import validate
 from of_jax.errors import UserError
@@ -68,22 +69,64 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """The optimiser and its learning-rate schedule."""
+  """The optimiser and its learning-rate schedule.
+
+  The fields from `b1` to `grafting` belong to some optimisers and not to others. None means
+  the optimiser's own default, which its file states; where it reads no such field, it stays None.
+  """
 
   name: str = _field("adamw", "optimiser", "optim/optimizers")
   learning_rate: float = _field(1e-3, "peak")
-  b1: float = _field(0.9, "decay of the first moment")
-  b2: float = _field(0.999, "decay of the second moment")
-  eps: float = _field(1e-8, "added to the root of the second moment")
+  b1: float | None = _field(None, "decay of the first moment")
+  b2: float | None = _field(None, "decay of the second moment")
+  eps: float | None = _field(None, "added to the root of the second moment")
+  momentum: float | None = _field(None, "decay of the sum of gradients")
+  dampening: float | None = _field(None, "share of the gradient that the sum leaves out")
+  nesterov: bool | None = _field(None, "look ahead along the momentum")
+  delta: float | None = _field(
+      None, "adamp, sgdp: a weight is scale-invariant below this cosine x sqrt(size)")
+  wd_ratio: float | None = _field(
+      None, "adamp, sgdp: decay of scale-invariant weights over that of others")
+  decay_exponent: float | None = _field(
+      None, "adafactor: the second moment's decay is 1 - step^-this")
+  update_clip: float | None = _field(None, "adafactor: largest RMS of a matrix's update")
+  newton_schulz_steps: int | None = _field(None, "muon: steps of the orthogonalisation")
+  muon_scale: Literal["width", "rms"] | None = _field(
+      None, "muon: sqrt(max(1, out / in)), or 0.2 sqrt(max(in, out)), about Adam's size")
+  norms: tuple[str, ...] | None = _field(
+      None, "sinkgd: what is normalised in turn, of rows, columns, matrix and spectrum")
+  norm_iterations: int | None = _field(None, "sinkgd: rounds over all norms")
+  shampoo_beta: float | None = _field(
+      None, "decay of the factors G G^T and G^T G; shampoo: 1 sums them; default b2")
+  precondition_frequency: int | None = _field(
+      None, "steps between refreshes of the eigenbases or roots")
+  max_precond_dim: int | None = _field(
+      None, "sides of matrices above this have no factor; the vocabulary never has")
+  precondition_power: float | None = _field(
+      None, "shampoo: of each factor, -0.5 (He et al. 2024) or -0.25 (Gupta et al. 2018)")
+  grafting: Literal["none", "sgd", "adam"] | None = _field(
+      None, "shampoo: whose norm the update takes, matrix by matrix")
   weight_decay: float = _field(0.1, "decoupled; each step decays by learning_rate x this")
   decay_roles: tuple[str, ...] = _field(
       ("embedding", "hidden", "unembedding"), "parameter roles that decay")
+  lr_multipliers: tuple[str, ...] = _field(
+      (), "learning rate by parameter role over learning_rate, as in embedding=0.1,gain=3")
   clip_norm: float | None = _field(1.0, "largest global gradient norm; none: no clipping")
-  schedule: Literal["constant", "linear", "cosine", "wsd"] = _field(
-      "linear", "after the warmup; wsd stays, then falls linearly over decay_fraction")
+  projection_every: int | None = _field(
+      None, "steps between projections to the norm at init (NaP); none: no projection")
+  projection_roles: tuple[str, ...] = _field(("hidden",), "parameter roles whose matrices project")
+  projection_writers: Literal["own", "common"] = _field(
+      "own", "matrices that write to the residual stream: each by its own factor, or all by one")
+  projection_gains: Literal["keep", "joint", "decay"] = _field(
+      "keep", "gains and offsets of norms: left alone, projected jointly, or drawn to their init")
+  projection_decay: float = _field(0.99, "projection_gains=decay: share kept at a projection")
+  schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = _field(
+      "linear", "after the warmup; wsd stays, then falls over decay_steps")
   warmup_fraction: float = _field(0.05, "of the steps, where warmup_steps is not given")
   warmup_steps: int | None = _field(None, "linear from 0; default from warmup_fraction")
-  decay_fraction: float = _field(0.2, "wsd: last share of the steps")
+  decay_fraction: float = _field(0.2, "wsd: last share of the steps, unless decay_steps is given")
+  decay_steps: int | None = _field(None, "wsd: last steps; default from decay_fraction")
+  decay_shape: Literal["linear", "one_minus_sqrt"] = _field("linear", "wsd: how the rate falls")
   final_fraction: float = _field(0.0, "learning rate at the end over the peak")
 
 
@@ -212,6 +255,12 @@ def resolve(config: Config) -> Config:
   if optim.warmup_steps is None:
     optim = dataclasses.replace(
         optim, warmup_steps=round(optim.warmup_fraction * train.steps))
+  if optim.decay_steps is None and optim.schedule == "wsd":
+    optim = dataclasses.replace(
+        optim, decay_steps=max(1, round(optim.decay_fraction * train.steps)))
+  optim = dataclasses.replace(optim, **{
+      name: default for name, default in config_optim.own_fields(optim.name).items()
+      if getattr(optim, name) is None})
   config = dataclasses.replace(config, model=model, optim=optim)
   validate(config)
   return config
@@ -281,7 +330,7 @@ def _check_fields(config: Config) -> None:
     except TypeError:
       raise UserError(f"config.{path}={value!r}: not {values.describe(hint)}") from None
     choices = values.choices(field, hint)
-    if choices and value not in choices:
+    if choices and value is not None and value not in choices:
       close = difflib.get_close_matches(str(value), choices, n=1)
       raise UserError(f"config.{path}={value}: not one of {', '.join(choices)}"
                       + (f"; did you mean {close[0]}?" if close else ""))

@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from of_jax import config_optim
 from of_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,15 +21,19 @@ def _require(condition: bool, path: str, config: "Config", what: str) -> None:
 _AT_LEAST_ONE = (
     "model.width", "model.depth", "model.heads", "model.mlp_width", "train.steps",
     "train.batch_size", "train.sequence_length", "train.grad_accumulation", "train.log_every",
-    "train.eval_every", "train.checkpoint_every", "data.eval_sequences", "telemetry.every")
+    "train.eval_every", "train.checkpoint_every", "data.eval_sequences", "telemetry.every",
+    "optim.newton_schulz_steps", "optim.norm_iterations", "optim.projection_every",
+    "optim.decay_steps", "optim.precondition_frequency", "optim.max_precond_dim")
 _AT_LEAST_TWO = ("train.checkpoint_log_base",)
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
-             "model.mlp_input_scale", "optim.clip_norm")
+             "model.mlp_input_scale", "optim.clip_norm", "optim.update_clip",
+             "optim.decay_exponent")
 _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
-                 "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps",
+                 "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps", "optim.delta",
                  "train.z_loss", "train.seed", "data.begin_token_id", "data.end_token_id")
-_FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction")
-_BELOW_ONE = ("model.dropout", "optim.b1", "optim.b2")
+_FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction",
+              "optim.dampening", "optim.shampoo_beta", "optim.wd_ratio", "optim.projection_decay")
+_BELOW_ONE = ("model.dropout", "optim.b1", "optim.b2", "optim.momentum")
 
 
 def validate(config: "Config") -> None:
@@ -67,9 +72,7 @@ def validate(config: "Config") -> None:
         "does nothing to fixed gains; set model.beta_trainable=true")
   check(train.seed < 2 ** 31, "train.seed", "must be below 2147483648")
 
-  unknown = [r for r in optim.decay_roles if r not in ROLES]
-  check(not unknown, "optim.decay_roles",
-        f"{', '.join(unknown)} is not a parameter role; they are {', '.join(ROLES)}")
+  config_optim.validate(config, check, ROLES)
   assert optim.warmup_steps is not None
   check(optim.warmup_steps <= train.steps, "optim.warmup_steps",
         f"the warmup is longer than the training, train.steps={train.steps}")

@@ -12,7 +12,8 @@ _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
 def _optional(hint: Any) -> tuple[Any, bool]:
   """(type, may be None) of `T` or `T | None`."""
-  if isinstance(hint, types.UnionType):
+  # A Literal with None is the older kind of union.
+  if typing.get_origin(hint) in (types.UnionType, typing.Union):
     inner = [a for a in typing.get_args(hint) if a is not types.NoneType]
     return inner[0], True
   return hint, False
@@ -67,6 +68,7 @@ def choices(field: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
   """The values to choose from: files of the field's folder, or a Literal's; empty for any."""
   if field.metadata["folder"]:
     return variants.names(field.metadata["folder"])
+  hint, _ = _optional(hint)
   return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 

@@ -4,10 +4,12 @@
 variant is one new file, and the config can check a name without importing jax.
 """
 
+import ast
+import functools
 import importlib
 import inspect
 import pathlib
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _ROOT = pathlib.Path(__file__).parent
 
@@ -17,6 +19,18 @@ T = TypeVar("T")
 def names(folder: str) -> tuple[str, ...]:
   """The names to choose from in `folder` (relative to the package), sorted."""
   return tuple(sorted(p.stem for p in (_ROOT / folder).glob("*.py") if p.stem != "__init__"))
+
+
+@functools.cache
+def literal(folder: str, name: str, constant: str) -> Any:
+  """The value of a constant at the top of the file `folder/name.py`, without running the file.
+
+  So a variant declares in its own file what the config checks before jax is imported.
+  """
+  for node in ast.parse((_ROOT / folder / f"{name}.py").read_text()).body:
+    if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [constant]:
+      return ast.literal_eval(node.value)
+  raise LookupError(f"{folder}/{name}.py states no {constant}")
 
 
 def load_class(folder: str, name: str, base: type[T]) -> type[T]:

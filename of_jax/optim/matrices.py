@@ -134,5 +134,17 @@ def views_like(tree: Any, named: Any | None = None) -> Any:
   """
   if named is None:
     return jax.tree.map(lambda leaf: plain_view(leaf.shape), tree)
-  return jax.tree.map(
-      lambda known, part: part if isinstance(part, optax.MaskedNode) else known, named, tree)
+  return leaves_like(tree, named)
+
+
+def leaves_like(tree: Any, whole: Any | None, default: Any = None) -> Any:
+  """The leaves of `whole` that `tree` has too: optax.masked may have left some out of it.
+
+  Args:
+    tree: arrays, and optax.MaskedNode in place of what is left out.
+    whole: one leaf an array; None for the default everywhere.
+  """
+  if whole is None:
+    return jax.tree.map(lambda _: default, tree)
+  return jax.tree.map(lambda leaf, part: part if isinstance(part, optax.MaskedNode) else leaf,
+                      whole, tree)

@@ -17,11 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from of_jax.optim.matrices import MatrixView, Shape, plain_view, view
+from of_jax.optim.matrices import MatrixView, Shape, plain_view
 
 BySide = dict[str, jax.Array]
-# He et al. 2024 (2405.19279, App. D) do not rotate the vocabulary, whatever its size.
-UNFACTORED_AXES = ("vocab",)
 # A factor is a sum of squares: below float32's own products it would be noise, on an accelerator
 # whose default is bfloat16 or TF32.
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -32,9 +30,8 @@ class Stacks(NamedTuple):
 
   sides: BySide
 
-  # Logical axes of every array here, see of_jax.models.partition.
   @property
-  def axes(self) -> tuple[str, ...]:
+  def logical_axes(self) -> tuple[str, ...]:
     return ("matrices", "side", "side")
 
 
@@ -73,36 +70,39 @@ class Sides:
 Planner = Callable[[tuple[Any, ...], Any], Sides]
 
 
-def planner(axes: Any | None, max_precond_dim: int, merge_dims: bool = False) -> Planner:
+def planner(views: Any | None, fixed_axes: Any | None, max_precond_dim: int,
+            merge_dims: bool = False) -> Planner:
   """(path, array) -> Sides; sides above `max_precond_dim` have no factor.
 
   Args:
-    axes: tree of tuples of logical axes like the parameters, for the views of
-      of_jax.optim.matrices; None: arrays are [..., in, out], batched over what leads.
+    views: tree of MatrixView like the parameters; default of_jax.optim.matrices.plain_view.
+    fixed_axes: tree of tuples of the axes whose side has no factor, whatever its size.
     max_precond_dim: largest size of a factor.
-    merge_dims: without axes, the authors' view of an array of two axes or more in place of ours,
-      see `merged_sizes`.
+    merge_dims: the authors' view of an array of two axes or more, see `merged_sizes`.
   """
-  if axes is not None and merge_dims:
-    raise ValueError("merge_dims is for arrays whose axes have no names")
-  named = {} if axes is None else dict(jax.tree_util.tree_leaves_with_path(
-      axes, is_leaf=lambda node: isinstance(node, tuple)))
+  if merge_dims and views is not None:
+    raise ValueError("merge_dims=True: views already say what the sides are")
+  named, fixed = _by_path(views), _by_path(fixed_axes)
 
   def plan(path: tuple[Any, ...], array: Any) -> Sides:
     shape = tuple(array.shape)
     if merge_dims and len(shape) > 1:
       sizes = merged_sizes(shape, max_precond_dim)
       return Sides(shape, sizes, tuple(i for i, n in enumerate(sizes) if n <= max_precond_dim))
-    names = () if axes is None else named[path]
-    found = plain_view(shape) if axes is None else view(names, shape)
-    sizes = (found.rows, found.columns)
-    kept = [found.is_matrix and size <= max_precond_dim for size in sizes]
-    for i, side in enumerate((found.row_axes, found.column_axes)):
-      if names and {names[axis] for axis in side} & set(UNFACTORED_AXES):
-        kept[i] = False
-    return Sides(shape, sizes, tuple(i for i in range(2) if kept[i]), found)
+    view = plain_view(shape) if views is None else named[path]
+    factored = [i for i, (size, axes) in enumerate((
+        (view.rows, view.row_axes), (view.columns, view.column_axes)))
+        if view.is_matrix and size <= max_precond_dim and not set(axes) & set(fixed.get(path, ()))]
+    return Sides(shape, (view.rows, view.columns), tuple(factored), view)
 
   return plan
+
+
+def vocabulary_axes(axes: Any) -> Any:
+  """The `fixed_axes` of a tree of logical axes: He et al. 2024 (2405.19279, App. D) do not rotate
+  the vocabulary."""
+  return jax.tree.map(lambda names: tuple(i for i, name in enumerate(names) if name == "vocab"),
+                      axes, is_leaf=lambda node: isinstance(node, tuple))
 
 
 def merged_sizes(shape: Shape, max_precond_dim: int) -> Shape:
@@ -223,6 +223,11 @@ def grouped(function: Callable[[jax.Array], jax.Array], stacks: list[jax.Array]
     for member, start, count in zip(members, starts, ends):
       results[member] = previous[start:start + count]
   return results
+
+
+def _by_path(tree: Any | None) -> dict[Any, Any]:
+  return dict(jax.tree_util.tree_leaves_with_path(
+      tree, is_leaf=lambda node: isinstance(node, tuple)))
 
 
 def _by_side(function: Callable[[jax.Array], jax.Array], trees: list[BySide]) -> list[BySide]:

@@ -6,7 +6,6 @@ differ too.
 """
 
 import dataclasses
-import math
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from of_jax.optim import preconditioners
+from of_jax.optim.moments import averaged_weight
 from of_jax.optim.preconditioners import BySide, Sides, Stacks
 
 Scalar = float | jax.Array
@@ -57,7 +57,7 @@ class Marginals(NamedTuple):
   means: BySide
 
   @property
-  def axes(self) -> tuple[str, ...]:
+  def logical_axes(self) -> tuple[str, ...]:
     return ("matrices", "side")
 
 
@@ -97,14 +97,14 @@ class RotatedState(NamedTuple):
   """State of `scale_by_rotated_adam`.
 
   Attributes:
-    count: calls so far. The authors' step is one less: their first call only starts the bases.
+    calls: so far. The authors' step is one less: their first call only starts the bases.
     mu: first moment, shaped like the parameters, in the coordinates of `bases`.
     nu: second moment in the same coordinates.
     factors: moving averages of G G^T and G^T G.
     bases: the orthogonal matrices Q; identities before the first call.
   """
 
-  count: jax.Array
+  calls: jax.Array
   mu: Any
   nu: Any
   factors: Any
@@ -125,7 +125,8 @@ class _Leaf:
 def scale_by_rotated_adam(
     b1: Scalar, b2: Scalar, shampoo_beta: Scalar | None, eps: Scalar,
     precondition_frequency: int | jax.Array, max_precond_dim: int, second_moment: SecondMoment, *,
-    merge_dims: bool = False, axes: Any | None = None) -> optax.GradientTransformation:
+    merge_dims: bool = False, views: Any | None = None, fixed_axes: Any | None = None
+) -> optax.GradientTransformation:
   """Adam on G' = Q_L^T G Q_R, rotated back.
 
   Call 0 sets L = (1 - beta) G G^T and R = (1 - beta) G^T G, takes their eigenvectors as Q_L and
@@ -145,7 +146,7 @@ def scale_by_rotated_adam(
   float64 gradients, whatever the accelerator's default. A NaN in a gradient stays in the state.
   """
   beta = b2 if shampoo_beta is None else shampoo_beta
-  plan = preconditioners.planner(axes, max_precond_dim, merge_dims)
+  plan = preconditioners.planner(views, fixed_axes, max_precond_dim, merge_dims)
 
   def init(params: Any) -> RotatedState:
     def tree(make: Any) -> Any:
@@ -159,12 +160,14 @@ def scale_by_rotated_adam(
 
   def update(updates: Any, state: RotatedState, params: Any = None) -> tuple[Any, RotatedState]:
     del params
+    structure: Any
     paths, structure = jax.tree_util.tree_flatten_with_path(updates)
     old = [_Leaf(plan(path, g), mu, nu, factors.sides, bases.sides)
            for (path, g), mu, nu, factors, bases in zip(
                paths, *(structure.flatten_up_to(part) for part in state[1:]))]
-    t = state.count
-    correction = jnp.sqrt(bias(b2, t)) / bias(b1, t)
+    t = state.calls
+    correction = (jnp.sqrt(averaged_weight(b2, jnp.maximum(t, 1)))
+                  / averaged_weight(b1, jnp.maximum(t, 1)))
 
     def step(g: jax.Array, leaf: _Leaf) -> tuple[jax.Array, _Leaf]:
       sides, dtype = leaf.sides, compute_dtype(g)
@@ -220,7 +223,7 @@ def _refresh(t: jax.Array, every: int | jax.Array, leaves: list[_Leaf],
 
 
 class StepThenDecayState(NamedTuple):
-  count: jax.Array
+  calls: jax.Array
 
 
 def step_then_decay(learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar,
@@ -244,8 +247,8 @@ def step_then_decay(learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar,
              ) -> tuple[Any, StepThenDecayState]:
     if params is None:
       raise ValueError(optax.base.NO_PARAMS_MSG)
-    rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-    decay = jnp.where(state.count > 0, rate * weight_decay, 0)
+    rate = learning_rate(state.calls) if callable(learning_rate) else learning_rate
+    decay = jnp.where(state.calls > 0, rate * weight_decay, 0)
     decays = True if mask is None else mask(params) if callable(mask) else mask
 
     def move(u: jax.Array, p: jax.Array, decayed: bool) -> jax.Array:
@@ -255,18 +258,9 @@ def step_then_decay(learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar,
     # A mask may be a prefix, and optax.partition leaves holes in the updates.
     moved = jax.tree.map(lambda decayed, us, ps: jax.tree.map(
         lambda u, p: move(u, p, decayed), us, ps), decays, updates, params)
-    return moved, StepThenDecayState(optax.safe_increment(state.count))
+    return moved, StepThenDecayState(optax.safe_increment(state.calls))
 
   return optax.GradientTransformation(init, update)
-
-
-def bias(decay: Scalar, t: jax.Array) -> jax.Array:
-  """1 - decay^t for t >= 1, and at 0 as at 1.
-
-  Subtracted in float32, 1 - 0.999 would be off by 1e-5 of itself.
-  """
-  log = math.log(decay) if isinstance(decay, float) and decay > 0 else jnp.log(decay)
-  return -jnp.expm1(jnp.maximum(t, 1) * log)
 
 
 def compute_dtype(x: Any) -> Any:

@@ -45,35 +45,34 @@ def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTrans
                     ) -> dict[str, Any]:
   """Shardings of {"params", "opt_state", "step"}: moments lie where their parameters lie.
 
-  Left to itself, `jit(optimizer.init)` would replicate the moments over the mesh. Where an
-  optimiser keeps something else of a parameter, it keeps it in a node with an attribute `axes`:
-  the logical axes of every array in the node, see `partition.STATE_AXES`. All else is replicated.
-
-  Raises:
-    ValueError: an array kept of a parameter that has not its shape, nor states its axes.
+  Left to itself, `jit(optimizer.init)` would replicate the moments over the mesh. An array of the
+  state belongs to a parameter if its path ends in the parameter's and it has its shape. What an
+  optimiser keeps beside such arrays, it keeps in nodes with an attribute `logical_axes`: of every
+  array in the node, see `partition.STATE_AXES`. What is neither, as a norm or the mean squares of
+  rows, is replicated.
   """
   replicated = NamedSharding(mesh, PartitionSpec())
   parameters = jax.tree.map(
       lambda axes: NamedSharding(mesh, partition.parameter_spec(axes)), network.axes,
       is_leaf=lambda node: isinstance(node, tuple))
+  known: dict[Any, tuple[Any, NamedSharding]] = {
+      path: (leaf.shape, sharding) for (path, leaf), sharding in zip(
+          jax.tree_util.tree_leaves_with_path(network.shapes), jax.tree.leaves(parameters))}
 
-  def kept(node: Any, sharding: NamedSharding, shape: jax.ShapeDtypeStruct) -> Any:
-    if isinstance(node, optax.MaskedNode):
-      return node
-    axes = getattr(node, "axes", None)
-    if axes is not None:
-      return jax.tree.map(lambda leaf: NamedSharding(
-          mesh, partition.state_spec(axes, leaf.shape, mesh.shape)), node)
-    if node.shape != shape.shape:
-      raise ValueError(f"optimiser state of shape {node.shape} for a parameter of shape "
-                       f"{shape.shape}: its node must state logical axes")
-    return sharding
+  def place(path: tuple[Any, ...], leaf: Any) -> Any:
+    if hasattr(leaf, "logical_axes"):
+      return jax.tree.map(lambda part: NamedSharding(
+          mesh, partition.state_spec(leaf.logical_axes, part.shape, mesh.shape)), leaf)
+    for start in range(len(path)):
+      shape, sharding = known.get(path[start:], (None, replicated))
+      if shape == leaf.shape:
+        return sharding
+    return replicated
 
-  moments = optax.tree.map_params(
-      optimizer, kept, jax.eval_shape(optimizer.init, network.shapes), parameters, network.shapes,
-      transform_non_params=lambda _: replicated,
-      is_leaf=lambda node: isinstance(node, optax.MaskedNode) or hasattr(node, "axes"))
-  return {"params": parameters, "opt_state": moments, "step": replicated}
+  state = jax.tree_util.tree_map_with_path(
+      place, jax.eval_shape(optimizer.init, network.shapes),
+      is_leaf=lambda node: hasattr(node, "logical_axes"))
+  return {"params": parameters, "opt_state": state, "step": replicated}
 
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -55,7 +55,8 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   """
   network = build_network(config)
   schedule = learning_rate_schedule(config.optim, config.train.steps)
-  optimizer = build_optimizer(config.optim, schedule, network.roles)
+  optimizer = build_optimizer(
+      config.optim, schedule, network.roles, network.axes, network.shapes)
   telemetry = Telemetry.at_level(config.telemetry.level)
   shardings = state_shardings(mesh, network, optimizer)
   replicated = NamedSharding(mesh, PartitionSpec())

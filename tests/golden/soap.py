@@ -6,9 +6,9 @@ which of_jax uses: in an environment of its own, with NumPy and torch 2.13.0,
   python tests/golden/soap.py FOLDER_OF_THEIR_FILE
 
 `after/K` holds parameter, moments, factors and bases after the authors' step K, counted from 0,
-their first call, and `gradient/K` what that step was given. `long/*` are parameters after 100 calls, and `long_noise/*` by how
-much, relative to the largest entry, they differ when every gradient is off by about 1e-7 of itself:
-how far the algorithm magnifies rounding.
+their first call, and `gradient/K` what that step was given. `long/*` are parameters after 100
+calls, and `long_noise/*` by how much, relative to the largest entry, they differ when every
+gradient is off by about 1e-7 of itself: how far the algorithm magnifies rounding.
 """
 
 import pathlib

@@ -1,7 +1,6 @@
 """SOAP against the authors' code, its invariance, and rotated AdaFactor against NumPy."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def test_a_step_from_the_authors_state(names: list[str]) -> None:
     state = state or optimizer.init(params)
     updates, (ours, _) = update(golden(f"gradient/{step}:", names), state, params)
     theirs_w, (theirs, _) = authors_state(step, names)
-    assert ours.count == theirs.count
+    assert ours.calls == theirs.calls
     for name in names:
       what = f"step {step} {name}"
       if step == 0:
@@ -144,6 +143,7 @@ def rotated_adafactor_in_numpy(given: list[np.ndarray], w: np.ndarray, rate: flo
   """The parameter after one call a gradient, with the basis by a QR step, in float64."""
   rows, columns = w.shape
   left, right = np.zeros((rows, rows)), np.zeros((columns, columns))
+  q_left, q_right = np.eye(rows), np.eye(columns)
   m, r, c = np.zeros_like(w), np.zeros(rows), np.zeros(columns)
   for t, g in enumerate(given):
     if t > 0:

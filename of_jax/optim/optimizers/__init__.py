@@ -1,1 +1,6 @@
-"""One file an optimiser, chosen by `optim.name`: each has `from_config`, see of_jax.optim.build."""
+"""One file an optimiser, chosen by `optim.name`.
+
+Each states `FIELDS`, the config fields that it reads with its own defaults, and
+`from_config(optim, learning_rate, layout)`, see of_jax.optim.build. The learning rate's factors
+by role, clipping and projection are not its business.
+"""

@@ -3,13 +3,16 @@
 import optax
 
 from of_jax.config import OptimConfig
+from of_jax.optim.layout import Layout
+
+FIELDS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
 
 
-def from_config(optim: OptimConfig, learning_rate: optax.Schedule,
-                decay_mask: optax.Params) -> optax.GradientTransformation:
-  """AdamW with `b1`, `b2`, `eps` and `weight_decay`; only leaves true in the mask decay.
+def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
+                layout: Layout) -> optax.GradientTransformation:
+  """AdamW; only the leaves that the layout says decay.
 
   u = m_hat / (sqrt(v_hat) + eps); w <- w - lr (u + weight_decay w).
   """
   return optax.adamw(learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps,
-                     weight_decay=optim.weight_decay, mask=decay_mask)
+                     weight_decay=optim.weight_decay, mask=layout.decays)

@@ -9,8 +9,9 @@ import optax
 from of_jax.config import OptimConfig
 from of_jax.optim import preconditioners
 from of_jax.optim.layout import Layout
-from of_jax.optim.preconditioners import Stacks
-from of_jax.optim.rotated import bias, compute_dtype
+from of_jax.optim.moments import averaged_weight
+from of_jax.optim.preconditioners import Stacks, vocabulary_axes
+from of_jax.optim.rotated import compute_dtype
 
 FIELDS = {"b1": 0.95, "b2": 0.95, "eps": 1e-8, "shampoo_beta": None, "precondition_power": -0.5,
           "grafting": "adam", "precondition_frequency": 10, "max_precond_dim": 10_000}
@@ -22,14 +23,14 @@ class ShampooState(NamedTuple):
   """State of `scale_by_shampoo`.
 
   Attributes:
-    count: calls so far.
+    calls: so far.
     mu: first moment, shaped like the parameters.
-    nu: second moment, likewise; a zero for matrices, unless Adam's norm is grafted.
+    nu: second moment, likewise, for Adam's norm and for vectors.
     factors: moving averages, or sums, of G G^T and G^T G.
     roots: their powers, as of the last refresh; zeros before the first call.
   """
 
-  count: jax.Array
+  calls: jax.Array
   mu: Any
   nu: Any
   factors: Any
@@ -41,7 +42,7 @@ def scale_by_shampoo(
     shampoo_beta: float | jax.Array | None = None, eps: float | jax.Array = 1e-8,
     power: float | jax.Array = -0.5, grafting: Grafting = "adam",
     precondition_frequency: int | jax.Array = 10, max_precond_dim: int = 10_000, *,
-    axes: Any | None = None) -> optax.GradientTransformation:
+    views: Any | None = None, fixed_axes: Any | None = None) -> optax.GradientTransformation:
   """(L + eps I)^power M (R + eps I)^power, without the learning rate.
 
   Call t = 1, 2, ...:
@@ -62,7 +63,7 @@ def scale_by_shampoo(
   Arguments are those of `shampoo`. A NaN in a gradient stays in the state.
   """
   beta = b2 if shampoo_beta is None else shampoo_beta
-  plan = preconditioners.planner(axes, max_precond_dim)
+  plan = preconditioners.planner(views, fixed_axes, max_precond_dim)
   if grafting not in ("none", "sgd", "adam"):
     raise ValueError(f"grafting={grafting!r}: not none, sgd or adam")
 
@@ -81,17 +82,19 @@ def scale_by_shampoo(
 
   def update(updates: Any, state: ShampooState, params: Any = None) -> tuple[Any, ShampooState]:
     del params
+    structure: Any
     paths, structure = jax.tree_util.tree_flatten_with_path(updates)
     planned = [plan(path, g) for path, g in paths]
     old_mu, old_nu, old_factors, old_roots = (
         structure.flatten_up_to(part) for part in state[1:])
-    t = state.count + 1
+    t = state.calls + 1
     gradients = [g.astype(compute_dtype(g)) for _, g in paths]
     mu = [b1 * m + (1 - b1) * g for m, g in zip(old_mu, gradients)]
     nu = [b2 * v + (1 - b2) * jnp.square(g) for v, g in zip(old_nu, gradients)]
 
     # A sum has weight 1 a step, where an average has 1 - beta.
-    weight, total = jnp.where(beta == 1, 1, 1 - beta), jnp.where(beta == 1, 1, bias(beta, t))
+    weight = jnp.where(beta == 1, 1, 1 - beta)
+    total = jnp.where(beta == 1, 1, averaged_weight(beta, t))
     factors = [{side: beta * old.sides[side] + weight * product for side, product in
                 preconditioners.products(sides.split(g), sides).items()}
                for g, sides, old in zip(gradients, planned, old_factors)]
@@ -106,8 +109,8 @@ def scale_by_shampoo(
 
     def direction(g: jax.Array, sides: preconditioners.Sides, m: jax.Array, v: jax.Array,
                   root: preconditioners.BySide) -> jax.Array:
-      averaged = sides.split(m) / bias(b1, t)
-      adam = averaged / (jnp.sqrt(sides.split(v) / bias(b2, t)) + eps)
+      averaged = sides.split(m) / averaged_weight(b1, t)
+      adam = averaged / (jnp.sqrt(sides.split(v) / averaged_weight(b2, t)) + eps)
       if not sides.factored:
         return sides.join(adam).astype(g.dtype)
       u = preconditioners.precondition(averaged, root)
@@ -122,7 +125,7 @@ def scale_by_shampoo(
     moved = [direction(g, *parts) for (_, g), *parts in zip(paths, planned, mu, nu, roots)]
     whole = structure.unflatten
     return whole(moved), ShampooState(
-        optax.safe_increment(state.count), whole(mu), whole(nu),
+        optax.safe_increment(state.calls), whole(mu), whole(nu),
         whole([Stacks(factor) for factor in factors]), whole([Stacks(root) for root in roots]))
 
   return optax.GradientTransformation(init, update)
@@ -133,7 +136,8 @@ def shampoo(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
             eps: float | jax.Array = 1e-8, weight_decay: float | jax.Array = 0.01,
             power: float | jax.Array = -0.5, grafting: Grafting = "adam",
             precondition_frequency: int | jax.Array = 10, max_precond_dim: int = 10_000, *,
-            mask: Any | None = None, axes: Any | None = None) -> optax.GradientTransformation:
+            mask: Any | None = None, views: Any | None = None, fixed_axes: Any | None = None
+            ) -> optax.GradientTransformation:
   """w <- w - lr (U + weight_decay w), U as `scale_by_shampoo` gives it.
 
   Args:
@@ -149,11 +153,11 @@ def shampoo(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
     precondition_frequency: steps between refreshes of the roots; the first call is one.
     max_precond_dim: larger sides have no factor. Static under `optax.inject_hyperparams`.
     mask: which leaves decay, as in optax.adamw.
-    axes: as in of_jax.optim.soap.
+    views, fixed_axes: as in of_jax.optim.soap.
   """
   return optax.chain(
       scale_by_shampoo(b1, b2, shampoo_beta, eps, power, grafting, precondition_frequency,
-                       max_precond_dim, axes=axes),
+                       max_precond_dim, views=views, fixed_axes=fixed_axes),
       optax.add_decayed_weights(weight_decay, mask),
       optax.scale_by_learning_rate(learning_rate))
 
@@ -161,10 +165,12 @@ def shampoo(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
   """On the matrices that the parameters' axes name; the vocabulary has no factor."""
-  assert optim.b1 is not None and optim.b2 is not None and optim.eps is not None
-  assert optim.precondition_frequency is not None and optim.max_precond_dim is not None
-  assert optim.precondition_power is not None and optim.grafting is not None
+  assert (optim.b1 is not None and optim.b2 is not None and optim.eps is not None
+          and optim.precondition_power is not None and optim.grafting is not None
+          and optim.precondition_frequency is not None
+          and optim.max_precond_dim is not None), "resolve the config first"
   return shampoo(
       learning_rate, optim.b1, optim.b2, optim.shampoo_beta, optim.eps, optim.weight_decay,
       optim.precondition_power, optim.grafting, optim.precondition_frequency,
-      optim.max_precond_dim, mask=layout.decays, axes=layout.axes)
+      optim.max_precond_dim, mask=layout.decays, views=layout.views,
+      fixed_axes=vocabulary_axes(layout.axes))

@@ -1,0 +1,71 @@
+"""What an optimiser knows of the parameters: by leaf its role, its matrices, and what it decays."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from of_jax.config import OptimConfig
+from of_jax.config_optim import parse_multipliers
+from of_jax.config_rules import ROLES
+from of_jax.optim import matrices
+from of_jax.optim.matrices import MatrixView
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Trees like the parameters.
+
+  Attributes:
+    roles: of of_jax.config_rules.ROLES.
+    views: of_jax.optim.matrices.MatrixView.
+    axes: tuples of logical axes.
+    decays: whether weight decay acts.
+    multipliers: learning rate over the schedule's.
+  """
+
+  roles: Any
+  views: Any
+  axes: Any
+  decays: Any
+  multipliers: Any
+
+  def hidden_matrices(self) -> Any:
+    """True for the matrices between the embedding and the unembedding."""
+    return jax.tree.map(lambda role, view: role == "hidden" and view.is_matrix,
+                        self.roles, self.views)
+
+
+def lay_out(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Layout:
+  """The layout of a resolved config's parameters.
+
+  Raises:
+    ValueError: a leaf without a role, or whose axes are no matrix.
+  """
+  for path, role in jax.tree_util.tree_leaves_with_path(
+      roles, is_leaf=lambda node: not isinstance(node, dict)):
+    if role not in ROLES:
+      raise ValueError(f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} has "
+                       f"the role {role}, not one of {', '.join(ROLES)}")
+  factors = parse_multipliers(optim.lr_multipliers, ROLES)
+  return Layout(
+      roles, matrices.views(axes, shapes), axes,
+      jax.tree.map(lambda role: role in optim.decay_roles, roles),
+      jax.tree.map(lambda role: factors[role], roles))
+
+
+def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
+  """Parameter -> what the optimiser does with it, for config.json."""
+
+  def row(role: str, view: MatrixView, axes: tuple[str, ...], decays: bool, factor: float
+          ) -> dict[str, Any]:
+    return {"role": role, "axes": list(axes), "shape": list(view.shape),
+            "matrices": [view.batch, view.rows, view.columns] if view.is_matrix else None,
+            "weight_decay": optim.weight_decay if decays else 0.0, "lr_multiplier": factor,
+            "projected": (optim.projection_every is not None and view.is_matrix
+                          and role in optim.projection_roles)}
+
+  rows = jax.tree.map(row, layout.roles, layout.views, layout.axes, layout.decays,
+                      layout.multipliers)
+  leaves = jax.tree_util.tree_leaves_with_path(rows, is_leaf=lambda node: "role" in node)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

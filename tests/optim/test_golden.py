@@ -1,0 +1,62 @@
+"""Against the authors' own optimisers in PyTorch; tests/golden/first_order.py made the numbers."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from of_jax.optim import adamp, scale_by_muon, sgdp
+from of_jax.optim.optimizers import muon
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SCRIPT = runpy.run_path(str(GOLDEN / "first_order.py"))
+MAKERS = {"adamw": optax.adamw, "adamp": adamp, "sgdp": sgdp}
+
+
+@pytest.fixture(scope="module")
+def numbers() -> dict[str, np.ndarray]:
+  with np.load(GOLDEN / "first_order.npz") as file:
+    return dict(file)
+
+
+@pytest.mark.parametrize("label", SCRIPT["SETTINGS"])
+def test_a_hundred_steps(label: str, numbers: dict[str, np.ndarray]) -> None:
+  """Square, wide, tall and 1-D leaves in float32, to 1e-5 of a leaf's norm."""
+  optimizer = MAKERS[label.partition("_")[0]](**SCRIPT["SETTINGS"][label])
+  params: Any = SCRIPT["parameters"]()
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  for step in range(1, SCRIPT["STEPS"] + 1):
+    grads = {name: SCRIPT["gradient"](name, np.asarray(w), step) for name, w in params.items()}
+    updates, state = update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    if step in SCRIPT["KEPT"]:
+      for name, weight in params.items():
+        expected = numbers[f"{label}/{name}/{step}"]
+        error = np.linalg.norm(weight - expected) / np.linalg.norm(expected)
+        assert error < 1e-5, f"{name} after step {step}: {error:.1e}"
+        assert np.any(expected != SCRIPT["parameters"]()[name])
+
+
+def test_muon(numbers: dict[str, np.ndarray]) -> None:
+  """Momentum to 1e-6 before the orthogonalisation, 1e-5 after it, and both together."""
+  params = {name: w for name, w in SCRIPT["parameters"]().items() if w.ndim > 1}
+  optimizer, beta = scale_by_muon(SCRIPT["MUON_MOMENTUM"]), SCRIPT["MUON_MOMENTUM"]
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  for step in range(1, 11):
+    grads = {name: SCRIPT["gradient"](name, w, step) for name, w in params.items()}
+    before, _ = muon.accumulate(grads, state.trace, beta, nesterov=True)
+    updates, state = update(grads, state)
+    if step not in (1, 2, 10):
+      continue
+    for name in params:
+      enters, leaves = (numbers[f"muon/{name}/{step}/{end}"] for end in ("before", "after"))
+      assert np.linalg.norm(before[name] - enters) < 1e-6 * np.linalg.norm(enters), (name, step)
+      scale = max(1, enters.shape[1] / enters.shape[0]) ** 0.5
+      alone = scale * muon.orthogonalize(jnp.asarray(enters)[None])[0]
+      for found in (alone, updates[name]):
+        assert np.linalg.norm(found - leaves) < 1e-5 * np.linalg.norm(leaves), (name, step)
