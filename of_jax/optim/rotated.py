@@ -264,8 +264,8 @@ def step_then_decay(learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar,
 
 
 def compute_dtype(x: Any) -> Any:
-  """float32, or float64 for float64."""
-  return jnp.promote_types(x.dtype, jnp.float32)
+  """float32, or float64 for float64 where JAX has it."""
+  return jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _zeros(n: int, dtype: Any) -> jax.Array:
