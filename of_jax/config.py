@@ -17,6 +17,9 @@ from of_jax import config_values as values
 from of_jax.config_rules import validate
 from of_jax.errors import UserError
 
+# Of config.json alone: the table of leaves that follows from the config. No section of it.
+PARAMETERS = "parameters"
+
 
 def _field(default: Any, doc: str, folder: str = "") -> Any:
   """A documented field; `folder` names the folder of files that its value chooses from."""
@@ -111,6 +114,10 @@ class OptimConfig:
       ("embedding", "hidden", "unembedding"), "parameter roles that decay")
   lr_multipliers: tuple[str, ...] = _field(
       (), "learning rate by parameter role over learning_rate, as in embedding=0.1,gain=3")
+  scaling: Literal["none", "mup", "mup_decay"] = _field(
+      "none", "init, learning rate and decay by role and width / base_width: muP for Adam, or with "
+      "the decay that keeps the spectrum's size")
+  base_width: int | None = _field(None, "scaling: the model.width at which nothing is scaled")
   clip_norm: float | None = _field(1.0, "largest global gradient norm; none: no clipping")
   projection_every: int | None = _field(
       None, "steps between projections to the norm at init (NaP); none: no projection")
@@ -183,6 +190,7 @@ class TelemetryConfig:
 
   level: Literal["off", "basic"] = _field("basic", "which metrics, at which sites")
   every: int = _field(1, "steps between measurements")
+  optimizer: bool = _field(False, "also measure updates, second moments and effective rates")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,9 +213,11 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
-  """The inverse of `to_dict`. Raises UserError on an unknown field or a wrong type."""
+  """The inverse of `to_dict`, of config.json too. Raises UserError on an unknown field or type."""
   config = Config()
   for section, fields in sections.items():
+    if section == PARAMETERS:
+      continue
     for name, value in fields.items():
       config = _set(config, f"{section}.{name}", value)
   return config

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
   from of_jax.config import Config
 
 FOLDER = "optim/optimizers"
+# Those whose update does not depend on the gradient's size, for which the scaling rules hold.
+_ADAMS = ("adamp", "adamw")
 NORMS = ("rows", "columns", "matrix", "spectrum")
 
 Check = Callable[[bool, str, str], None]
@@ -87,6 +89,16 @@ def validate(config: "Config", check: Check, roles: Sequence[str]) -> None:
         "optim.precondition_power", "must be negative")
   check(optim.shampoo_beta is None or optim.name == "shampoo" or optim.shampoo_beta < 1,
         "optim.shampoo_beta", f"must be below 1 in {optim.name}, whose factors are averages")
+
+  if optim.scaling == "none":
+    check(optim.base_width is None, "optim.base_width", "does nothing without optim.scaling=mup")
+  else:
+    check(optim.base_width is not None, "optim.base_width",
+          f"optim.scaling={optim.scaling} needs the width at which the rates were found")
+    check(optim.name in _ADAMS, "optim.scaling",
+          f"is a rule for Adam, not for optim.name={optim.name}; {_listed(_ADAMS)} are Adam")
+    check(not config.model.tied_embeddings, "optim.scaling",
+          "scales the unembedding and not the embedding; set model.tied_embeddings=false")
 
   if optim.projection_every is None:
     for field, default in (("projection_roles", ("hidden",)), ("projection_writers", "own"),

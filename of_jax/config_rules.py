@@ -23,7 +23,8 @@ _AT_LEAST_ONE = (
     "train.batch_size", "train.sequence_length", "train.grad_accumulation", "train.log_every",
     "train.eval_every", "train.checkpoint_every", "data.eval_sequences", "telemetry.every",
     "optim.newton_schulz_steps", "optim.norm_iterations", "optim.projection_every",
-    "optim.decay_steps", "optim.precondition_frequency", "optim.max_precond_dim")
+    "optim.decay_steps", "optim.base_width", "optim.precondition_frequency",
+    "optim.max_precond_dim")
 _AT_LEAST_TWO = ("train.checkpoint_log_base",)
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
              "model.mlp_input_scale", "optim.clip_norm", "optim.update_clip",
@@ -107,6 +108,8 @@ def validate(config: "Config") -> None:
   if mesh.tensor > 1:
     check(model.heads % mesh.tensor == 0, "mesh.tensor",
           f"does not divide model.heads={model.heads}")
+  check(not config.telemetry.optimizer or config.telemetry.level != "off", "telemetry.optimizer",
+        "nothing is measured at telemetry.level=off")
   assert model.mlp_width is not None
   for path, size in (("model.mlp_width", model.mlp_width), ("data.vocab_size", data.vocab_size)):
     check(mesh.tensor < 2 or size % mesh.tensor == 0, "mesh.tensor",

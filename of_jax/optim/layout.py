@@ -10,6 +10,7 @@ from of_jax.config_optim import parse_multipliers
 from of_jax.config_rules import ROLES
 from of_jax.optim import matrices
 from of_jax.optim.matrices import MatrixView
+from of_jax.optim.scaling import factors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Layout:
     axes: tuples of logical axes.
     decays: whether weight decay acts.
     multipliers: learning rate over the schedule's.
+    weight_decay: of what decays.
   """
 
   roles: Any
@@ -29,6 +31,7 @@ class Layout:
   axes: Any
   decays: Any
   multipliers: Any
+  weight_decay: float
 
   def hidden_matrices(self) -> Any:
     """True for the matrices between the embedding and the unembedding."""
@@ -47,11 +50,17 @@ def lay_out(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Layout:
     if role not in ROLES:
       raise ValueError(f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} has "
                        f"the role {role}, not one of {', '.join(ROLES)}")
-  factors = parse_multipliers(optim.lr_multipliers, ROLES)
+  asked = parse_multipliers(optim.lr_multipliers, ROLES)
+  scaled = factors(optim, axes, shapes)
+  decays = {role: role in optim.decay_roles and scaled[role].weight_decay > 0 for role in ROLES}
+  # No rule scales the decay of two roles differently, so it is one number and which leaves.
+  acting = {scaled[role].weight_decay for role in ROLES if decays[role]}
+  assert len(acting) <= 1, acting
   return Layout(
       roles, matrices.views(axes, shapes), axes,
-      jax.tree.map(lambda role: role in optim.decay_roles, roles),
-      jax.tree.map(lambda role: factors[role], roles))
+      jax.tree.map(lambda role: decays[role], roles),
+      jax.tree.map(lambda role: asked[role] * scaled[role].learning_rate, roles),
+      optim.weight_decay * (acting.pop() if acting else 0.0))
 
 
 def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
@@ -61,7 +70,7 @@ def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
           ) -> dict[str, Any]:
     return {"role": role, "axes": list(axes), "shape": list(view.shape),
             "matrices": [view.batch, view.rows, view.columns] if view.is_matrix else None,
-            "weight_decay": optim.weight_decay if decays else 0.0, "lr_multiplier": factor,
+            "weight_decay": layout.weight_decay if decays else 0.0, "lr_multiplier": factor,
             "projected": (optim.projection_every is not None and view.is_matrix
                           and role in optim.projection_roles)}
 

@@ -59,7 +59,7 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     with run_directory.locked(workdir):
       # First of all, since a folder with files but without it is not taken for a run.
-      provenance.write_config(workdir, config)
+      provenance.write_config(workdir, config, trainer.network)
       with Checkpoints(workdir) as checkpoints:
         start = checkpoints.latest
         provenance.write_environment(workdir, described, corpus, start)

@@ -13,6 +13,8 @@ from of_jax import run_directory
 from of_jax.config import Config
 from of_jax.data.corpora import Corpus
 from of_jax.errors import UserError
+from of_jax.models.functional import Network
+from of_jax.optim import describe, lay_out
 from of_jax.train import checkpoint
 from of_jax.train.step import Trainer
 
@@ -72,10 +74,12 @@ def _shorten(steps: list[int]) -> str:
   return ", ".join(text if len(text) <= 12 else [*text[:9], "...", *text[-2:]])
 
 
-def write_config(workdir: Path, config: Config) -> None:
-  """config.json: everything, defaults included."""
+def write_config(workdir: Path, config: Config, network: Network) -> None:
+  """config.json: everything, defaults included, and what the optimiser does with each leaf."""
   if jax.process_index() == 0:
-    run_directory.write_json(workdir / run_directory.CONFIG, config_lib.to_dict(config))
+    layout = lay_out(config.optim, network.roles, network.axes, network.shapes)
+    run_directory.write_json(workdir / run_directory.CONFIG, {
+        **config_lib.to_dict(config), config_lib.PARAMETERS: describe(config.optim, layout)})
 
 
 def write_environment(workdir: Path, described: dict[str, Any], corpus: Corpus,

@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from of_jax.config import Config
 from of_jax.models.functional import Network, build_network
-from of_jax.optim import build_optimizer, learning_rate_schedule
+from of_jax.optim import build_optimizer, lay_out, learning_rate_schedule, scale_init
+from of_jax.optim.measure import measure_step
 from of_jax.telemetry.observe import SiteStatistics, Telemetry, merge_sites
 from of_jax.train.loss import Sums, cross_entropy
 from of_jax.train.sharding import state_shardings
@@ -30,8 +31,9 @@ class Trainer:
 
   `step` and `step_measured` map (state, batch, key) to (state, metrics), where metrics holds
   float32 `loss`, `learning_rate`, `grad_norm` and, measured, `telemetry`: site -> metric ->
-  [layers]. They consume the state they are given. `evaluate` maps (params, batch) to sums that
-  `add` combines and `finish` turns into metrics.
+  [layers], and where the config asks for it `optimizer`: role -> metric -> [layers]. They consume
+  the state they are given. `evaluate` maps (params, batch) to sums that `add` combines and
+  `finish` turns into metrics.
   """
 
   network: Network
@@ -57,6 +59,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   schedule = learning_rate_schedule(config.optim, config.train.steps)
   optimizer = build_optimizer(
       config.optim, schedule, network.roles, network.axes, network.shapes)
+  layout = lay_out(config.optim, network.roles, network.axes, network.shapes)
   telemetry = Telemetry.at_level(config.telemetry.level)
   shardings = state_shardings(mesh, network, optimizer)
   replicated = NamedSharding(mesh, PartitionSpec())
@@ -64,7 +67,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   tokens = config.train.batch_size * config.train.sequence_length
 
   def init(key: jax.Array) -> State:
-    params = network.init(key)
+    params = scale_init(config.optim, network.init(key), network.roles, network.axes)
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
 
   def sums(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
@@ -112,6 +115,9 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
                  "grad_norm": optax.tree.norm(grads)}
       if watched:
         metrics["telemetry"] = watched.finish(statistics)
+      if watched and config.telemetry.optimizer:
+        metrics["optimizer"] = measure_step(
+            layout, state["params"], updates, opt_state, metrics["learning_rate"])
       params = optax.apply_updates(state["params"], updates)
       return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 

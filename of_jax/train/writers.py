@@ -46,7 +46,7 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Scalars `SPLIT/loss`, and `SPLIT/METRIC/SITE/LAYER` for telemetry."""
+  """Scalars `SPLIT/loss`, `SPLIT/METRIC/SITE/LAYER` for telemetry, and with roles for sites."""
 
   def __init__(self, workdir: Path, resumed_at: int):
     from tensorboardX import SummaryWriter
@@ -157,7 +157,8 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
   for name, value in record.items():
     if name in ("loss", "learning_rate", "grad_norm"):
       yield f"{split}/{name}", float(value)
-  for site, metrics in record.get("telemetry", {}).items():
+  for site, metrics in [*record.get("telemetry", {}).items(),
+                        *record.get("optimizer", {}).items()]:
     for metric, layers in metrics.items():
       for layer, value in enumerate(layers):
         yield f"{split}/{metric}/{site}/{layer:02d}", float(value)

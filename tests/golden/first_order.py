@@ -13,7 +13,7 @@ momentum as it enters the orthogonalisation and what leaves it (`muon/tall/10/be
 
 The weights are (in, out) here and (out, in) in PyTorch, so they are transposed on the way in and
 out. The gradients are functions of the weights and the step that pass AdamP's test by channel
-(`wide`), as a whole (`tall`) and not at all (`square`), each by a margin that rounding cannot close.
+(`wide`), as a whole (`tall`) and not at all (`square`), each by more than rounding can close.
 """
 
 import argparse

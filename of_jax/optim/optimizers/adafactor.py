@@ -109,4 +109,4 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
   assert (optim.b1 is not None and optim.decay_exponent is not None
           and optim.update_clip is not None), "resolve the config first"
   return adafactor(learning_rate, optim.b1, optim.decay_exponent, optim.update_clip,
-                   optim.weight_decay, mask=layout.decays, views=layout.views)
+                   layout.weight_decay, mask=layout.decays, views=layout.views)

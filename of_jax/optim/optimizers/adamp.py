@@ -88,5 +88,5 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
   assert (optim.b1 is not None and optim.b2 is not None and optim.eps is not None
           and optim.delta is not None and optim.wd_ratio is not None
           and optim.nesterov is not None), "resolve the config first"
-  return adamp(learning_rate, optim.b1, optim.b2, optim.eps, optim.weight_decay, optim.delta,
+  return adamp(learning_rate, optim.b1, optim.b2, optim.eps, layout.weight_decay, optim.delta,
                optim.wd_ratio, optim.nesterov, mask=layout.decays, views=channel_views(layout))

@@ -15,4 +15,4 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
   u = m_hat / (sqrt(v_hat) + eps); w <- w - lr (u + weight_decay w).
   """
   return optax.adamw(learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps,
-                     weight_decay=optim.weight_decay, mask=layout.decays)
+                     weight_decay=layout.weight_decay, mask=layout.decays)

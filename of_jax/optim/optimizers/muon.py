@@ -126,6 +126,6 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
   assert (optim.momentum is not None and optim.nesterov is not None and optim.b1 is not None
           and optim.b2 is not None and optim.eps is not None and optim.muon_scale is not None
           and optim.newton_schulz_steps is not None), "resolve the config first"
-  return muon(learning_rate, optim.momentum, optim.nesterov, optim.weight_decay, optim.b1, optim.b2,
-              optim.eps, steps=optim.newton_schulz_steps, scale=optim.muon_scale,
+  return muon(learning_rate, optim.momentum, optim.nesterov, layout.weight_decay, optim.b1,
+              optim.b2, optim.eps, steps=optim.newton_schulz_steps, scale=optim.muon_scale,
               hidden=layout.hidden_matrices(), mask=layout.decays, views=layout.views)

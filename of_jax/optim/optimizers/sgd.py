@@ -17,5 +17,5 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
   """
   return optax.chain(
       optax.trace(optim.momentum, nesterov=optim.nesterov) if optim.momentum else optax.identity(),
-      optax.add_decayed_weights(optim.weight_decay, layout.decays),
+      optax.add_decayed_weights(layout.weight_decay, layout.decays),
       optax.scale_by_learning_rate(learning_rate))

@@ -80,6 +80,6 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
   assert (optim.momentum is not None and optim.dampening is not None
           and optim.nesterov is not None and optim.eps is not None and optim.delta is not None
           and optim.wd_ratio is not None), "resolve the config first"
-  return sgdp(learning_rate, optim.momentum, optim.dampening, optim.weight_decay, optim.nesterov,
+  return sgdp(learning_rate, optim.momentum, optim.dampening, layout.weight_decay, optim.nesterov,
               optim.eps, optim.delta, optim.wd_ratio, mask=layout.decays,
               views=channel_views(layout))

@@ -170,7 +170,7 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
           and optim.precondition_frequency is not None
           and optim.max_precond_dim is not None), "resolve the config first"
   return shampoo(
-      learning_rate, optim.b1, optim.b2, optim.shampoo_beta, optim.eps, optim.weight_decay,
+      learning_rate, optim.b1, optim.b2, optim.shampoo_beta, optim.eps, layout.weight_decay,
       optim.precondition_power, optim.grafting, optim.precondition_frequency,
       optim.max_precond_dim, mask=layout.decays, views=layout.views,
       fixed_axes=vocabulary_axes(layout.axes))

@@ -109,6 +109,6 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
   """SinkGD for the hidden matrices; only the leaves that the layout says decay."""
   assert (optim.norms is not None and optim.norm_iterations is not None and optim.b1 is not None
           and optim.b2 is not None and optim.eps is not None), "resolve the config first"
-  return sinkgd(learning_rate, optim.norm_iterations, optim.norms, optim.weight_decay, optim.b1,
+  return sinkgd(learning_rate, optim.norm_iterations, optim.norms, layout.weight_decay, optim.b1,
                 optim.b2, optim.eps, hidden=layout.hidden_matrices(), mask=layout.decays,
                 views=layout.views)

@@ -67,6 +67,6 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
           and optim.precondition_frequency is not None
           and optim.max_precond_dim is not None), "resolve the config first"
   return soap(learning_rate, optim.b1, optim.b2, optim.shampoo_beta, optim.eps,
-              optim.weight_decay, optim.precondition_frequency, optim.max_precond_dim,
+              layout.weight_decay, optim.precondition_frequency, optim.max_precond_dim,
               mask=layout.decays, views=layout.views,
               fixed_axes=vocabulary_axes(layout.axes))

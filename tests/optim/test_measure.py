@@ -1,0 +1,89 @@
+"""Optimiser telemetry against NumPy float64, and in a run's step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from of_jax import config as config_lib
+from of_jax.config import Config
+from of_jax.optim import build_optimizer, lay_out
+from of_jax.optim.measure import METRICS, measure_step
+
+ROLES = {"stacks": {"0": {"a": "hidden", "b": "hidden", "g": "gain"}, "1": {"a": "hidden"}},
+         "table": "embedding", "end": "hidden"}
+AXES = {"stacks": {"0": {"a": ("layers", "embed", "mlp"), "b": ("layers", "mlp", "embed"),
+                         "g": ("layers",)}, "1": {"a": ("layers", "embed", "mlp")}},
+        "table": ("vocab", "embed"), "end": ("embed", "mlp")}
+SHAPES = {"stacks": {"0": {"a": (2, 4, 6), "b": (2, 6, 4), "g": (2,)}, "1": {"a": (1, 4, 6)}},
+          "table": (7, 4), "end": (4, 6)}
+# The entries of each value: per role, a list of (leaf, layer) groups in the order of the values.
+GROUPS = {
+    "hidden": [[("stacks/0/a", 0), ("stacks/0/b", 0)], [("stacks/0/a", 1), ("stacks/0/b", 1)],
+               [("stacks/1/a", 0)], [("end", None)]],
+    "gain": [[("stacks/0/g", 0)], [("stacks/0/g", 1)]],
+    "embedding": [[("table", None)]],
+}
+
+
+def test_every_metric_is_its_formula() -> None:
+  """Two stacks, several leaves a role, a leaf outside; sizes from 1e-15 to 1e5, a zero update."""
+  rng = np.random.default_rng(0)
+  is_shape = {"is_leaf": lambda node: isinstance(node, tuple)}
+  draw = lambda size: jax.tree.map(  # noqa: E731
+      lambda shape: np.asarray(size * rng.normal(size=shape), np.float32), SHAPES, **is_shape)
+  params, gradients = draw(1.0), draw(1.0)
+  optim = config_lib.apply_overrides(Config(), [
+      ("optim.lr_multipliers", "embedding=0.5"), ("optim.projection_every", "1")]).optim
+  layout = lay_out(optim, ROLES, AXES, jax.tree.map(jnp.asarray, params))
+  optimizer = build_optimizer(optim, lambda step: 0.1, ROLES, AXES, params)
+  updates, state = optimizer.update(gradients, optimizer.init(params), params)
+  sizes = {"stacks": {"0": {"a": 1e-15, "b": 1e-15, "g": 0.0}, "1": {"a": 1e5}}, "table": 1.0,
+           "end": 1.0}
+  updates = jax.tree.map(lambda u, size: u * np.float32(size), updates, sizes)
+  found = jax.jit(lambda *trees: measure_step(layout, *trees))(params, updates, state, 0.1)
+  assert found.keys() == GROUPS.keys()
+  nu, factors = state[1].inner[0][0].nu, state[1].factors
+
+  def leaf(tree: Any, name: str, layer: int | None) -> np.ndarray:
+    for key in name.split("/"):
+      tree = tree[key]
+    return np.asarray(tree, float)[... if layer is None else layer]
+
+  for role, groups in GROUPS.items():
+    expected: dict[str, list[float]] = {name: [] for name in METRICS}
+    for group in groups:
+      w, u, v = (np.concatenate([leaf(tree, *part).ravel() for part in group])
+                 for tree in (params, updates, nu))
+      rate = 0.1 * (0.5 if role == "embedding" else 1.0)
+      with np.errstate(invalid="ignore"):
+        expected["update_kurtosis"].append(np.mean(u ** 4) / np.mean(u ** 2) ** 2)
+        expected["radial_share"].append(sum(
+            np.sum(leaf(params, *part) * leaf(updates, *part)) ** 2
+            / np.sum(leaf(params, *part) ** 2) for part in group) / np.sum(u ** 2))
+      expected["update_rms_ratio"].append(np.sqrt(np.mean(u ** 2)) / np.sqrt(np.mean(w ** 2)))
+      expected["nu_tail"].append(v.max() / v.mean())
+      expected["effective_lr"].append(rate / np.linalg.norm(w))
+      expected["effective_lr_squared"].append(rate / np.sum(w ** 2))
+      if role == "hidden":
+        expected["projection_factor"].append(np.mean([
+            leaf(factors, name, layer or 0) for name, layer in group]))
+    if role != "hidden":
+      del expected["projection_factor"]
+    assert found[role].keys() == expected.keys()
+    for name, values in expected.items():
+      np.testing.assert_allclose(found[role][name], values, rtol=1e-5, err_msg=f"{role} {name}")
+
+
+def test_what_an_optimizer_lacks_is_left_out() -> None:
+  optim = config_lib.apply_overrides(Config(), [("optim.name", "muon")]).optim
+  params = jax.tree.map(jnp.ones, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
+  layout = lay_out(optim, ROLES, AXES, params)
+  optimizer = build_optimizer(optim, lambda step: 0.1, ROLES, AXES, params)
+  updates, state = optimizer.update(params, optimizer.init(params), params)
+  found = measure_step(layout, params, updates, state, jnp.float32(0.1))
+  assert "nu_tail" not in found["hidden"] and "nu_tail" in found["embedding"]
+  assert all("projection_factor" not in metrics for metrics in found.values())
+  assert optax.tree.sum(jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x)), found)) == 0
