@@ -87,6 +87,11 @@ def validate(config: "Config", check: Check, roles: Sequence[str]) -> None:
   if optim.nesterov:
     check(optim.momentum != 0, "optim.nesterov", "does nothing without optim.momentum")
 
+  check(optim.precondition_power is None or optim.precondition_power < 0,
+        "optim.precondition_power", "must be negative")
+  check(optim.shampoo_beta is None or optim.name == "shampoo" or optim.shampoo_beta < 1,
+        "optim.shampoo_beta", f"must be below 1 in {optim.name}, whose factors are averages")
+
   if optim.scaling == "none":
     check(optim.base_width is None, "optim.base_width", "does nothing without optim.scaling=mup")
   else:

@@ -26,7 +26,8 @@ _AT_LEAST_ONE = (
     "train.sequence_length", "train.grad_accumulation", "train.log_every", "train.eval_every",
     "train.checkpoint_every", "data.eval_sequences", "data.input_size", "telemetry.every",
     "optim.newton_schulz_steps", "optim.norm_iterations", "optim.projection_every",
-    "optim.decay_steps", "optim.base_width")
+    "optim.decay_steps", "optim.base_width", "optim.precondition_frequency",
+    "optim.max_precond_dim")
 _AT_LEAST_TWO = ("train.checkpoint_log_base", "data.classes")
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
              "model.mlp_input_scale", "model.dyt_alpha", "model.dyt_alpha_attention",
@@ -36,7 +37,8 @@ _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", 
                  "model.power_warmup_steps", "train.z_loss", "train.seed",
                  "data.begin_token_id", "data.end_token_id")
 _FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction",
-              "optim.dampening", "optim.wd_ratio", "optim.projection_decay", "model.mix_alpha")
+              "optim.dampening", "optim.shampoo_beta", "optim.wd_ratio", "optim.projection_decay",
+              "model.mix_alpha")
 _BELOW_ONE = ("model.dropout", "model.power_decay", "optim.momentum", "optim.b1", "optim.b2")
 
 

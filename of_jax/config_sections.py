@@ -97,7 +97,7 @@ class ModelConfig:
 class OptimConfig:
   """The optimiser and its learning-rate schedule.
 
-  The fields from `b1` to `norm_iterations` belong to some optimisers and not to others. None means
+  The fields from `b1` to `grafting` belong to some optimisers and not to others. None means
   the optimiser's own default, which its file states; where it reads no such field, it stays None.
   """
 
@@ -122,6 +122,16 @@ class OptimConfig:
   norms: tuple[str, ...] | None = _field(
       None, "sinkgd: what is normalised in turn, of rows, columns, matrix and spectrum")
   norm_iterations: int | None = _field(None, "sinkgd: rounds over all norms")
+  shampoo_beta: float | None = _field(
+      None, "decay of the factors G G^T and G^T G; shampoo: 1 sums them; default b2")
+  precondition_frequency: int | None = _field(
+      None, "steps between refreshes of the eigenbases or roots")
+  max_precond_dim: int | None = _field(
+      None, "sides of matrices above this have no factor; the vocabulary never has")
+  precondition_power: float | None = _field(
+      None, "shampoo: of each factor, -0.5 (He et al. 2024) or -0.25 (Gupta et al. 2018)")
+  grafting: Literal["none", "sgd", "adam"] | None = _field(
+      None, "shampoo: whose norm the update takes, matrix by matrix")
   weight_decay: float = _field(0.1, "decoupled; each step decays by learning_rate x this")
   decay_roles: tuple[str, ...] = _field(
       ("embedding", "hidden", "unembedding"), "parameter roles that decay")

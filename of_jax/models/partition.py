@@ -4,6 +4,9 @@ Parameters name their axes when they are created; this table is the only place t
 mesh axis splits which. Without a mesh (`jax.set_mesh`) every function here does nothing.
 """
 
+import math
+from collections.abc import Mapping
+
 import jax
 from jax.sharding import PartitionSpec
 
@@ -22,11 +25,36 @@ PARAMETER_AXES: dict[str, str | None] = {
     "channel": None,
 }
 BATCH_AXES = ("data", "fsdp")
+# What an optimiser keeps beside arrays like the parameters: a stack of `matrices`, with `side`s.
+# A mesh axis splits the first of an array's axes that lists it and that it divides.
+STATE_AXES: dict[str, tuple[str, ...]] = {
+    "matrices": ("fsdp", "tensor"),
+    "side": ("fsdp", "tensor"),
+}
 
 
 def parameter_spec(axes: tuple[str, ...]) -> PartitionSpec:
   """The PartitionSpec of a parameter. Raises KeyError on an axis that the table lacks."""
   return PartitionSpec(*(PARAMETER_AXES[axis] for axis in axes))
+
+
+def state_spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mapping[str, int]
+               ) -> PartitionSpec:
+  """The PartitionSpec of an optimiser's own array, by the rule of STATE_AXES.
+
+  Args:
+    axes: logical axes, one an axis of the array.
+    shape: of the array.
+    mesh: size of each mesh axis.
+  """
+  split: list[list[str]] = [[] for _ in axes]
+  for mesh_axis in ("fsdp", "tensor"):
+    for names, axis, length in zip(split, axes, shape, strict=True):
+      ways = math.prod(mesh[name] for name in (*names, mesh_axis))
+      if mesh[mesh_axis] > 1 and mesh_axis in STATE_AXES[axis] and length % ways == 0:
+        names.append(mesh_axis)
+        break
+  return PartitionSpec(*(tuple(names) or None for names in split))
 
 
 def batch_spec(rank: int) -> PartitionSpec:

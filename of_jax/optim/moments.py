@@ -16,4 +16,4 @@ def averaged_weight(decay: float | jax.Array, count: jax.Array) -> jax.Array:
     return 1 - decay ** count
   if decay == 0:
     return jnp.ones_like(count, jnp.float32)
-  return -jnp.expm1(count.astype(jnp.float32) * math.log(decay))
+  return -jnp.expm1(count * math.log(decay))

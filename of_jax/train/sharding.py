@@ -46,8 +46,10 @@ def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTrans
   """Shardings of {"params", "opt_state", "step"}: moments lie where their parameters lie.
 
   Left to itself, `jit(optimizer.init)` would replicate the moments over the mesh. An array of the
-  state belongs to a parameter if its path ends in the parameter's and it has its shape; what is
-  smaller, as a norm or the mean squares of rows, is replicated.
+  state belongs to a parameter if its path ends in the parameter's and it has its shape. What an
+  optimiser keeps beside such arrays, it keeps in nodes with an attribute `logical_axes`: of every
+  array in the node, see `partition.STATE_AXES`. What is neither, as a norm or the mean squares of
+  rows, is replicated.
   """
   replicated = NamedSharding(mesh, PartitionSpec())
   parameters = jax.tree.map(
@@ -59,14 +61,19 @@ def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTrans
           jax.tree_util.tree_leaves_with_path(trained),
           jax.tree.leaves(network.trained(parameters)))}
 
-  def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+  def place(path: tuple[Any, ...], leaf: Any) -> Any:
+    if hasattr(leaf, "logical_axes"):
+      return jax.tree.map(lambda part: NamedSharding(
+          mesh, partition.state_spec(leaf.logical_axes, part.shape, mesh.shape)), leaf)
     for start in range(len(path)):
       shape, sharding = known.get(path[start:], (None, replicated))
       if shape == leaf.shape:
         return sharding
     return replicated
 
-  state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trained))
+  state = jax.tree_util.tree_map_with_path(
+      place, jax.eval_shape(optimizer.init, trained),
+      is_leaf=lambda node: hasattr(node, "logical_axes"))
   return {"params": parameters, "opt_state": state, "step": replicated}
 
 

@@ -1,0 +1,264 @@
+"""Kronecker factors of gradients and what is computed from them: common to SOAP and Shampoo.
+
+Enters: gradients as [batch, side, ..., side], a stack of matrices (or of tensors of any order).
+Leaves: for each factored side i of size n a stack of factors G_i G_i^T, [batch, n, n], where G_i
+has the side as rows and all else as columns; and bases, roots and rotations by side. By side,
+arrays are in dictionaries whose keys are "0" for rows, "1" for columns and so on.
+
+Every decomposition of a step goes through `grouped`: one call a size, one call at a time.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from of_jax.optim.matrices import MatrixView, Shape, plain_view
+
+BySide = dict[str, jax.Array]
+# A factor is a sum of squares: below float32's own products it would be noise, on an accelerator
+# whose default is bfloat16 or TF32.
+_PRECISION = jax.lax.Precision.HIGHEST
+
+
+class Stacks(NamedTuple):
+  """Square matrices by side, [matrices, side, side] each: one parameter's part of a state."""
+
+  sides: BySide
+
+  @property
+  def logical_axes(self) -> tuple[str, ...]:
+    return ("matrices", "side", "side")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sides:
+  """How a parameter is seen: as `batch` tensors with sides of `sizes`.
+
+  Attributes:
+    view: where the tensors are matrices; else the array is reshaped to one tensor.
+    factored: the sides that have a factor. None of a vector's has.
+  """
+
+  shape: Shape
+  sizes: Shape
+  factored: tuple[int, ...]
+  view: MatrixView | None = None
+
+  @property
+  def batch(self) -> int:
+    return self.view.batch if self.view else 1
+
+  def split(self, x: jax.Array) -> jax.Array:
+    """An array of `shape` -> [batch, *sizes]."""
+    return self.view.split(x) if self.view else x.reshape(1, *self.sizes)
+
+  def join(self, x: jax.Array) -> jax.Array:
+    """The inverse of `split`."""
+    return self.view.join(x) if self.view else x.reshape(self.shape)
+
+  def squares(self, dtype: Any, fill: Callable[..., jax.Array]) -> Stacks:
+    """fill(n, dtype) [n, n] for every matrix of every factored side."""
+    return Stacks({str(i): jnp.tile(fill(self.sizes[i], dtype=dtype), (self.batch, 1, 1))
+                   for i in self.factored})
+
+
+Planner = Callable[[tuple[Any, ...], Any], Sides]
+
+
+def planner(views: Any | None, fixed_axes: Any | None, max_precond_dim: int,
+            merge_dims: bool = False) -> Planner:
+  """(path, array) -> Sides; sides above `max_precond_dim` have no factor.
+
+  Args:
+    views: tree of MatrixView like the parameters; default of_jax.optim.matrices.plain_view.
+    fixed_axes: tree of tuples of the axes whose side has no factor, whatever its size.
+    max_precond_dim: largest size of a factor.
+    merge_dims: the authors' view of an array of two axes or more, see `merged_sizes`.
+  """
+  if merge_dims and views is not None:
+    raise ValueError("merge_dims=True: views already say what the sides are")
+  named, fixed = _by_path(views), _by_path(fixed_axes)
+
+  def plan(path: tuple[Any, ...], array: Any) -> Sides:
+    shape = tuple(array.shape)
+    if merge_dims and len(shape) > 1:
+      sizes = merged_sizes(shape, max_precond_dim)
+      return Sides(shape, sizes, tuple(i for i, n in enumerate(sizes) if n <= max_precond_dim))
+    view = plain_view(shape) if views is None else named[path]
+    factored = [i for i, (size, axes) in enumerate((
+        (view.rows, view.row_axes), (view.columns, view.column_axes)))
+        if view.is_matrix and size <= max_precond_dim and not set(axes) & set(fixed.get(path, ()))]
+    return Sides(shape, (view.rows, view.columns), tuple(factored), view)
+
+  return plan
+
+
+def vocabulary_axes(axes: Any) -> Any:
+  """The `fixed_axes` of a tree of logical axes: He et al. 2024 (2405.19279, App. D) do not rotate
+  the vocabulary."""
+  return jax.tree.map(lambda names: tuple(i for i, name in enumerate(names) if name == "vocab"),
+                      axes, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def merged_sizes(shape: Shape, max_precond_dim: int) -> Shape:
+  """Neighbouring axes as one side while their product is at most `max_precond_dim`.
+
+  As `merge_dims` of github.com/nikhilvyas/SOAP: axes of size 1 vanish, and the axis behind one
+  that is too large by itself begins a new side.
+  """
+  sizes: list[int] = []
+  side = 1
+  for size in shape:
+    if side * size <= max_precond_dim:
+      side *= size
+    elif side > 1:
+      sizes.append(side)
+      side = size
+    else:
+      sizes.append(size)
+  return (*sizes, side) if side > 1 or not sizes else tuple(sizes)
+
+
+def products(x: jax.Array, sides: Sides) -> BySide:
+  """x_i x_i^T by factored side, [batch, n, n]."""
+  flat = {i: jnp.moveaxis(x, i + 1, 1).reshape(sides.batch, sides.sizes[i], -1)
+          for i in sides.factored}
+  return {str(i): jnp.matmul(f, f.mT, precision=_PRECISION) for i, f in flat.items()}
+
+
+def rotate(x: jax.Array, bases: BySide) -> jax.Array:
+  """x in the bases' coordinates: Q_0^T x Q_1 of a matrix, the columns of Q being the basis."""
+  return _apply(x, {side: basis.mT for side, basis in bases.items()})
+
+
+def rotate_back(x: jax.Array, bases: BySide) -> jax.Array:
+  """The inverse of `rotate` for orthogonal bases: Q_0 x Q_1^T of a matrix."""
+  return _apply(x, bases)
+
+
+def precondition(x: jax.Array, roots: BySide) -> jax.Array:
+  """P_0 x P_1 of a matrix, for symmetric P."""
+  return _apply(x, roots)
+
+
+def permute(x: jax.Array, orders: BySide) -> jax.Array:
+  """x with the entries along each side in the order given, [batch, n]."""
+  for side, order in orders.items():
+    shape = [1] * x.ndim
+    shape[0], shape[int(side) + 1] = order.shape
+    x = jnp.take_along_axis(x, order.reshape(shape), int(side) + 1)
+  return x
+
+
+def eigenbases(factors: list[BySide]) -> list[BySide]:
+  """Eigenvectors as columns, by falling eigenvalue."""
+  return _by_side(lambda stack: jnp.flip(jnp.linalg.eigh(stack)[1], -1), factors)
+
+
+def power_step(factors: list[BySide], bases: list[BySide]
+               ) -> tuple[list[BySide], list[BySide]]:
+  """One step of power iteration from each basis: Q of the QR decomposition of L Q.
+
+  Before it, the columns of the old basis are sorted by falling q^T L q (Vyas et al. 2024,
+  2409.11321, Alg. 4).
+
+  Returns:
+    new bases, and the orders that whatever is kept in the old coordinates must follow.
+  """
+  powers: list[BySide] = []
+  orders: list[BySide] = []
+  for factor, basis in zip(factors, bases):
+    moved = {i: jnp.matmul(factor[i], basis[i], precision=_PRECISION) for i in factor}
+    order = {i: jnp.argsort(-jnp.sum(basis[i] * moved[i], -2), -1) for i in factor}
+    powers.append({i: jnp.take_along_axis(moved[i], order[i][:, None], -1) for i in factor})
+    orders.append(order)
+  return _by_side(lambda stack: jnp.linalg.qr(stack)[0], powers), orders
+
+
+def matrix_powers(factors: list[BySide], exponents: list[float | jax.Array],
+                  eps: float | jax.Array) -> list[BySide]:
+  """(L + eps I)^exponent, an exponent a parameter.
+
+  Eigenvalues that rounding leaves below 0 count as 0. A zero eigenvalue with eps = 0 has no
+  negative power: there the result is infinite.
+  """
+  def decompose(stack: jax.Array) -> jax.Array:
+    values, vectors = jnp.linalg.eigh(stack)
+    # One array holds both, so that `grouped` need not know of pairs.
+    return jnp.concatenate([values[:, None], vectors], 1)
+
+  def assemble(decomposed: jax.Array, exponent: float | jax.Array) -> jax.Array:
+    values, vectors = decomposed[:, 0], decomposed[:, 1:]
+    powers = (jnp.maximum(values, 0) + eps) ** exponent
+    return jnp.matmul(vectors * powers[:, None], vectors.mT, precision=_PRECISION)
+
+  return [{side: assemble(stack, exponent) for side, stack in decomposed.items()}
+          for decomposed, exponent in zip(_by_side(decompose, factors), exponents)]
+
+
+def grouped(function: Callable[[jax.Array], jax.Array], stacks: list[jax.Array]
+            ) -> list[jax.Array]:
+  """function of each stack [batch, n, n]: one call a size, and the calls one after the other.
+
+  XLA on CPU never finishes eight independent batched QR or Cholesky decompositions in one
+  program: they start at once and wait for each other's threads. On a mesh each device decomposes
+  its share of a size's matrices.
+  """
+  kinds = sorted({(stack.shape[-1], stack.dtype.name) for stack in stacks})
+  results: list[Any] = [None] * len(stacks)
+  previous: jax.Array | None = None
+  for kind in kinds:
+    members = [i for i, s in enumerate(stacks) if (s.shape[-1], s.dtype.name) == kind]
+    together = jnp.concatenate([stacks[i] for i in members])
+    if previous is not None:
+      together, previous = jax.lax.optimization_barrier((together, previous))
+    previous = function(_spread(together))
+    ends = [stacks[i].shape[0] for i in members]
+    starts = [sum(ends[:i]) for i in range(len(ends))]
+    for member, start, count in zip(members, starts, ends):
+      results[member] = previous[start:start + count]
+  return results
+
+
+def _by_path(tree: Any | None) -> dict[Any, Any]:
+  return dict(jax.tree_util.tree_leaves_with_path(
+      tree, is_leaf=lambda node: isinstance(node, tuple)))
+
+
+def _by_side(function: Callable[[jax.Array], jax.Array], trees: list[BySide]) -> list[BySide]:
+  leaves, structure = jax.tree.flatten(trees)
+  result: list[BySide] = jax.tree.unflatten(structure, grouped(function, leaves))
+  return result
+
+
+def _spread(stack: jax.Array) -> jax.Array:
+  """The stack, split over all devices of the mesh by its matrices."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return stack
+  # Identity matrices fill it up: a constraint must divide, and any function takes them.
+  missing = -stack.shape[0] % math.prod(mesh.axis_sizes)
+  filler = jnp.tile(jnp.eye(stack.shape[-1], dtype=stack.dtype), (missing, 1, 1))
+  spread: jax.Array = jax.lax.with_sharding_constraint(
+      jnp.concatenate([stack, filler]), PartitionSpec(mesh.axis_names, None, None))
+  return spread
+
+
+def _apply(x: jax.Array, squares: BySide) -> jax.Array:
+  """Each side's index contracted with the columns of its matrix."""
+  for side, square in squares.items():
+    axis = int(side) + 1
+    if axis == 1:
+      flat = x.reshape(*x.shape[:2], -1)
+      x = jnp.matmul(square, flat, precision=_PRECISION).reshape(x.shape)
+    else:
+      moved = jnp.moveaxis(x, axis, -1)
+      flat = moved.reshape(moved.shape[0], -1, moved.shape[-1])
+      turned = jnp.matmul(flat, square.mT, precision=_PRECISION)
+      x = jnp.moveaxis(turned.reshape(moved.shape), -1, axis)
+  return x
