@@ -1,5 +1,6 @@
 """Tables for a terminal. Enters: runs, claims as study.json holds them. Leaves: printed text."""
 
+import collections
 import math
 import pathlib
 import sys
@@ -97,15 +98,15 @@ def print_claims(out: Console, claims: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_plan(out: Console, planned: Mapping[str, Config], root: pathlib.Path) -> None:
-  """The runs that a study would train, with the fields that differ, and which are finished."""
-  fields = varying(list(planned.values()))
-  table = Table()
-  table.add_column("run", no_wrap=True)
-  for field in fields:
-    table.add_column(field.rpartition(".")[2].replace("_", " "))
-  table.add_column("done")
-  for name, config in planned.items():
-    table.add_row(escape(name), *(str(flatten(config)[f]) for f in fields),
+  """The runs that a study would train, what tells each from the others, which are finished."""
+  flat = {name: flatten(config) for name, config in planned.items()}
+  usual = {field: collections.Counter(str(values[field]) for values in flat.values()).most_common(1)
+           for field in varying(list(planned.values()))}
+  table = Table("run", "what is not as in most runs", "done")
+  for name, values in flat.items():
+    own = [f"{field.rpartition('.')[2]}={values[field]}" for field, [(value, _)] in usual.items()
+           if str(values[field]) != value]
+    table.add_row(escape(name), escape(", ".join(own)),
                   "yes" if (root / name / DONE).exists() else "")
   out.print(table)
   first = next(iter(planned.values()))
