@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import cli
 from of_jax import config as config_lib
-from of_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from of_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from of_jax.errors import UserError
 
 _SCALINGS = flags.DEFINE_list("scalings", ["none", "mup", "mup_decay"], "rules to compare")
@@ -51,7 +51,7 @@ def configs() -> list[tuple[str, int, Config]]:
                         embedding_scale=widths[0] ** 0.5, position_init_std=0.0),
       optim=OptimConfig(learning_rate=3e-3, schedule="constant", warmup_steps=0, clip_norm=None),
       train=TrainConfig(steps=_STEPS.value, batch_size=4, sequence_length=32),
-      data=DataConfig(corpus="tokens:none", vocab_size=256))
+      data=DataConfig(corpus="tokens:none", vocab_size=256), mesh=MeshConfig(data=1))
   result = []
   for scaling in _SCALINGS.value:
     rule = [] if scaling == "none" else [("optim.base_width", str(widths[0]))]
