@@ -75,7 +75,7 @@ def network() -> Network:
   texts = {"model.width": 32, "model.depth": 2, "model.heads": 4, "model.norm": "layer",
            "model.beta": 0.5, "model.beta_trainable": True, "model.qk_bias": True,
            "model.final_norm": True, "data.corpus": "tokens:none", "data.vocab_size": 64,
-           "train.sequence_length": 16}
+           "train.sequence_length": 32}
   return build_network(config_lib.apply_overrides(
       Config(), [(path, str(value)) for path, value in texts.items()]))
 
