@@ -1,6 +1,7 @@
-"""Times the train step with telemetry and without, interleaved.
+"""Times the train step with telemetry and without, or under several optimisers, interleaved.
 
   python -m experiments.benchmark --sizes=smoke --widths=128,256 --telemetry=off,basic
+  python -m experiments.benchmark --sizes=smoke --optimisers=adamw,adamp,muon --telemetry=off
 
 Every variant is compiled first; then blocks of steps are run in turn, A B .. B A .., and each
 block is compared with the first variant's of the same round, so that a neighbour on the machine
@@ -25,7 +26,9 @@ from of_jax.errors import UserError
 
 _SIZES = flags.DEFINE_list("sizes", ["smoke"], f"of: smoke, {', '.join(presets.SIZES)}")
 _WIDTHS = flags.DEFINE_list("widths", [], "model widths in place of each size's own")
-_TELEMETRY = flags.DEFINE_list("telemetry", ["off", "basic"], "levels; ratios are to the first")
+_TELEMETRY = flags.DEFINE_list("telemetry", ["off", "basic"],
+                               "levels; ratios are to the first row of a width")
+_OPTIMISERS = flags.DEFINE_list("optimisers", [], "optim.name of each; default: the size's own")
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "rounds, in each of which every variant runs a block",
                                lower_bound=1)
 _BLOCK = flags.DEFINE_integer("block", 4, "steps of a block", lower_bound=1)
@@ -95,16 +98,19 @@ def prepare(label: str, config: Config) -> Variant:
 
 
 def configs(size: str) -> list[tuple[str, Config]]:
-  """(label, config) of every width and telemetry level of a size."""
+  """(label, config) of every width of a size, each with every optimiser and telemetry level."""
   if size != "smoke" and size not in presets.SIZES:
     raise UserError(f"--sizes={size}: no such size; there are smoke, {', '.join(presets.SIZES)}")
   base = presets.smoke() if size == "smoke" else presets.preset(size)
   result = []
   for width in _WIDTHS.value or [str(base.model.width)]:
-    for level in _TELEMETRY.value:
-      overrides = [("model.width", width), *cli.overrides(), ("telemetry.level", level)]
-      result.append((f"{size} width {width} {level}",
-                     config_lib.apply_overrides(base, overrides)))
+    for optimiser in _OPTIMISERS.value or [base.optim.name]:
+      for level in _TELEMETRY.value:
+        overrides = [("model.width", width), ("optim.name", optimiser), *cli.overrides(),
+                     ("telemetry.level", level)]
+        name = f" {optimiser}" if _OPTIMISERS.value else ""
+        result.append((f"{size} width {width}{name} {level}",
+                       config_lib.apply_overrides(base, overrides)))
   return result
 
 
@@ -114,9 +120,9 @@ def main() -> None:
   from rich.table import Table
   rows = []
   for group in groups:
-    levels = len(_TELEMETRY.value)
-    for start in range(0, len(group), levels):
-      variants = [prepare(*item) for item in group[start:start + levels]]
+    compared = len(_TELEMETRY.value) * max(1, len(_OPTIMISERS.value))
+    for start in range(0, len(group), compared):
+      variants = [prepare(*item) for item in group[start:start + compared]]
       for variant in variants:
         variant.run(_BLOCK.value)
         variant.wall.clear()

@@ -105,7 +105,7 @@ def _take_overrides(argv: list[str]) -> list[str]:
 
 
 def _takes_config() -> bool:
-  return any(name in flags.FLAGS for name in ("config", "study", "sizes"))
+  return any(name in flags.FLAGS for name in ("config", "study", "sizes", "scalings"))
 
 
 def _help(module: ModuleType) -> str:

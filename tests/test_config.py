@@ -155,5 +155,6 @@ def test_every_field_is_read(make_config: MakeConfig, tmp_path: Path, token_file
   text.write_text("".join(f"line {i} of a small text\n" for i in range(2000)))
   prepare(make_config(data__corpus=f"text:{text}", data__vocab_size=300,
                       data__cache_dir=str(tmp_path / "cache")).data, lambda line: None)
-  computed_away = {"model.beta", "optim.warmup_fraction"}  # `resolve` turns them into others.
+  # `resolve` turns them into others.
+  computed_away = {"model.beta", "optim.warmup_fraction", "optim.decay_fraction"}
   assert set(fields()) - read - computed_away == set(), sys.version

@@ -70,14 +70,14 @@ def problems(runs: Runs, names: Sequence[str]) -> dict[str, str]:
 
 def outliers_at_best(
     pre: Mapping[str, Sequence[str]], op: Mapping[str, Sequence[str]], factor: float,
-    name: str = "pre",
+    name: str = "pre", other: str = "op",
 ) -> Callable[[Runs], Verdict]:
   """Judges that `op` has smaller outliers than `pre` at no worse loss, each at its best setting.
 
   Args:
     pre, op: setting (such as a learning rate) -> the names of its runs, one a seed.
     factor: how many times the kurtosis must differ.
-    name: what to call `pre` in the summary.
+    name, other: what to call `pre` and `op` in the summary.
 
   The best setting has the lowest mean of the final validation losses. There, the peak kurtosis
   of `pre`, averaged over seeds, must reach `factor` times that of `op`, and op's mean loss must
@@ -107,8 +107,8 @@ def outliers_at_best(
         {"pre": left, "op": right, "kurtosis_ratio": ratio, "kurtosis_ratio_needed": factor,
          "loss_op_minus_pre": difference, "loss_tolerance": tolerance},
         f"each at its best setting, {name}'s kurtosis peaks at {_range(left['peak_kurtosis'])} "
-        f"({left['best_setting']}) and op's at {_range(right['peak_kurtosis'])} "
-        f"({right['best_setting']}), a factor of {ratio:.3g}; op's mean validation loss is "
+        f"({left['best_setting']}) and {other}'s at {_range(right['peak_kurtosis'])} "
+        f"({right['best_setting']}), a factor of {ratio:.3g}; {other}'s mean validation loss is "
         f"{right['mean_loss']:.3f} against {left['mean_loss']:.3f} (difference {difference:+.3f}, "
         f"tolerance {tolerance:.3f})")
 

@@ -4,8 +4,8 @@ Every optimiser is an optax.GradientTransformation. On plain arrays, one of two 
 [..., in, out] and batched over what leads; `views` and `mask` say otherwise.
 """
 
-from of_jax.optim.build import build_optimizer
-from of_jax.optim.layout import Layout, describe, lay_out
+from of_jax.optim.build import build_optimizer, describe
+from of_jax.optim.layout import Layout, lay_out
 from of_jax.optim.normalize_project import nap
 from of_jax.optim.optimizers.adafactor import adafactor, scale_by_adafactor
 from of_jax.optim.optimizers.adamp import adamp, scale_by_adamp

@@ -8,6 +8,7 @@ import optax
 
 from of_jax.config import OptimConfig
 from of_jax.optim.layout import Layout, lay_out
+from of_jax.optim.matrices import MatrixView
 from of_jax.optim.normalize_project import kinds_by_role, nap
 
 
@@ -38,6 +39,28 @@ def build_optimizer(optim: OptimConfig, schedule: optax.Schedule, roles: Any, ax
   if optim.clip_norm is None:
     return optax.chain(optimizer)
   return optax.chain(optax.clip_by_global_norm(optim.clip_norm), optimizer)
+
+
+def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
+  """Parameter -> what the optimiser does with it, for config.json.
+
+  `matrices` is [how many, rows, columns], None for vectors and scalars; `projection` a Kind of
+  of_jax.optim.normalize_project.
+  """
+  kinds = (kinds_by_role(layout, optim.projection_roles, optim.projection_writers)
+           if optim.projection_every is not None else jax.tree.map(lambda _: "none", layout.roles))
+
+  def row(role: str, view: MatrixView, axes: tuple[str, ...], decays: bool, factor: float,
+          kind: str) -> dict[str, Any]:
+    return {"role": role, "axes": list(axes), "shape": list(view.shape),
+            "matrices": [view.batch, view.rows, view.columns] if view.is_matrix else None,
+            "weight_decay": layout.weight_decay if decays else 0.0, "lr_multiplier": factor,
+            "init_multiplier": layout.init[role], "projection": kind}
+
+  rows = jax.tree.map(row, layout.roles, layout.views, layout.axes, layout.decays,
+                      layout.multipliers, kinds)
+  leaves = jax.tree_util.tree_leaves_with_path(rows, is_leaf=lambda node: "role" in node)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _scale_by_leaf(layout: Layout) -> optax.GradientTransformation:

@@ -9,7 +9,6 @@ from of_jax.config import OptimConfig
 from of_jax.config_optim import parse_multipliers
 from of_jax.config_rules import ROLES
 from of_jax.optim import matrices
-from of_jax.optim.matrices import MatrixView
 from of_jax.optim.scaling import factors
 
 
@@ -24,6 +23,7 @@ class Layout:
     decays: whether weight decay acts.
     multipliers: learning rate over the schedule's.
     weight_decay: of what decays.
+    init: role -> the factor of its initial standard deviation.
   """
 
   roles: Any
@@ -32,6 +32,7 @@ class Layout:
   decays: Any
   multipliers: Any
   weight_decay: float
+  init: dict[str, float]
 
   def hidden_matrices(self) -> Any:
     """True for the matrices between the embedding and the unembedding."""
@@ -60,21 +61,5 @@ def lay_out(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Layout:
       roles, matrices.views(axes, shapes), axes,
       jax.tree.map(lambda role: decays[role], roles),
       jax.tree.map(lambda role: asked[role] * scaled[role].learning_rate, roles),
-      optim.weight_decay * (acting.pop() if acting else 0.0))
-
-
-def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
-  """Parameter -> what the optimiser does with it, for config.json."""
-
-  def row(role: str, view: MatrixView, axes: tuple[str, ...], decays: bool, factor: float
-          ) -> dict[str, Any]:
-    return {"role": role, "axes": list(axes), "shape": list(view.shape),
-            "matrices": [view.batch, view.rows, view.columns] if view.is_matrix else None,
-            "weight_decay": layout.weight_decay if decays else 0.0, "lr_multiplier": factor,
-            "projected": (optim.projection_every is not None and view.is_matrix
-                          and role in optim.projection_roles)}
-
-  rows = jax.tree.map(row, layout.roles, layout.views, layout.axes, layout.decays,
-                      layout.multipliers)
-  leaves = jax.tree_util.tree_leaves_with_path(rows, is_leaf=lambda node: "role" in node)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+      optim.weight_decay * (acting.pop() if acting else 0.0),
+      {role: scaled[role].init for role in ROLES})

@@ -67,6 +67,7 @@ def test_train(mistake: str, tmp_path: Path) -> None:
     (["experiments.study", "--study=op_blok", "--root=x"], "op_block"),
     (["experiments.study", "--study=op_block", "--scale=smok", "--root=x"], "smoke"),
     (["experiments.benchmark", "--sizes=huge"], "no such size; there are smoke"),
+    (["experiments.benchmark", "--optimisers=adam"], "did you mean adamw?"),
     (["experiments.report", "--root=nowhere"], "nowhere"),
     (["experiments.prepare_data", "--corpus=wikipedia"], "wikipedia"),
     (["experiments.prepare_data", "--config.data.corpus=x"], "takes no config"),
@@ -78,7 +79,8 @@ def test_other_binaries(arguments: list[str], message: str) -> None:
   assert not (ROOT / "x").exists()
 
 
-@pytest.mark.parametrize("binary", ("train", "study", "report", "prepare_data", "benchmark"))
+@pytest.mark.parametrize("binary", ("train", "study", "report", "prepare_data", "benchmark",
+                                    "coordinate_check"))
 def test_help_explains_every_flag(binary: str) -> None:
   result, _ = run([f"experiments.{binary}", "--help"])
   assert result.returncode == 0 and f"experiments.{binary}" in result.stdout

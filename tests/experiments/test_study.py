@@ -198,9 +198,11 @@ def test_unknown_names(name, scale, message):
   assert message in str(error.value)
 
 
-@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
-def test_every_declared_run_and_rule_stands(scale):
-  declared = studies.load("op_block", scale)
+@pytest.mark.parametrize("name, scale", [
+    ("op_block", "smoke"), ("op_block", "small"), ("op_block", "paper"),
+    ("optimisers", "smoke"), ("optimisers", "small")])
+def test_every_declared_run_and_rule_stands(name, scale):
+  declared = studies.load(name, scale)
   planned = study.plan(declared)
   assert len({str(config_lib.to_dict(c)) for c in planned.values()}) == len(declared.runs)
   for claim in declared.claims:

@@ -19,7 +19,7 @@ TOKENS = np.random.default_rng(0).integers(1, 64, (2, 16))
 def resolved(**fields: Any) -> Config:
   settings = {"model.width": 32, "model.depth": 2, "model.heads": 4, "model.embedding_scale": 8,
               "data.corpus": "tokens:none", "data.vocab_size": 64, "train.sequence_length": 16,
-              "optim.clip_norm": "none", "optim.projection_every": 1,
+              "model.init_std": 0.2, "optim.clip_norm": "none", "optim.projection_every": 1,
               **{path.replace("__", "."): value for path, value in fields.items()}}
   return config_lib.apply_overrides(Config(), [(k, str(v)) for k, v in settings.items()])
 
@@ -41,6 +41,7 @@ def test_keeps_every_projected_norm() -> None:
   update = jax.jit(optimizer.update)
   for _ in range(5):
     grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    inner = state[0].inner
     updates, state = update(grads, state, params)
     before, params = params, optax.apply_updates(params, updates)
     for name, leaf in named_leaves(params).items():
@@ -51,7 +52,7 @@ def test_keeps_every_projected_norm() -> None:
   plain = build_optimizer(resolved(optim__projection_every="none").optim, lambda step: 0.1,
                           network.roles, network.axes, network.shapes)
   # What is not projected moves as without.
-  updates, _ = jax.jit(plain.update)(grads, state[0].inner, before)
+  updates, _ = jax.jit(plain.update)(grads, (inner,), before)
   for name, leaf in named_leaves(updates).items():
     if named_leaves(network.roles)[name] != "hidden":
       np.testing.assert_array_equal(named_leaves(before)[name] + leaf, named_leaves(params)[name])
