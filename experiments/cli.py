@@ -17,6 +17,10 @@ from absl import flags
 from of_jax import config as config_lib
 from of_jax.errors import UserError
 
+# XLA on CPU calls OpenBLAS's decompositions from threads of its own. Theirs on top wait for each
+# other by spinning: ten times the processor time where cores are shared. Read when jax is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 _PREFIX = "config."
 _overrides: list[tuple[str, str]] = []
 

@@ -4,6 +4,7 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # As experiments/cli.py does, and for its reason.
 # Compiling is most of the suite's time. Tests of bits run the binary, without this.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 

@@ -2,7 +2,7 @@
 
 One Pre-Norm model under different optimisers: same tokens, same seed, stated learning rates each.
 
-Cost: smoke, 15 runs of 150 steps, aimed at 20 minutes on two CPU cores. small is declared for one
+Cost: smoke, 16 runs of 150 steps, aimed at 20 minutes on two CPU cores. small is declared for one
 accelerator; its cost is not measured yet.
 
 The rates are round numbers around what each optimiser's authors use, three times apart, decided
@@ -26,6 +26,7 @@ OPTIMISERS: dict[str, tuple[Overrides, tuple[str, ...]]] = {
     "sgd": ((("optim.name", "sgd"), ("optim.clip_norm", "none"), ("optim.weight_decay", "0")),
             ("1e0", "3e-1")),
     "rotated_adafactor": ((("optim.name", "rotated_adafactor"),), ("1e-2",)),
+    "shampoo": ((("optim.name", "shampoo"),), ("3e-3",)),
     "adafactor": ((("optim.name", "adafactor"),), ("1e-2",)),
     "lion": ((("optim.name", "lion"),), ("1e-3",)),
     "adamp": ((("optim.name", "adamp"),), ("1e-2",)),

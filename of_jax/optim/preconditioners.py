@@ -5,7 +5,9 @@ Leaves: for each factored side i of size n a stack of factors G_i G_i^T, [batch,
 has the side as rows and all else as columns; and bases, roots and rotations by side. By side,
 arrays are in dictionaries whose keys are "0" for rows, "1" for columns and so on.
 
-Every decomposition of a step goes through `grouped`: one call a size, one call at a time.
+Every decomposition of a step goes through `grouped`: one call a size, one call at a time. On CPU
+set OPENBLAS_NUM_THREADS=1 before jax is imported, as the binaries do: OpenBLAS's own threads, below
+XLA's, have been seen to make a refresh ten times as slow.
 """
 
 import dataclasses

@@ -130,11 +130,12 @@ def test_the_table_is_in_config_json(make_config: MakeConfig, tmp_path: Path) ->
   table = saved["parameters"]
   assert table.keys() == named_leaves(network.shapes).keys()
   assert table["stacks/0/attention/out/kernel"] == {
-      "role": "hidden", "axes": ["layers", "heads", "head_dim", "embed"], "shape": [3, 4, 8, 32],
-      "matrices": [3, 32, 32], "weight_decay": 0.1, "lr_multiplier": 1.0,
+      "role": "hidden", "trained": True, "axes": ["layers", "heads", "head_dim", "embed"],
+      "shape": [3, 4, 8, 32], "matrices": [3, 32, 32], "weight_decay": 0.1, "lr_multiplier": 1.0,
       "init_multiplier": 1.0, "projection": "own"}
   assert table["embedding/token"] == {
-      "role": "embedding", "axes": ["vocab", "embed"], "shape": [64, 32], "matrices": [1, 64, 32],
+      "role": "embedding", "trained": True, "axes": ["vocab", "embed"], "shape": [64, 32],
+      "matrices": [1, 64, 32],
       "weight_decay": 0.0, "lr_multiplier": 0.5,
       "init_multiplier": 1.0, "projection": "none"}
   assert table["stacks/0/mlp_norm/scale"]["matrices"] is None

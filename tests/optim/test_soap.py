@@ -93,7 +93,7 @@ def test_a_step_from_the_authors_state(names: list[str]) -> None:
 
 
 def test_a_hundred_steps_of_square_matrices() -> None:
-  """As near to the authors as they are to themselves when gradients are rounded otherwise."""
+  """To 1e-5, which is also how near the authors are to themselves under rounding."""
   optimizer, update = updater(False, 10_000)
   params = {name: authors.start(name) for name in authors.LONG}
   state = optimizer.init(params)
@@ -102,19 +102,19 @@ def test_a_hundred_steps_of_square_matrices() -> None:
     updates, state = update(gradients, state, params)
     params = {name: np.asarray(w + updates[name]) for name, w in params.items()}
   for name, w in params.items():
-    noise = float(GOLDEN[f"long_noise/{name}"])
-    print(name, np.abs(w - GOLDEN[f"long/{name}"]).max() / np.abs(w).max(), noise)
-    close(w, GOLDEN[f"long/{name}"], name, 1e-5)
+    assert GOLDEN[f"long_noise/{name}"] < 1e-5
+    close(w, GOLDEN[f"long/{name}"], name)
 
 
 def gradients(seed: int, shape: tuple[int, ...], steps: int) -> list[np.ndarray]:
   return list(np.random.default_rng(seed).standard_normal((steps, *shape)))
 
 
-def directions(optimizer: optax.GradientTransformation, given: list[np.ndarray]
-               ) -> list[np.ndarray]:
+def directions(optimizer: optax.GradientTransformation, given: list[np.ndarray],
+               update: Any = None) -> list[np.ndarray]:
+  """Every update; `update` is the optimiser's, jitted, where several calls share it."""
   state = optimizer.init(given[0])
-  update = jax.jit(optimizer.update)
+  update = update or jax.jit(optimizer.update)
   found = []
   for g in given:
     moved, state = update(g, state)
@@ -129,8 +129,9 @@ def test_is_invariant_to_a_change_of_basis_and_adam_is_not() -> None:
     given = gradients(1, (6, 6), 8)
     for optimizer, invariant in ((scale_by_soap(precondition_frequency=3), True),
                                  (optax.scale_by_adam(), False)):
-      moved = directions(optimizer, given)
-      turned = directions(optimizer, [u @ g @ v.T for g in given])
+      update = jax.jit(optimizer.update)
+      moved = directions(optimizer, given, update)
+      turned = directions(optimizer, [u @ g @ v.T for g in given], update)
       assert moved[-1].dtype == np.float64
       errors = [np.abs(b - u @ a @ v.T).max() for a, b in zip(moved, turned)]
       assert (max(errors) < 1e-9) == invariant, errors
@@ -190,8 +191,9 @@ def test_stacked_layers_are_matrices_of_their_own() -> None:
   given = gradients(4, (3, 4, 6), 5)
   optimizer = scale_by_soap(precondition_frequency=2)
   stacked = directions(optimizer, given)
+  update = jax.jit(optimizer.update)
   for i in range(3):
-    for whole, alone in zip(stacked, directions(optimizer, [g[i] for g in given])):
+    for whole, alone in zip(stacked, directions(optimizer, [g[i] for g in given], update)):
       np.testing.assert_allclose(whole[i], alone, atol=1e-5)
   vectors = [g[0, 0] for g in given]
   b2 = 0.95
