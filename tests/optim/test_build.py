@@ -145,6 +145,21 @@ def test_the_table_is_in_config_json(make_config: MakeConfig, tmp_path: Path) ->
   assert {row["projection"] for row in described.values()} == {"none"}
 
 
+@pytest.mark.parametrize("roles", ((), ("hidden",), ("norm", "embedding")))
+def test_only_the_roles_that_decay_do(roles: tuple[str, ...], make_config: MakeConfig) -> None:
+  """Without gradients a step is the decay, w <- w (1 - learning rate x weight decay)."""
+  config = make_config(optim__weight_decay=50.0, optim__decay_roles=",".join(roles),
+                       optim__schedule="constant", optim__learning_rate=1e-3)
+  network = build_network(config)
+  optimizer = build_optimizer(config.optim, optax.constant_schedule(1e-3), network.roles,
+                              network.axes, network.shapes)
+  params = jax.tree.map(lambda shape: jnp.ones(shape.shape), network.shapes)
+  updates, _ = optimizer.update(optax.tree.zeros_like(params), optimizer.init(params), params)
+  for name, update in named_leaves(updates).items():
+    decays = named_leaves(network.roles)[name] in roles
+    np.testing.assert_allclose(update, -0.05 if decays else 0, rtol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("texts, expected", (
     # Warmup 4 of 20: then sqrt(4 / step), step 4 on.
     (("optim.schedule=inverse_sqrt",), {4: 1, 5: (4 / 5) ** .5, 16: .5, 20: (4 / 20) ** .5}),

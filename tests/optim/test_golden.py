@@ -13,6 +13,8 @@ import pytest
 from of_jax.optim import adamp, scale_by_muon, sgdp
 from of_jax.optim.optimizers import muon
 
+pytestmark = pytest.mark.xdist_group("golden")
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCRIPT = runpy.run_path(str(GOLDEN / "first_order.py"))
 MAKERS = {"adamw": optax.adamw, "adamp": adamp, "sgdp": sgdp}

@@ -22,6 +22,8 @@ from of_jax.errors import UserError
 from of_jax.train import checkpoint, train
 from of_jax.train.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.xdist_group("loop")
+
 MakeConfig = Callable[..., Config]
 ROOT = Path(__file__).parents[2]
 
@@ -148,6 +150,7 @@ def test_kept_steps() -> None:
   assert checkpoint.kept_steps(train_config) == [0, 1, 4, 16, 40, 64, 80, 100]
 
 
+@pytest.mark.slow
 def test_resumes_on_another_mesh_to_rounding(make_config: MakeConfig, tmp_path: Path) -> None:
   """The state is restored bit for bit onto (2, 2, 2); the losses then agree to rounding."""
   fields: dict[str, Any] = {"train__steps": 6, "optim__learning_rate": 1e-3}

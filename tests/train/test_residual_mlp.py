@@ -23,6 +23,8 @@ from of_jax.train.loss import squared_error
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.step import make_trainer
 
+pytestmark = pytest.mark.xdist_group("images")
+
 MakeConfig = Callable[..., Config]
 ENTRIES = 3072
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,7 +56,7 @@ def run(config: Config, count: int, measured: bool = True, documents: bool = Fal
   return state, history
 
 
-@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("setup", ("pre", pytest.param("op", marks=pytest.mark.slow)))
 def test_sharded_equals_single(setup: str, make_config: MakeConfig) -> None:
   """At a rate where rounding does not grow: step 1's gradients, ten losses, telemetry."""
   fields = {**SETUPS[setup], "optim__learning_rate": 1e-3, "train__steps": 10}
@@ -116,21 +115,10 @@ def test_documents_restart_positions(make_config: MakeConfig) -> None:
   assert np.all(kurtosis != across["telemetry"]["resid_pre"]["kurtosis_no_first"])
 
 
-def test_z_loss_and_decay_act(make_config: MakeConfig) -> None:
+def test_z_loss_reaches_the_step(make_config: MakeConfig) -> None:
   plain, _ = run(make_config(), 1)
   with_z, _ = run(make_config(train__z_loss=0.1), 1)
   assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (plain, with_z))))
-
-  def norms(roles: str) -> dict[str, float]:
-    state, _ = run(make_config(optim__weight_decay=50.0, optim__decay_roles=roles,
-                               optim__learning_rate=1e-3), 2)
-    return {name: float(jnp.linalg.norm(leaf)) for name, leaf in
-            named_leaves(state["params"]).items()}
-
-  nothing, hidden = norms(""), norms("hidden")
-  for name, norm in nothing.items():
-    decays = "/attention/" in name or "/mlp/" in name
-    assert (hidden[name] < 0.95 * norm) == decays, name
 
 
 @pytest.mark.parametrize("schedule, expected", (
