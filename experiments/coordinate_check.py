@@ -112,6 +112,7 @@ def check(config: Config) -> dict[str, Any]:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
   """One panel a quantity, one line a rule, against the width."""
   from matplotlib.figure import Figure
+  from matplotlib.ticker import NullLocator
   figure = Figure(figsize=(12, 3.2), layout="constrained")
   for axes, (name, title) in zip(figure.subplots(1, len(QUANTITIES)), QUANTITIES.items()):
     for scaling in dict.fromkeys(row["scaling"] for row in rows):
@@ -120,7 +121,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 label=scaling)
     axes.set(xscale="log", yscale="log", xlabel="width", title=title)
     axes.set_xticks([row["width"] for row in rows], [str(row["width"]) for row in rows])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.title.set_fontsize(9)
   axes.legend()
   figure.savefig(path, dpi=160)
