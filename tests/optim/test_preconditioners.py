@@ -90,7 +90,7 @@ def test_which_sides_have_a_factor() -> None:
     planner(views, None, 8, merge_dims=True)
 
 
-# Slow, since it once did not end: one of four runs on a busy machine was still at it after four
+# Slow, since it once did not end: one of three runs on a busy machine was still at it after four
 # minutes, the others took seconds. Whether that was the lock-up that grouping avoids is open.
 @pytest.mark.slow
 def test_many_decompositions_end() -> None:
