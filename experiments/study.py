@@ -49,8 +49,7 @@ def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
 
 
 def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
-            dry_run: bool = False, train: Train | None = None,
-            console: Console | None = None) -> None:
+            train: Train | None = None, console: Console | None = None) -> None:
   """Trains what is not finished, then judges and reports. See the module's docstring.
 
   Args:
@@ -65,9 +64,6 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   scale = studies.load(study, scale_name)
   planned = plan(scale, corpus)
   previous = _check_root(root, study, scale_name, planned)
-  if dry_run:
-    terminal.print_plan(console, planned, root)
-    return
   train = train or _trainer()
   root.mkdir(parents=True, exist_ok=True)
   settings = [*((("data.corpus", corpus),) if corpus else ()), *cli.overrides()]
@@ -105,13 +101,27 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   print(page)
 
 
+def list_runs(study: str, scale_name: str, root: pathlib.Path | None, corpus: str = "",
+              console: Console | None = None) -> None:
+  """Prints what `execute` would train, and which runs of it `root`, if given, holds finished."""
+  planned = plan(studies.load(study, scale_name), corpus)
+  if root is not None:
+    _check_root(root, study, scale_name, planned)
+  terminal.print_plan(console or terminal.console(), planned, root)
+
+
 def main() -> None:
   values = flags.FLAGS
-  for name in ("study", "root"):
-    if not values[name].value:
-      raise UserError(f"--{name}: needs a value; see --help")
-  execute(values.study, values.scale, pathlib.Path(os.path.expanduser(values.root)),
-          values.corpus, values.dry_run)
+  if not values.study:
+    raise UserError(f"--study: needs a value, one of {', '.join(studies.names())}")
+  if not values.root and not values.dry_run:
+    raise UserError("--root: needs a value, as in --root=runs/first")
+  root = pathlib.Path(os.path.expanduser(values.root)) if values.root else None
+  if values.dry_run:
+    list_runs(values.study, values.scale, root, values.corpus)
+  else:
+    assert root is not None
+    execute(values.study, values.scale, root, values.corpus)
 
 
 def _check_root(root: pathlib.Path, study: str, scale: str,

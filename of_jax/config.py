@@ -186,9 +186,25 @@ def _set(config: Config, path: str, value: Any, parse: bool = False) -> Config:
   return dataclasses.replace(config, **{section: part})
 
 
+# What other libraries call a field.
+_SYNONYMS = {
+    "model.depth": ("layers", "n_layer", "n_layers", "num_layers", "num_hidden_layers"),
+    "model.width": ("d_model", "dim", "embed_dim", "emb_dim", "hidden_size", "n_embd"),
+    "model.heads": ("n_head", "n_heads", "num_heads", "num_attention_heads"),
+    "model.kv_heads": ("n_kv_heads", "num_key_value_heads"),
+    "model.mlp_width": ("d_ff", "ffn_dim", "intermediate_size", "mlp_dim", "n_inner"),
+    "train.sequence_length": ("block_size", "context_length", "max_length", "n_ctx", "seq_len"),
+    "optim.learning_rate": ("lr",), "optim.weight_decay": ("wd",), "optim.name": ("optimizer",),
+    "optim.warmup_steps": ("warmup",), "optim.clip_norm": ("grad_clip", "max_grad_norm"),
+    "train.steps": ("max_steps", "num_steps", "total_steps")}
+
+
 def _nearest(path: str) -> str:
   known = list(fields())
   name = path.rpartition(".")[2]
+  for field, synonyms in _SYNONYMS.items():
+    if name in synonyms:
+      return f"; did you mean config.{field}?"
   same_name = [k for k in known if k.rpartition(".")[2] == name]
   # A field's own name says more than its section, so `train.learning_rate` finds `optim.`.
   close = same_name or difflib.get_close_matches(path, known, n=1, cutoff=0.6)

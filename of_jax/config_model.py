@@ -26,6 +26,8 @@ _PART_OF = (
 )
 # Blocks that have no norm to leave out, or are a model of their own without.
 _WITHOUT_NORM = ("pre", "parallel", "op", "residual_scaled")
+# Norms that divide by no root of a mean square.
+_WITHOUT_EPS = ("dyt", "none")
 # Blocks in which no norm's output goes to attention alone.
 _NO_ATTENTION_NORM = ("post", "mix", "deepnorm", "output", "parallel")
 
@@ -38,6 +40,9 @@ def validate(model: "ModelConfig", check: Check) -> None:
     value, chosen = (getattr(model, p.removeprefix("model.")) for p in (path, owner))
     check(chosen == choice or value in (nothing, None), path,
           f"is part of {owner}={choice} and does nothing in {chosen}")
+  for path, nothing in (("model.norm_eps", 1e-6), ("model.norm_eps_placement", "inside")):
+    check(_has_eps(model) or getattr(model, path.removeprefix("model.")) == nothing, path,
+          f"does nothing: model.norm={model.norm} divides by no root, and there is no other norm")
   check(model.norm != "none" or not model.final_norm, "model.final_norm",
         "does nothing with model.norm=none")
   check(model.mlp != "sglu" or model.mlp_norm == "none", "model.mlp_norm",
@@ -47,6 +52,13 @@ def validate(model: "ModelConfig", check: Check) -> None:
         "there is no gain to train; set model.beta")
   check(not model.beta_per_channel or model.beta_trainable, "model.beta_per_channel",
         "does nothing to fixed gains; set model.beta_trainable=true")
+
+
+def _has_eps(model: "ModelConfig") -> bool:
+  """Whether some norm of the model divides by a root."""
+  return (model.norm not in _WITHOUT_EPS or model.block == "gated_norm"
+          or model.first_attention_norm or model.qk_norm in ("layer", "rms")
+          or model.mlp_norm != "none")
 
 
 def _check_transformer(model: "ModelConfig", check: Check) -> None:

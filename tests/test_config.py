@@ -34,6 +34,8 @@ def test_overrides_are_typed() -> None:
     ("train.learning_rate", "1", "did you mean config.optim.learning_rate?"),
     ("learning_rate", "1", "did you mean config.optim.learning_rate?"),
     ("modle.width", "64", "did you mean config.model.width?"),
+    ("model.layers", "64", "did you mean config.model.depth?"),
+    ("lr", "1", "did you mean config.optim.learning_rate?"),
     ("zzz", "64", "config.zzz: no such field; --help lists all fields"),
     ("model.width", "wide", "config.model.width=wide: not a whole number"),
     ("model.width", "1.5", "config.model.width=1.5: not a whole number"),
@@ -94,6 +96,8 @@ def test_a_mistake_is_one_line(path: str, text: str, message: str) -> None:
     ("model.attention_softmax=clipped", "model.softmax_gamma", "0.1", "must not be above 0"),
     ("model.attention_softmax=clipped", "model.softmax_zeta", "0.9", "must be at least 1"),
     ("model.attention_gate=head", "model.attention_gate_init", "1", "above 0 and below 1"),
+    ("model.norm=dyt", "model.norm_eps_placement", "outside", "dyt divides by no root"),
+    ("model.norm=none", "model.norm_eps", "1e-5", "there is no other norm"),
     ("model.mlp=sglu", "model.mlp_norm", "rms", "sglu has no nonlinearity"),
     ("model.block=nap", "model.mlp_norm", "none", "a norm before every nonlinearity"),
     ("model.block=nap", "model.qk_norm", "none", "a norm before every nonlinearity"),
@@ -107,6 +111,12 @@ def test_what_cannot_go_together_is_one_line(first: str, path: str, text: str, m
   with pytest.raises(UserError) as caught:
     apply_overrides(Config(), [before, (path, text)])  # type: ignore[list-item]
   assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_eps_of_another_norm_than_the_blocks() -> None:
+  model = apply_overrides(Config(), [("model.norm", "dyt"), ("model.qk_norm", "rms"),
+                                     ("model.norm_eps", "1e-5")]).model
+  assert model.norm_eps == 1e-5
 
 
 def test_rotary_needs_an_even_head_dimension() -> None:

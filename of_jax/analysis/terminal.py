@@ -97,7 +97,8 @@ def print_claims(out: Console, claims: Sequence[Mapping[str, Any]]) -> None:
   out.print()
 
 
-def print_plan(out: Console, planned: Mapping[str, Config], root: pathlib.Path) -> None:
+def print_plan(out: Console, planned: Mapping[str, Config],
+               root: pathlib.Path | None) -> None:
   """The runs that a study would train, what tells each from the others, which are finished."""
   flat = {name: flatten(config) for name, config in planned.items()}
   usual = {field: collections.Counter(str(values[field]) for values in flat.values()).most_common(1)
@@ -105,9 +106,9 @@ def print_plan(out: Console, planned: Mapping[str, Config], root: pathlib.Path) 
   table = Table("run", "what is not as in most runs", "done")
   for name, values in flat.items():
     own = [f"{field.rpartition('.')[2]}={values[field]}" for field, [(value, _)] in usual.items()
-           if str(values[field]) != value]
+           if values[field] is not None and str(values[field]) != value]
     table.add_row(escape(name), escape(", ".join(own)),
-                  "yes" if (root / name / DONE).exists() else "")
+                  "yes" if root is not None and (root / name / DONE).exists() else "")
   out.print(table)
   first = next(iter(planned.values()))
   size = (f"{first.train.batch_size:,} images" if first.model.kind == "residual_mlp" else

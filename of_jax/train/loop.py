@@ -73,6 +73,7 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
           state = checkpoints.restore(jax.eval_shape(lambda: state), trainer.shardings, start)
         _run(config, workdir, trainer, mesh, batches, checkpoints, state, start or 0, kept)
       (workdir / run_directory.DONE).touch()
+  log(f"{workdir}: finished")
 
 
 def _initial_state(config: Config, trainer: Trainer) -> State:

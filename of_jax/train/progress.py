@@ -29,6 +29,8 @@ class TrainingProgress:
   def __enter__(self) -> Self:
     if self._bar:
       self._bar.start()
+    else:
+      print(f"{self._name}: compiling, then {self._steps - self._start} steps", flush=True)
     return self
 
   def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -51,11 +53,11 @@ class TrainingProgress:
       self._shown = now
 
   def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """After an evaluation that knows an accuracy."""
+    """After an evaluation; images have an accuracy too."""
+    text = f"{self._name}: step {step}/{self._steps}  validation loss {float(metrics['loss']):.4f}"
     if "accuracy" in metrics:
-      text = (f"{self._name}: step {step}/{self._steps}  validation loss "
-              f"{float(metrics['loss']):.4f}  accuracy {float(metrics['accuracy']):.2%}")
-      if self._bar:
-        self._bar.console.print(text, highlight=False)
-      else:
-        print(text, flush=True)
+      text += f"  accuracy {float(metrics['accuracy']):.2%}"
+    if self._bar:
+      self._bar.console.print(text, highlight=False)
+    else:
+      print(text, flush=True)

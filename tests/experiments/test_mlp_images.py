@@ -97,6 +97,7 @@ def test_verdicts_turn_on_the_deciding_number(tmp_path):
   assert claims.falls(["c", "gone"], "A")(runs).verdict == "inconclusive"
 
 
-def test_dry_run_says_images(tmp_path):
-  printed = execute(tmp_path / "s", dry_run=True)
-  assert "6 runs of 600 steps of 256 images on digits" in printed
+def test_dry_run_says_images():
+  out = io.StringIO()
+  study.list_runs("mlp_images", "smoke", None, console=Console(file=out, width=110))
+  assert "6 runs of 600 steps of 256 images on digits" in out.getvalue()

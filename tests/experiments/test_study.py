@@ -159,10 +159,23 @@ def test_overrides_reach_every_run_and_are_recorded(tmp_path, few, override):
 
 
 def test_dry_run_lists_and_leaves_nothing(tmp_path, few):
-  trainer = Trainer()
-  printed = execute(tmp_path / "s", trainer, dry_run=True)
-  assert all(name in printed for name in few) and "4 runs of 20 steps" in printed
-  assert trainer.trained == [] and not (tmp_path / "s").exists()
+  def listed(root):
+    out = io.StringIO()
+    study.list_runs("op_block", "smoke", root, console=Console(file=out, width=110))
+    return out.getvalue()
+
+  nowhere = listed(None)
+  assert all(name in nowhere for name in few) and "4 runs of 20 steps" in nowhere
+  assert listed(tmp_path / "s") == nowhere and "yes" not in nowhere
+  assert not (tmp_path / "s").exists()
+  execute(tmp_path / "s")
+  assert listed(tmp_path / "s").count("yes") == 4
+
+
+def test_dry_run_says_only_what_a_run_has():
+  out = io.StringIO()
+  study.list_runs("optimisers", "smoke", None, console=Console(file=out, width=300))
+  assert "name=soap" in out.getvalue() and "=None" not in out.getvalue()
 
 
 @pytest.mark.parametrize("path, text, message", [

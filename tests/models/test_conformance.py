@@ -191,13 +191,17 @@ def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
   """Leaf by leaf, against each leaf's largest entry.
 
   The floor is for gradients that are zero but for rounding, as of a key's offset, which adds the
-  same to all of a query's logits.
+  same to all of a query's logits. A matrix's factor (sigma-Reparam's gamma) has the product of
+  matrix and gradient for a gradient, which QK-norm makes zero: its terms are as large as theirs.
   """
-  floor = 1e-3 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(b))
+  leaves = named_leaves(b)
+  floor = 1e-3 * max(np.abs(leaf).max() for leaf in leaves.values())
   for name, value in named_leaves(a).items():
-    other = named_leaves(b)[name]
-    np.testing.assert_allclose(value, other, rtol=0, err_msg=name,
-                               atol=tolerance * max(np.abs(other).max(), floor))
+    sizes = [floor, np.abs(leaves[name]).max()]
+    if name.endswith("/gamma"):
+      sizes.append(np.abs(leaves[name.removesuffix("gamma") + "kernel"]).max())
+    np.testing.assert_allclose(value, leaves[name], rtol=0, err_msg=name,
+                               atol=tolerance * max(sizes))
 
 
 def check(row: Examined) -> None:
