@@ -6,7 +6,7 @@ from flax import nnx
 
 from of_jax.config import ModelConfig
 from of_jax.models.gates import make_gate
-from of_jax.models.norms import make_norm
+from of_jax.models.norms import at_least_float32, make_norm
 from of_jax.models.parameter import Linear, normal, parameter
 from of_jax.models.probe import Context, flatten_heads
 from of_jax.models.sigma_reparam import SigmaReparamLinear
@@ -20,10 +20,11 @@ def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.
   by the angle position x theta^(-2i / K).
   """
   half = x_BxTxHxK.shape[-1] // 2
-  frequencies_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angles_BxTx1xK = positions_BxT[:, :, None, None].astype(jnp.float32) * frequencies_K
+  x = at_least_float32(x_BxTxHxK)
+  frequencies_K = theta ** (-jnp.arange(half, dtype=x.dtype) / half)
+  angles_BxTx1xK = positions_BxT[:, :, None, None].astype(x.dtype) * frequencies_K
   cos, sin = jnp.cos(angles_BxTx1xK), jnp.sin(angles_BxTx1xK)
-  a, b = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
+  a, b = jnp.split(x, 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxTxHxK.dtype)
 
 
@@ -68,7 +69,8 @@ def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
   k_BxSxHxK, v_BxSxHxK = (
       jnp.repeat(x, heads // groups, axis=2) for x in (k_BxSxGxK, v_BxSxGxK))
   logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK,
-                              preferred_element_type=jnp.float32) * head_dim ** -0.5
+                              preferred_element_type=jnp.promote_types(
+                                  q_BxTxHxK.dtype, jnp.float32)) * head_dim ** -0.5
   if cap is not None:
     logits_BxHxTxS = cap * jnp.tanh(logits_BxHxTxS / cap)
   allowed = jnp.tril(jnp.ones((1, 1, steps, steps), bool))
@@ -132,7 +134,9 @@ class Attention(nnx.Module):
       k_BxTxGxK = rotate(k_BxTxGxK, context.positions_BxT, self.rope_theta)
     context.probe("attn_q", flatten_heads(q_BxTxHxK))
     context.probe("attn_k", flatten_heads(k_BxTxGxK))
-    if self.softmax.is_plain and self.cap is None and not self.has_sink:
+    # The library's softmax is computed in float32, also of float64.
+    narrow = q_BxTxHxK.dtype != jnp.float64
+    if self.softmax.is_plain and self.cap is None and not self.has_sink and narrow:
       y_BxTxHxK = jax.nn.dot_product_attention(
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=context.mask_Bx1xTxT, is_causal=True)
     else:

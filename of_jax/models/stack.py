@@ -40,11 +40,12 @@ class StackedNetwork(nnx.Module):
   def __call__(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
                dropout_key: jax.Array | None = None, observe: Observer | None = None,
                training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
-    """As `stream`, but with float32 logits [batch, time, vocabulary] in place of the stream."""
+    """As `stream`, but with logits [batch, time, vocabulary], at least float32, in its place."""
     x_BxTxD, statistics = self.stream(
         inputs, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
     logits_BxTxV = jnp.tensordot(x_BxTxD, self.unembedding_table().astype(x_BxTxD.dtype), 1,
-                                 preferred_element_type=jnp.float32)
+                                 preferred_element_type=jnp.promote_types(
+                                     x_BxTxD.dtype, jnp.float32))
     return logits_BxTxV, statistics
 
   def unembedding_table(self) -> jax.Array:

@@ -5,8 +5,8 @@ Leaves: for each factored side i of size n a stack of factors G_i G_i^T, [batch,
 has the side as rows and all else as columns; and bases, roots and rotations by side. By side,
 arrays are in dictionaries whose keys are "0" for rows, "1" for columns and so on.
 
-Every decomposition of a step goes through `grouped`: one call a size, one call at a time. On CPU
-set OPENBLAS_NUM_THREADS=1 before jax is imported, as the binaries do: OpenBLAS's own threads, below
+Every decomposition of a step goes through `grouped`: one call a size. On CPU set
+OPENBLAS_NUM_THREADS=1 before jax is imported, as the binaries do: OpenBLAS's own threads, below
 XLA's, have been seen to make a refresh ten times as slow.
 """
 
@@ -192,7 +192,7 @@ def matrix_powers(factors: list[BySide], exponents: list[float | jax.Array],
   def decompose(stack: jax.Array) -> jax.Array:
     values, vectors = jnp.linalg.eigh(stack)
     # One array holds both, so that `grouped` need not know of pairs.
-    return jnp.concatenate([values[:, None], vectors], 1)
+    return jnp.concatenate([values[..., None, :], vectors], -2)
 
   def assemble(decomposed: jax.Array, exponent: float | jax.Array) -> jax.Array:
     values, vectors = decomposed[:, 0], decomposed[:, 1:]
@@ -205,26 +205,45 @@ def matrix_powers(factors: list[BySide], exponents: list[float | jax.Array],
 
 def grouped(function: Callable[[jax.Array], jax.Array], stacks: list[jax.Array]
             ) -> list[jax.Array]:
-  """function of each stack [batch, n, n]: one call a size, and the calls one after the other.
+  """function of each stack [batch, n, n]: one call a size, shared by the devices of the mesh.
 
-  XLA on CPU never finishes eight independent batched QR or Cholesky decompositions in one
-  program: they start at once and wait for each other's threads. On a mesh each device decomposes
-  its share of a size's matrices.
+  `function` takes [..., n, n] and leaves the leading axes.
   """
   kinds = sorted({(stack.shape[-1], stack.dtype.name) for stack in stacks})
   results: list[Any] = [None] * len(stacks)
-  previous: jax.Array | None = None
   for kind in kinds:
     members = [i for i, s in enumerate(stacks) if (s.shape[-1], s.dtype.name) == kind]
-    together = jnp.concatenate([stacks[i] for i in members])
-    if previous is not None:
-      together, previous = jax.lax.optimization_barrier((together, previous))
-    previous = function(_spread(together))
+    done = _shared(function, jnp.concatenate([stacks[i] for i in members]))
     ends = [stacks[i].shape[0] for i in members]
     starts = [sum(ends[:i]) for i in range(len(ends))]
     for member, start, count in zip(members, starts, ends):
-      results[member] = previous[start:start + count]
+      results[member] = done[start:start + count]
   return results
+
+
+def _shared(function: Callable[[jax.Array], jax.Array], stack: jax.Array) -> jax.Array:
+  """function(stack), each device of the mesh computing its share of the matrices."""
+
+  def compute(share: jax.Array) -> jax.Array:
+    # XLA on CPU runs independent batched QR or Cholesky decompositions at once, and some never
+    # end: each holds a thread and waits for others to take its batch. An optimisation barrier
+    # between them is gone once the program is compiled. One matrix at a time takes as much
+    # processor time and waits for nothing.
+    result: jax.Array = jax.lax.platform_dependent(
+        share, cpu=lambda matrices: jax.lax.map(function, matrices), default=function)
+    return result
+
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return compute(stack)
+  # Identity matrices fill it up: the devices must divide it, and any function takes them.
+  count = stack.shape[0]
+  missing = -count % math.prod(mesh.axis_sizes)
+  filler = jnp.tile(jnp.eye(stack.shape[-1], dtype=stack.dtype), (missing, 1, 1))
+  spec = PartitionSpec(mesh.axis_names, None, None)
+  spread: jax.Array = jax.shard_map(compute, in_specs=spec, out_specs=spec, check_vma=False)(
+      jnp.concatenate([stack, filler]))
+  return spread[:count]
 
 
 def _by_path(tree: Any | None) -> dict[Any, Any]:
@@ -236,19 +255,6 @@ def _by_side(function: Callable[[jax.Array], jax.Array], trees: list[BySide]) ->
   leaves, structure = jax.tree.flatten(trees)
   result: list[BySide] = jax.tree.unflatten(structure, grouped(function, leaves))
   return result
-
-
-def _spread(stack: jax.Array) -> jax.Array:
-  """The stack, split over all devices of the mesh by its matrices."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return stack
-  # Identity matrices fill it up: a constraint must divide, and any function takes them.
-  missing = -stack.shape[0] % math.prod(mesh.axis_sizes)
-  filler = jnp.tile(jnp.eye(stack.shape[-1], dtype=stack.dtype), (missing, 1, 1))
-  spread: jax.Array = jax.lax.with_sharding_constraint(
-      jnp.concatenate([stack, filler]), PartitionSpec(mesh.axis_names, None, None))
-  return spread
 
 
 def _apply(x: jax.Array, squares: BySide) -> jax.Array:

@@ -15,5 +15,6 @@ class LayerNormScaling(NormedBlock):
   """
 
   def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    scale = jax.lax.rsqrt(jnp.float32(context.layer)).astype(x_BxTxD.dtype)
+    exact = jnp.promote_types(x_BxTxD.dtype, jnp.float32)
+    scale = jax.lax.rsqrt(jnp.asarray(context.layer, exact)).astype(x_BxTxD.dtype)
     return x_BxTxD + branch(norm(x_BxTxD, context) * scale, context)
