@@ -5,11 +5,13 @@
 
 Every variant is compiled first; then blocks of steps are run in turn, A B .. B A .., and each
 block is compared with the first variant's of the same round, so that a neighbour on the machine
-slows both sides. Quote the ratios: wall, and CPU time over all threads. A config field given
-with --config.PATH=VALUE holds for all.
+slows both sides. Quote the ratios: wall, and CPU time over all threads. A block is as long as
+--block, or the next multiple of every optim.precondition_frequency, so that each has its share of
+refreshes. A config field given with --config.PATH=VALUE holds for all.
 """
 
 import dataclasses
+import math
 import statistics
 import sys
 import time
@@ -114,22 +116,28 @@ def configs(size: str) -> list[tuple[str, Config]]:
   return result
 
 
+def block_steps(compared: list[Config]) -> int:
+  """Steps of a block: whole periods of every optimiser's refresh."""
+  period = math.lcm(*(config.optim.precondition_frequency or 1 for config in compared))
+  return math.ceil(_BLOCK.value / period) * period
+
+
 def main() -> None:
   groups = [configs(size) for size in _SIZES.value]
   from rich.console import Console
   from rich.table import Table
-  rows = []
+  rows, block = [], block_steps([config for group in groups for _, config in group])
   for group in groups:
     compared = len(_TELEMETRY.value) * max(1, len(_OPTIMISERS.value))
     for start in range(0, len(group), compared):
       variants = [prepare(*item) for item in group[start:start + compared]]
       for variant in variants:
-        variant.run(_BLOCK.value)
+        variant.run(block)
         variant.wall.clear()
         variant.cpu.clear()
       for round_ in range(_ROUNDS.value):
         for variant in variants if round_ % 2 == 0 else variants[::-1]:
-          variant.run(_BLOCK.value)
+          variant.run(block)
       rows += [variant.row(variants[0]) for variant in variants]
   table = Table("step", "median s", "p10 s", "cpu s", "wall ratio", "cpu ratio", "tokens/s",
                 "compile s", "peak MB")
@@ -139,6 +147,7 @@ def main() -> None:
                   f"{row['tokens_per_s']:,.0f}", f"{row['compile_s']:.1f}",
                   f"{row['peak_memory_bytes'] / 1e6:,.1f}")
   Console(width=None if sys.stdout.isatty() else 140).print(table)
+  print(f"{_ROUNDS.value} rounds of {block} steps; ratios to the first row of a width")
   if _OUT.value:
     from of_jax import run_directory
     from of_jax.train.environment import machine

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from of_jax.optim.layout import Layout
 from of_jax.optim.matrices import MatrixView
+from of_jax.optim.preconditioners import Stacks, Vectors, condition_number, quotients
 
 Sums = dict[str, jax.Array]
 
@@ -55,6 +56,11 @@ METRICS: dict[str, Metric] = {metric.id: metric for metric in (
            "0 to 1", _HEO, lambda s, _: s["radial"] / s["u2"]),
     Metric("projection_factor", "mean over matrices of |w at init| / |w before projection|",
            "ratio", "0 and above", _LYLE, lambda s, _: s["factor"] / s["factors"]),
+    Metric("preconditioner_condition", "largest over matrices and sides of max(e) / min(e), e the "
+           "factor's eigenvalues: q^T L q in the basis in use, or as of the last refresh",
+           "ratio", "1 to 2^23 / side, where float32 ends",
+           "Gupta et al. 2018, 1802.09568; Vyas et al. 2024, 2409.11321",
+           lambda s, _: s["condition"]),
 )}
 
 
@@ -63,8 +69,9 @@ def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: ja
   """Every metric of one step; NaN where undefined.
 
   `nu_tail` is there for optimisers whose state has a second moment `nu` of each entry,
-  `projection_factor` for projected roles. The effective learning rates take the schedule's rate
-  times the role's factor, and the norm over all of a role's entries in the layer.
+  `projection_factor` for projected roles, `preconditioner_condition` where factors precondition.
+  The effective learning rates take the schedule's rate times the role's factor, and the norm over
+  all of a role's entries in the layer.
 
   Args:
     layout: of the parameters.
@@ -75,6 +82,7 @@ def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: ja
   """
   named = dict(_named(params))
   nu, factors = _of_state(state, "nu", named), _of_state(state, "factors", named)
+  conditions = _conditions(state, named)
   moves, roles, views, axes, multipliers = (
       dict(_named(tree)) for tree in (updates, layout.roles, layout.views, layout.axes,
                                       layout.multipliers))
@@ -86,7 +94,7 @@ def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: ja
   for role, stacks in groups.items():
     # The stacks in their order, then what is outside of them.
     ordered = sorted(stacks, key=_place)
-    parts = [_finish([(named[p], moves[p], nu.get(p), factors.get(p), views[p])
+    parts = [_finish([(named[p], moves[p], nu.get(p), factors.get(p), conditions.get(p), views[p])
                       for p in stacks[stack]], rate * multipliers[stacks[stack][0]])
              for stack in ordered]
     common = set.intersection(*(set(part) for part in parts))
@@ -99,18 +107,18 @@ def _place(stack: tuple[Any, ...] | None) -> float:
   return float("inf") if stack is None else float(stack[1].key)
 
 
-def _finish(leaves: list[tuple[Any, Any, Any, Any, MatrixView]], rate: jax.Array
+def _finish(leaves: list[tuple[Any, Any, Any, Any, Any, MatrixView]], rate: jax.Array
             ) -> dict[str, jax.Array]:
   # Scaled by the largest entry, so that no fourth power can overflow or vanish.
   largest = jnp.max(jnp.stack([
-      jnp.max(jnp.abs(view.split(u)), (1, 2)) for _, u, _, _, view in leaves]), 0)
+      jnp.max(jnp.abs(view.split(u)), (1, 2)) for _, u, *_, view in leaves]), 0)
   scale = jnp.where(largest > 0, largest, 1)[:, None, None]
   total: Sums = {"max_u": scale[:, 0, 0]}
 
   def add(name: str, values: jax.Array) -> None:
     total[name] = total.get(name, jnp.zeros(())) + values
 
-  for w, u, v, factor, view in leaves:
+  for w, u, v, factor, condition, view in leaves:
     w, u = (view.split(x.astype(jnp.float32)) for x in (w, u))
     u = u / scale
     norm = jnp.sum(jnp.square(w), (1, 2))
@@ -127,8 +135,11 @@ def _finish(leaves: list[tuple[Any, Any, Any, Any, MatrixView]], rate: jax.Array
     if factor is not None:
       add("factor", factor)
       add("factors", jnp.ones_like(factor))
-  known = {"nu_tail": all(v is not None for _, _, v, _, _ in leaves),
-           "projection_factor": "factor" in total}
+    if condition is not None:
+      total["condition"] = jnp.maximum(total.get("condition", condition), condition)
+  known = {"nu_tail": all(v is not None for _, _, v, *_ in leaves),
+           "projection_factor": "factor" in total,
+           "preconditioner_condition": "condition" in total}
   found = {metric.id: metric.finish(total, rate) for metric in METRICS.values()
            if known.get(metric.id, True)}
   return {name: jnp.where(jnp.isfinite(value), value, jnp.nan) for name, value in found.items()}
@@ -140,11 +151,30 @@ def _named(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
   return leaves
 
 
-def _of_state(state: Any, attribute: str, params: dict[tuple[Any, ...], Any]
-              ) -> dict[tuple[Any, ...], jax.Array]:
-  """The state's arrays under `attribute`, by the path of the parameter that they belong to."""
+def _conditions(state: Any, params: dict[tuple[Any, ...], Any]) -> dict[tuple[Any, ...], jax.Array]:
+  """Parameter -> [matrices], the largest condition number of a matrix's factors."""
+  found: dict[tuple[Any, ...], jax.Array] = {}
+  nodes = {attribute: {path: node.sides for path, node in _of_state(
+      state, attribute, params, (Stacks, Vectors)).items()}
+      for attribute in ("factors", "bases", "eigenvalues")}
+  for path, factors in nodes["factors"].items():
+    if path in nodes["eigenvalues"]:
+      eigenvalues = nodes["eigenvalues"][path]
+    else:
+      eigenvalues = quotients(factors, nodes["bases"][path])
+    if eigenvalues:
+      found[path] = jnp.max(jnp.stack([condition_number(e) for e in eigenvalues.values()]), 0)
+  return found
+
+
+def _of_state(state: Any, attribute: str, params: dict[tuple[Any, ...], Any],
+              kind: Any = jax.Array) -> dict[tuple[Any, ...], Any]:
+  """The state's nodes of a kind under `attribute`, by the path of the parameter they belong to."""
   found = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(
+      state, is_leaf=lambda node: isinstance(node, (Stacks, Vectors))):
+    if not isinstance(leaf, kind):
+      continue
     for start, key in enumerate(path):
       if getattr(key, "name", None) == attribute and path[start + 1:] in params:
         found[path[start + 1:]] = leaf

@@ -37,6 +37,16 @@ class Stacks(NamedTuple):
     return ("matrices", "side", "side")
 
 
+class Vectors(NamedTuple):
+  """A number a row of each such matrix, [matrices, side] each."""
+
+  sides: BySide
+
+  @property
+  def logical_axes(self) -> tuple[str, ...]:
+    return ("matrices", "side")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sides:
   """How a parameter is seen: as `batch` tensors with sides of `sizes`.
@@ -182,9 +192,15 @@ def power_step(factors: list[BySide], bases: list[BySide]
   return _by_side(lambda stack: jnp.linalg.qr(stack)[0], powers), orders
 
 
+def quotients(factors: BySide, bases: BySide) -> BySide:
+  """q^T L q for every column q of each basis, [batch, n]: L's eigenvalues if they are its own."""
+  return {side: jnp.sum(q * jnp.matmul(factors[side], q, precision=_PRECISION), -2)
+          for side, q in bases.items()}
+
+
 def matrix_powers(factors: list[BySide], exponents: list[float | jax.Array],
-                  eps: float | jax.Array) -> list[BySide]:
-  """(L + eps I)^exponent, an exponent a parameter.
+                  eps: float | jax.Array) -> tuple[list[BySide], list[BySide]]:
+  """(L + eps I)^exponent, an exponent a parameter; and the eigenvalues of L, [batch, n], rising.
 
   Eigenvalues that rounding leaves below 0 count as 0. A zero eigenvalue with eps = 0 has no
   negative power: there the result is infinite.
@@ -199,8 +215,21 @@ def matrix_powers(factors: list[BySide], exponents: list[float | jax.Array],
     powers = (jnp.maximum(values, 0) + eps) ** exponent
     return jnp.matmul(vectors * powers[:, None], vectors.mT, precision=_PRECISION)
 
-  return [{side: assemble(stack, exponent) for side, stack in decomposed.items()}
-          for decomposed, exponent in zip(_by_side(decompose, factors), exponents)]
+  decomposed = _by_side(decompose, factors)
+  return ([{side: assemble(stack, exponent) for side, stack in stacks.items()}
+           for stacks, exponent in zip(decomposed, exponents)],
+          [{side: jnp.maximum(stack[:, 0], 0) for side, stack in stacks.items()}
+           for stacks in decomposed])
+
+
+def condition_number(eigenvalues: jax.Array) -> jax.Array:
+  """Largest over smallest, [..., n] -> [...]; NaN where all are 0.
+
+  The smallest counts as n 2^-23 of the largest where it is less, which float32 cannot tell from 0.
+  """
+  largest = jnp.max(eigenvalues, -1)
+  least = eigenvalues.shape[-1] * 2.0 ** -23 * largest
+  return largest / jnp.maximum(jnp.min(eigenvalues, -1), least)
 
 
 def grouped(function: Callable[[jax.Array], jax.Array], stacks: list[jax.Array]

@@ -14,7 +14,7 @@ import optax
 
 from of_jax.optim import preconditioners
 from of_jax.optim.moments import averaged_weight
-from of_jax.optim.preconditioners import BySide, Sides, Stacks
+from of_jax.optim.preconditioners import BySide, Sides, Stacks, Vectors
 
 Scalar = float | jax.Array
 
@@ -51,22 +51,12 @@ class WholeMoment:
     return sides.join(preconditioners.permute(sides.split(kept), orders))
 
 
-class Marginals(NamedTuple):
-  """Means of the squares over all sides but one, [matrices, side] each, by side."""
-
-  means: BySide
-
-  @property
-  def logical_axes(self) -> tuple[str, ...]:
-    return ("matrices", "side")
-
-
 class RankOneMoment:
   """V = r c^T / mean(r), with r and c the means of rows and columns (Shazeer & Stern 2018,
-  1804.04235, eq. 4). A vector is one row, so its V is whole."""
+  1804.04235, eq. 4): what is kept are these means. A vector is one row, so its V is whole."""
 
   def init(self, sides: Sides, dtype: Any) -> Any:
-    return Marginals({str(i): jnp.zeros((sides.batch, n), dtype)
+    return Vectors({str(i): jnp.zeros((sides.batch, n), dtype)
                       for i, n in enumerate(sides.sizes)})
 
   def update(self, kept: Any, squares: jax.Array, sides: Sides, b2: Scalar) -> Any:
@@ -74,12 +64,12 @@ class RankOneMoment:
       others = tuple(axis for axis in range(1, squares.ndim) if axis != int(side) + 1)
       return jnp.mean(squares, others)
 
-    return Marginals({side: b2 * old + (1 - b2) * mean(side) for side, old in kept.means.items()})
+    return Vectors({side: b2 * old + (1 - b2) * mean(side) for side, old in kept.sides.items()})
 
   def dense(self, kept: Any, sides: Sides) -> jax.Array:
     # Each factor but the last is divided by its mean, which is every side's: the mean of all.
-    result = jnp.ones((sides.batch, *[1] * len(sides.sizes)), kept.means["0"].dtype)
-    for side, mean in kept.means.items():
+    result = jnp.ones((sides.batch, *[1] * len(sides.sizes)), kept.sides["0"].dtype)
+    for side, mean in kept.sides.items():
       shape = [sides.batch, *[1] * len(sides.sizes)]
       shape[int(side) + 1] = -1
       if int(side) < len(sides.sizes) - 1:
@@ -89,8 +79,8 @@ class RankOneMoment:
     return result
 
   def permute(self, kept: Any, orders: BySide, sides: Sides) -> Any:
-    return Marginals({side: preconditioners.permute(mean, {"0": orders[side]})
-                      if side in orders else mean for side, mean in kept.means.items()})
+    return Vectors({side: preconditioners.permute(mean, {"0": orders[side]})
+                      if side in orders else mean for side, mean in kept.sides.items()})
 
 
 class RotatedState(NamedTuple):

@@ -245,7 +245,10 @@ def check(row: Examined, wide: bool = False) -> None:
 
   # bfloat16: activations in it, logits in float32, both near the float32 model's.
   assert row.half_logits.dtype == np.float32 and row.dtypes == {jnp.dtype("bfloat16")}
-  assert np.abs(row.half_logits - row.logits).max() < 0.05 * np.abs(row.logits).max()
+  apart = np.abs(row.half_logits - row.logits).max(-1) >= 0.05 * np.abs(row.logits).max()
+  # A token whose weights are clipped, but for rounding, has nothing or noise to norm.
+  jumps = wide and model.attention_softmax == "clipped" and model.block == "output"
+  assert np.mean(apart) <= (0.05 if jumps else 0)
   assert np.any(row.half_logits != row.logits)
 
   reference.check_block(config, row.params, sites)

@@ -70,11 +70,41 @@ def test_every_metric_is_its_formula() -> None:
       if role == "hidden":
         expected["projection_factor"].append(np.mean([
             leaf(factors, name, layer or 0) for name, layer in group]))
+    del expected["preconditioner_condition"]
     if role != "hidden":
       del expected["projection_factor"]
     assert found[role].keys() == expected.keys()
     for name, values in expected.items():
       np.testing.assert_allclose(found[role][name], values, rtol=1e-5, err_msg=f"{role} {name}")
+
+
+def test_condition_of_the_preconditioner() -> None:
+  """Of the factors of a known gradient: SOAP's in the basis that the first call takes, Shampoo's
+  as of that refresh; the worst of a layer's matrices and sides, no more than float32 can tell.
+  """
+  shapes = {"stacks": {"0": {"a": (2, 4, 4), "b": (2, 4, 4), "g": (2, 5)}}, "table": (9, 4)}
+  roles = {"stacks": {"0": {"a": "hidden", "b": "hidden", "g": "norm"}}, "table": "embedding"}
+  axes = {"stacks": {"0": {"a": ("layers", "embed", "mlp"), "b": ("layers", "mlp", "embed"),
+                           "g": ("layers", "channel")}}, "table": ("vocab", "embed")}
+  rng = np.random.default_rng(0)
+  gradients = jax.tree.map(lambda shape: np.asarray(rng.normal(size=shape), np.float32), shapes,
+                           is_leaf=lambda node: isinstance(node, tuple))
+  gradients["stacks"]["0"]["b"][1, 0] = gradients["stacks"]["0"]["b"][1, 1]  # Of rank 3.
+  params = jax.tree.map(np.ones_like, gradients)
+  for name in ("soap", "rotated_adafactor", "shampoo"):
+    optim = config_lib.apply_overrides(Config(), [("optim.name", name)]).optim
+    optimizer = build_optimizer(optim, lambda step: 0.1, roles, axes, params)
+    updates, state = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    found = jax.jit(lambda *trees: measure_step(lay_out(optim, roles, axes, params), *trees))(
+        params, updates, state, 0.1)
+    ours = {role: metrics["preconditioner_condition"] for role, metrics in found.items()
+            if "preconditioner_condition" in metrics}
+    assert ours.keys() == {"hidden", "embedding"}
+    first = gradients["stacks"]["0"]
+    worst = max(np.linalg.cond(np.float64(first[part][0])) ** 2 for part in "ab")
+    np.testing.assert_allclose(ours["hidden"], [worst, 2 ** 23 / 4], rtol=1e-3)
+    np.testing.assert_allclose(
+        ours["embedding"], [np.linalg.cond(np.float64(gradients["table"])) ** 2], rtol=1e-4)
 
 
 def test_what_an_optimizer_lacks_is_left_out() -> None:

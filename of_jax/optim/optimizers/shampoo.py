@@ -10,7 +10,7 @@ from of_jax.config import OptimConfig
 from of_jax.optim import preconditioners
 from of_jax.optim.layout import Layout
 from of_jax.optim.moments import averaged_weight
-from of_jax.optim.preconditioners import Stacks, vocabulary_axes
+from of_jax.optim.preconditioners import BySide, Stacks, Vectors, vocabulary_axes
 from of_jax.optim.rotated import compute_dtype
 
 FIELDS = {"b1": 0.95, "b2": 0.95, "eps": 1e-8, "shampoo_beta": None, "precondition_power": -0.5,
@@ -28,6 +28,7 @@ class ShampooState(NamedTuple):
     nu: second moment, likewise, for Adam's norm and for vectors.
     factors: moving averages, or sums, of G G^T and G^T G.
     roots: their powers, as of the last refresh; zeros before the first call.
+    eigenvalues: of the averaged factors at that refresh, for telemetry.
   """
 
   calls: jax.Array
@@ -35,6 +36,7 @@ class ShampooState(NamedTuple):
   nu: Any
   factors: Any
   roots: Any
+  eigenvalues: Any
 
 
 def scale_by_shampoo(
@@ -78,14 +80,16 @@ def scale_by_shampoo(
 
     return ShampooState(
         jnp.zeros((), jnp.int32), tree(lambda sides, dtype: jnp.zeros(sides.shape, dtype)),
-        tree(lambda sides, dtype: jnp.zeros(sides.shape, dtype)), squares(), squares())
+        tree(lambda sides, dtype: jnp.zeros(sides.shape, dtype)), squares(), squares(),
+        tree(lambda sides, dtype: Vectors({
+            str(i): jnp.zeros((sides.batch, sides.sizes[i]), dtype) for i in sides.factored})))
 
   def update(updates: Any, state: ShampooState, params: Any = None) -> tuple[Any, ShampooState]:
     del params
     structure: Any
     paths, structure = jax.tree_util.tree_flatten_with_path(updates)
     planned = [plan(path, g) for path, g in paths]
-    old_mu, old_nu, old_factors, old_roots = (
+    old_mu, old_nu, old_factors, old_roots, old_eigenvalues = (
         structure.flatten_up_to(part) for part in state[1:])
     t = state.calls + 1
     gradients = [g.astype(compute_dtype(g)) for _, g in paths]
@@ -99,16 +103,18 @@ def scale_by_shampoo(
                 preconditioners.products(sides.split(g), sides).items()}
                for g, sides, old in zip(gradients, planned, old_factors)]
 
-    def refresh() -> list[preconditioners.BySide]:
+    def refresh() -> tuple[list[BySide], list[BySide]]:
       averaged = [{side: f / total for side, f in factor.items()} for factor in factors]
       exponents = [2 * power / max(1, len(sides.factored)) for sides in planned]
       return preconditioners.matrix_powers(averaged, exponents, eps)
 
-    roots = jax.lax.cond((t - 1) % precondition_frequency == 0, refresh,
-                         lambda: [root.sides for root in old_roots])
+    def keep() -> tuple[list[BySide], list[BySide]]:
+      return [root.sides for root in old_roots], [values.sides for values in old_eigenvalues]
+
+    roots, eigenvalues = jax.lax.cond((t - 1) % precondition_frequency == 0, refresh, keep)
 
     def direction(g: jax.Array, sides: preconditioners.Sides, m: jax.Array, v: jax.Array,
-                  root: preconditioners.BySide) -> jax.Array:
+                  root: BySide) -> jax.Array:
       averaged = sides.split(m) / averaged_weight(b1, t)
       adam = averaged / (jnp.sqrt(sides.split(v) / averaged_weight(b2, t)) + eps)
       if not sides.factored:
@@ -126,7 +132,8 @@ def scale_by_shampoo(
     whole = structure.unflatten
     return whole(moved), ShampooState(
         optax.safe_increment(state.calls), whole(mu), whole(nu),
-        whole([Stacks(factor) for factor in factors]), whole([Stacks(root) for root in roots]))
+        whole([Stacks(factor) for factor in factors]), whole([Stacks(root) for root in roots]),
+        whole([Vectors(values) for values in eigenvalues]))
 
   return optax.GradientTransformation(init, update)
 
