@@ -30,7 +30,9 @@ _SIZES = flags.DEFINE_list("sizes", ["smoke"], f"of: smoke, {', '.join(presets.S
 _WIDTHS = flags.DEFINE_list("widths", [], "model widths in place of each size's own")
 _TELEMETRY = flags.DEFINE_list("telemetry", ["off", "basic"],
                                "levels; ratios are to the first row of a width")
-_OPTIMISERS = flags.DEFINE_list("optimisers", [], "optim.name of each; default: the size's own")
+_OPTIMISERS = flags.DEFINE_list(
+    "optimisers", [], "optim.name of each, and fields of optim as in soap:max_precond_dim=512; "
+    "default: the size's own")
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "rounds, in each of which every variant runs a block",
                                lower_bound=1)
 _BLOCK = flags.DEFINE_integer("block", 4, "steps of a block", lower_bound=1)
@@ -107,11 +109,14 @@ def configs(size: str) -> list[tuple[str, Config]]:
   result = []
   for width in _WIDTHS.value or [str(base.model.width)]:
     for optimiser in _OPTIMISERS.value or [base.optim.name]:
+      name, *own = optimiser.split(":")
+      fields = [tuple(field.partition("=")[::2]) for field in own]
       for level in _TELEMETRY.value:
-        overrides = [("model.width", width), ("optim.name", optimiser), *cli.overrides(),
+        overrides = [("model.width", width), ("optim.name", name),
+                     *((f"optim.{field}", text) for field, text in fields), *cli.overrides(),
                      ("telemetry.level", level)]
-        name = f" {optimiser}" if _OPTIMISERS.value else ""
-        result.append((f"{size} width {width}{name} {level}",
+        label = f" {optimiser}" if _OPTIMISERS.value else ""
+        result.append((f"{size} width {width}{label} {level}",
                        config_lib.apply_overrides(base, overrides)))
   return result
 

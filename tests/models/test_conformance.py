@@ -246,8 +246,8 @@ def check(row: Examined, wide: bool = False) -> None:
   # bfloat16: activations in it, logits in float32, both near the float32 model's.
   assert row.half_logits.dtype == np.float32 and row.dtypes == {jnp.dtype("bfloat16")}
   apart = np.abs(row.half_logits - row.logits).max(-1) >= 0.05 * np.abs(row.logits).max()
-  # A token whose weights are clipped, but for rounding, has nothing or noise to norm.
-  jumps = wide and model.attention_softmax == "clipped" and model.block == "output"
+  # Of a token whose weights are clipped, but for rounding, a norm makes nothing or noise.
+  jumps = wide and model.attention_softmax == "clipped" and model.block in ("output", "peri")
   assert np.mean(apart) <= (0.05 if jumps else 0)
   assert np.any(row.half_logits != row.logits)
 
@@ -329,8 +329,10 @@ def covering_rows(make_config: MakeConfig) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_every_pair_conforms(make_config: MakeConfig) -> None:
   """In float64: how much of a float32 gradient is rounding depends on what is combined."""
+  failed = []
   for fields in covering_rows(make_config):
     try:
       check(examine(make_config(**SIZE, **fields), wide=True), wide=True)
     except Exception as error:
-      raise AssertionError(f"row {fields}") from error
+      failed.append(f"{fields}: {error}")
+  assert not failed, "\n".join(failed)
