@@ -42,7 +42,7 @@ class TrainingProgress:
     """After a logged step. The first, whose time is the compiler's, sets the clock."""
     if step == self._first:
       self._begun, self._start = time.monotonic(), step
-    status = f"loss {loss:.3f}  {tokens_per_second:,.0f} {self._unit}/s"
+    status = f"loss {loss:.4g}  {tokens_per_second:,.0f} {self._unit}/s"
     now = time.monotonic()
     if self._bar:
       self._bar.update(self._task, completed=step, status=status)
@@ -54,7 +54,7 @@ class TrainingProgress:
 
   def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
     """After an evaluation; images have an accuracy too."""
-    text = f"{self._name}: step {step}/{self._steps}  validation loss {float(metrics['loss']):.4f}"
+    text = f"{self._name}: step {step}/{self._steps}  validation loss {float(metrics['loss']):.4g}"
     if "accuracy" in metrics:
       text += f"  accuracy {float(metrics['accuracy']):.2%}"
     if self._bar:
