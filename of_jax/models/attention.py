@@ -8,7 +8,7 @@ from of_jax.config import ModelConfig
 from of_jax.models.gates import make_gate
 from of_jax.models.norms import make_norm
 from of_jax.models.parameter import Linear, normal, parameter
-from of_jax.models.probe import Context, flatten_heads
+from of_jax.models.probe import Context
 from of_jax.models.sigma_reparam import SigmaReparamLinear
 from of_jax.models.softmaxes import Softmax, make_softmax
 
@@ -130,8 +130,8 @@ class Attention(nnx.Module):
     if self.rope_theta is not None:
       q_BxTxHxK = rotate(q_BxTxHxK, context.positions_BxT, self.rope_theta)
       k_BxTxGxK = rotate(k_BxTxGxK, context.positions_BxT, self.rope_theta)
-    context.probe("attn_q", flatten_heads(q_BxTxHxK))
-    context.probe("attn_k", flatten_heads(k_BxTxGxK))
+    q_BxTxHxK = context.probe_heads("attn_q", q_BxTxHxK)
+    k_BxTxGxK = context.probe_heads("attn_k", k_BxTxGxK)
     if self.softmax.is_plain and self.cap is None and not self.has_sink:
       y_BxTxHxK = jax.nn.dot_product_attention(
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=context.mask_Bx1xTxT, is_causal=True)
