@@ -218,10 +218,17 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TelemetryConfig:
-  """What is measured inside the train step."""
+  """What is measured of a run.
 
-  level: Literal["off", "basic"] = _field("basic", "which metrics, at which sites")
+  Most metrics come out of the train step. Some families are costly (attention, gram, massive,
+  moment_updates) and have programs and a cadence of their own.
+  """
+
+  level: Literal["off", "basic", "full"] = _field(
+      "basic", "which metrics, at which sites: a few of the stream, or all of all sites")
   every: int = _field(1, "steps between measurements")
+  sites: tuple[str, ...] = _field((), "sites to watch; default those of the level")
+  metrics: tuple[str, ...] = _field((), "metrics to keep; default those of the level")
   optimizer: bool = _field(False, "also measure updates, second moments and effective rates")
 
 

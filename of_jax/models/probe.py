@@ -8,6 +8,7 @@ analysis intervenes. Site names are public: see SITES.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 SITES = ("resid_pre", "resid_mid", "attn_in", "attn_out", "mlp_in", "mlp_hidden", "mlp_out",
          "attn_q", "attn_k", "final")
 
-Statistics = dict[str, jax.Array]
+# A tree of arrays; under a scan they come out stacked by layer.
+Statistics = dict[str, Any]
 # (site, x_BxTxD, first_BxT) -> what to keep, or None where the site is not wanted. `first` marks
 # the tokens at position 0, which attend to themselves alone.
 Observer = Callable[[str, jax.Array, jax.Array], Statistics | None]

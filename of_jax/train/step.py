@@ -20,7 +20,7 @@ from of_jax.config import Config
 from of_jax.models.functional import Network, build_network
 from of_jax.optim import build_optimizer, lay_out, learning_rate_schedule, scale_init
 from of_jax.optim.measure import measure_step
-from of_jax.telemetry.observe import SiteStatistics, Telemetry, merge_sites
+from of_jax.telemetry.observe import SiteStatistics, Telemetry
 from of_jax.train.loss import Sums, cross_entropy, squared_error
 from of_jax.train.sharding import state_shardings
 
@@ -63,7 +63,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   layout_of = [network.trained(tree) for tree in (network.roles, network.axes, network.shapes)]
   optimizer = build_optimizer(config.optim, schedule, *layout_of)
   layout = lay_out(config.optim, *layout_of)
-  telemetry = Telemetry.at_level(config.telemetry.level)
+  telemetry = Telemetry.of(config.telemetry)
   shardings = state_shardings(mesh, network, optimizer)
   replicated = NamedSharding(mesh, PartitionSpec())
   micro_batches = config.train.grad_accumulation
@@ -113,7 +113,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
       total_grads, (total_means, total_statistics) = total
       return (jax.tree.map(jnp.add, total_grads, grads),
               (jax.tree.map(jnp.add, total_means, means),
-               merge_sites(total_statistics, statistics))), None
+               watched.merge(total_statistics, statistics) if watched else {})), None
 
     return jax.lax.scan(add, gradient(params, *first, watched), rest)[0]
 
@@ -142,7 +142,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
     return sums(params, batch, None, telemetry, training=False)[1]
 
   def add(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a[0], b[0]), merge_sites(a[1], b[1])
+    return jax.tree.map(jnp.add, a[0], b[0]), telemetry.merge(a[1], b[1])
 
   def finish(total: Any) -> dict[str, Any]:
     totals, statistics = total
