@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from of_jax import config_telemetry
 from of_jax.analysis.interventions import Intervention, References, apply, check
 from of_jax.config import Config
 from of_jax.errors import UserError
 from of_jax.models.functional import Network, Parameters, build_network
 from of_jax.models.probe import SITES, Observer, Statistics
-from of_jax.telemetry.observe import Telemetry, merge_sites
+from of_jax.telemetry.observe import Telemetry
 from of_jax.train.loss import cross_entropy, squared_error
 
 Batch = Mapping[str, npt.NDArray[np.generic]]
@@ -70,6 +71,7 @@ def _logits(config: Config) -> Any:
 
 
 def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[str] | None = None,
+            metrics: Sequence[str] | None = None,
             interventions: Sequence[Intervention] = (), references: References = ()
             ) -> dict[str, Any]:
   """Loss and telemetry over all batches together, weighted by tokens.
@@ -79,6 +81,7 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
     batches: as of_jax.data.loader makes them. A `Replayed` one is read as in training: with
       dropout, and with batch statistics in norms that have them.
     sites: where to measure; default everywhere.
+    metrics: ids; default all that activations are enough for.
     interventions: what to change on the way, in order; see of_jax.analysis.interventions.
     references: what they need, as `references` returns it; one for each.
 
@@ -86,7 +89,8 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
     `loss` in nats a token (images: squared error), `perplexity` (images: `accuracy`),
     `num_tokens`, and `telemetry`: site -> metric -> [layers].
   """
-  watched = tuple(sites_of(model.config) if sites is None else sites)
+  watched = _telemetry(tuple(sites_of(model.config) if sites is None else sites),
+                       None if metrics is None else frozenset(metrics))
   run = _evaluator(model.config, watched, tuple(interventions))
   totals: dict[str, float] = {}
   statistics: Any = None
@@ -96,23 +100,29 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
     parts, collected = run(model.params, dict(rows), key, tuple(references), replayed)
     for name, value in parts.items():
       totals[name] = totals.get(name, 0.0) + float(value)
-    statistics = collected if statistics is None else merge_sites(statistics, collected)
+    statistics = collected if statistics is None else watched.merge(statistics, collected)
   assert totals, "no batch"
   loss = totals["loss"] / totals["count"]
   more = ({"accuracy": totals["accuracy"] / totals["count"]} if "accuracy" in totals
           else {"perplexity": math.exp(loss) if loss < 700 else math.inf})
   return {"loss": loss, **more, "num_tokens": round(totals["count"]),
-          "telemetry": jax.device_get(_telemetry(watched).finish(statistics))}
+          "telemetry": jax.device_get(watched.finish(statistics))}
 
 
-def _telemetry(sites: tuple[str, ...]) -> Telemetry:
-  return Telemetry(sites)
+def _telemetry(sites: tuple[str, ...], ids: frozenset[str] | None) -> Telemetry:
+  """Every family that activations are enough for, at the sites it is for."""
+  chosen = [family for family in config_telemetry.families().values()
+            if family.kind == "activations" and (ids is None or ids & {
+                name for metric in family.metrics for name in config_telemetry.names_of(metric)})]
+  plan = ((site, tuple(f.name for f in chosen if not f.sites or site in f.sites))
+          for site in SITES if site in sites)
+  return Telemetry(tuple((site, names) for site, names in plan if names), ids)
 
 
 @functools.lru_cache(maxsize=16)
-def _evaluator(config: Config, sites: tuple[str, ...], interventions: tuple[Intervention, ...]
+def _evaluator(config: Config, telemetry: Telemetry, interventions: tuple[Intervention, ...]
                ) -> Any:
-  network, telemetry = network_of(config), _telemetry(sites)
+  network = network_of(config)
 
   @functools.partial(jax.jit, static_argnums=4)
   def run(params: Parameters, batch: Mapping[str, jax.Array], key: jax.Array | None,

@@ -60,10 +60,10 @@ class Restored:
     """float32 [batch, time, vocabulary] of tokens [batch, time], or of images."""
     return evaluation.logits(self, inputs)
 
-  def measure(self, batches: Iterable[Batch | Replayed], sites: Sequence[str] | None = None
-              ) -> dict[str, Any]:
+  def measure(self, batches: Iterable[Batch | Replayed], sites: Sequence[str] | None = None,
+              metrics: Sequence[str] | None = None) -> dict[str, Any]:
     """Loss and telemetry over all batches together, see of_jax.analysis.evaluation.measure."""
-    return evaluation.measure(self, batches, sites)
+    return evaluation.measure(self, batches, sites, metrics)
 
   def batches(self, split: str = "validation", count: int | None = None,
               log: Log = lambda line: None) -> list[Batch]:

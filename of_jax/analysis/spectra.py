@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from of_jax.analysis.evaluation import network_of
 from of_jax.config import Config
 from of_jax.models.functional import Parameters, named_leaves
-from of_jax.models.functional import build_network
 from of_jax.optim.matrices import views
 
 Floats = npt.NDArray[np.float64]
@@ -32,7 +32,7 @@ def spectra(config: Config, params: Parameters) -> dict[str, list[dict[str, floa
 
   Rows are inputs and columns outputs; the heads' outputs are the columns of one matrix.
   """
-  network = build_network(config)
+  network = network_of(config)
   leaves, roles = named_leaves(params), named_leaves(network.roles)
   found = {}
   for name, view in named_leaves(views(network.axes, network.shapes)).items():
