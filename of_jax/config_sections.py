@@ -220,8 +220,8 @@ class MeshConfig:
 class TelemetryConfig:
   """What is measured of a run.
 
-  Most metrics come out of the train step. Some families are costly (attention, gram, massive,
-  moment_updates) and have programs and a cadence of their own.
+  Most metrics come out of the train step itself. Costly families (attention, gram, massive,
+  moment_updates) have programs and cadences of their own.
   """
 
   level: Literal["off", "basic", "full"] = _field(
@@ -229,7 +229,14 @@ class TelemetryConfig:
   every: int = _field(1, "steps between measurements")
   sites: tuple[str, ...] = _field((), "sites to watch; default those of the level")
   metrics: tuple[str, ...] = _field((), "metrics to keep; default those of the level")
-  optimizer: bool = _field(False, "also measure updates, second moments and effective rates")
+  cadences: tuple[str, ...] = _field(
+      (), "steps between measurements of costly families, as in attention=50,gram=0; 0 is never; "
+      "default 100")
+  user_metrics: tuple[str, ...] = _field(
+      (), "functions or classes of your own files, as in my_file.py:my_metric")
+  optimizer: bool = _field(
+      False, "below level full: also measure gradients, updates, second moments and effective "
+      "rates by parameter role")
 
 
 @dataclasses.dataclass(frozen=True)

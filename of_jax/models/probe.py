@@ -21,6 +21,12 @@ Statistics = dict[str, Any]
 # (site, x_BxTxD, first_BxT) -> what to keep, or None where the site is not wanted. `first` marks
 # the tokens at position 0, which attend to themselves alone.
 Observer = Callable[[str, jax.Array, jax.Array], Statistics | None]
+# The method `of_attention` of an observer that has one: (q_BxTxHxK, k_BxSxGxK, weigh, first_BxT)
+# -> what to keep, or None. `weigh` maps queries, all keys and the number of the first query to the
+# logits that the softmax reads and the weights that it gives, both float32 [batch, heads, queries,
+# keys]. Keys beyond the tokens' stand first.
+Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+OfAttention = Callable[[jax.Array, jax.Array, Weigh, jax.Array], Statistics | None]
 # (site, x_BxTxD, number of the block as in Context) -> what the layer goes on with.
 Intervene = Callable[[str, jax.Array, jax.Array | int], jax.Array]
 
@@ -71,6 +77,20 @@ class Context:
   def probe_heads(self, site: str, x_BxTxHxK: jax.Array) -> jax.Array:
     """As `probe`, of [..., heads, head_dim]: the neurons of the site are those of all heads."""
     return self.probe(site, flatten_heads(x_BxTxHxK)).reshape(x_BxTxHxK.shape)
+
+  def probe_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh) -> None:
+    """Collects the observer's statistics of attention, as if it were a site, if it wants any.
+
+    The weights are computed again from copies of queries and keys that no gradient sees, so that
+    the path that is trained is one function, measured or not.
+    """
+    observe: OfAttention | None = getattr(self.observe, "of_attention", None)
+    if observe is None:
+      return
+    statistics = observe(jax.lax.stop_gradient(q_BxTxHxK), jax.lax.stop_gradient(k_BxSxGxK),
+                         weigh, self.positions_BxT == 0)
+    if statistics is not None:
+      self.collected["attention"] = statistics
 
   def dropout(self, x: jax.Array) -> jax.Array:
     """`x` with entries dropped and the rest scaled up, in training; `x` in evaluation."""

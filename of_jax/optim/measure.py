@@ -5,8 +5,7 @@ Enters: a step's updates, the parameters before it, and the state after it. Leav
 outside of them, together. A layer's value is over all of the role's entries in it.
 """
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -17,50 +16,52 @@ from of_jax.optim.matrices import MatrixView
 
 Sums = dict[str, jax.Array]
 
+# Declared as a family of metrics is, see of_jax.config_telemetry. g is the gradient before
+# clipping, u the update, w the weight before it, v the second moment after it.
+KIND = "parameters"
+SITES = ()
+EVERY = 0
+METRICS = {
+    "gradient_kurtosis": (
+        "full", "mean(g^4) / mean(g^2)^2", "ratio", "1 to entries; gaussian 3", "this project"),
+    "gradient_rms": ("full", "sqrt(mean(g^2))", "1 / weight", "0 and above", "this project"),
+    "update_kurtosis": (
+        "full", "mean(u^4) / mean(u^2)^2", "ratio", "1 to entries; gaussian 3",
+        "He et al. 2024, 2405.19279, Sec. 5"),
+    "update_rms_ratio": (
+        "full", "rms(u) / rms(w)", "ratio", "0 and above", "Heo et al. 2021, 2006.08217, Sec. 2"),
+    "nu_tail": ("full", "max(v) / mean(v)", "ratio", "1 to entries", "this project"),
+    "effective_lr": (
+        "full", "learning rate / |w|", "1 / weight", "0 and above",
+        "Lyle et al. 2024, 2407.01800, Sec. 3"),
+    "effective_lr_squared": (
+        "full", "learning rate / |w|^2", "1 / weight^2", "0 and above",
+        "Lyle et al. 2024, 2407.01800, Sec. 3"),
+    "radial_share": (
+        "full", "sum over matrices of (u.w)^2 / |w|^2, over sum of |u|^2", "share", "0 to 1",
+        "Heo et al. 2021, 2006.08217, Sec. 2"),
+    "projection_factor": (
+        "full", "mean over matrices of |w at init| / |w before projection|", "ratio",
+        "0 and above", "Lyle et al. 2024, 2407.01800, Sec. 3"),
+}
+# Sums over a layer's entries, [layers] each, and the learning rate -> [layers].
+_FINISH: dict[str, Callable[[Sums, jax.Array], jax.Array]] = {
+    "gradient_kurtosis": lambda s, _: s["count"] * s["g4"] / jnp.square(s["g2"]),
+    "gradient_rms": lambda s, _: s["max_g"] * jnp.sqrt(s["g2"] / s["count"]),
+    "update_kurtosis": lambda s, _: s["count"] * s["u4"] / jnp.square(s["u2"]),
+    "update_rms_ratio": lambda s, _: s["max_u"] * jnp.sqrt(s["u2"]) / jnp.sqrt(s["w2"]),
+    "nu_tail": lambda s, _: s["max_v"] * s["count"] / s["v"],
+    "effective_lr": lambda s, rate: rate / jnp.sqrt(s["w2"]),
+    "effective_lr_squared": lambda s, rate: rate / s["w2"],
+    "radial_share": lambda s, _: s["radial"] / s["u2"],
+    "projection_factor": lambda s, _: s["factor"] / s["factors"],
+}
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
-  """One optimiser metric.
 
-  Attributes:
-    id, formula, unit, range, reference: for people. u is the update, w the weight before it, v the
-      second moment.
-    finish: sums over a layer's entries, [layers] each, and the learning rate -> [layers].
-  """
-
-  id: str
-  formula: str
-  unit: str
-  range: str
-  reference: str
-  finish: Callable[[Sums, jax.Array], jax.Array]
-
-
-_HEO = "Heo et al. 2021, 2006.08217, Sec. 2"
-_LYLE = "Lyle et al. 2024, 2407.01800, Sec. 3"
-
-METRICS: dict[str, Metric] = {metric.id: metric for metric in (
-    Metric("update_kurtosis", "mean(u^4) / mean(u^2)^2", "ratio", "1 to entries; gaussian 3",
-           "He et al. 2024, 2405.19279, Sec. 5",
-           lambda s, _: s["count"] * s["u4"] / jnp.square(s["u2"])),
-    Metric("update_rms_ratio", "rms(u) / rms(w)", "ratio", "0 and above", _HEO,
-           lambda s, _: s["max_u"] * jnp.sqrt(s["u2"]) / jnp.sqrt(s["w2"])),
-    Metric("nu_tail", "max(v) / mean(v)", "ratio", "1 to entries", "this project",
-           lambda s, _: s["max_v"] * s["count"] / s["v"]),
-    Metric("effective_lr", "learning rate / |w|", "1 / weight", "0 and above", _LYLE,
-           lambda s, rate: rate / jnp.sqrt(s["w2"])),
-    Metric("effective_lr_squared", "learning rate / |w|^2", "1 / weight^2", "0 and above", _LYLE,
-           lambda s, rate: rate / s["w2"]),
-    Metric("radial_share", "sum over matrices of (u.w)^2 / |w|^2, over sum of |u|^2", "share",
-           "0 to 1", _HEO, lambda s, _: s["radial"] / s["u2"]),
-    Metric("projection_factor", "mean over matrices of |w at init| / |w before projection|",
-           "ratio", "0 and above", _LYLE, lambda s, _: s["factor"] / s["factors"]),
-)}
-
-
-def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: jax.Array
+def measure_step(layout: Layout, params: Any, gradients: Any, updates: Any, state: Any,
+                 rate: jax.Array, ids: Collection[str] = tuple(METRICS)
                  ) -> dict[str, dict[str, jax.Array]]:
-  """Every metric of one step; NaN where undefined.
+  """The metrics of one step; NaN where undefined.
 
   `nu_tail` is there for optimisers whose state has a second moment `nu` of each entry,
   `projection_factor` for projected roles. The effective learning rates take the schedule's rate
@@ -69,14 +70,16 @@ def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: ja
   Args:
     layout: of the parameters.
     params: before the step.
+    gradients: before clipping.
     updates: what is added to them.
     state: of the optimiser, after the step.
     rate: the schedule's.
+    ids: the metrics that are kept.
   """
   named = dict(_named(params))
   nu, factors = _of_state(state, "nu", named), _of_state(state, "factors", named)
-  moves, roles, views, axes, multipliers = (
-      dict(_named(tree)) for tree in (updates, layout.roles, layout.views, layout.axes,
+  slopes, moves, roles, views, axes, multipliers = (
+      dict(_named(tree)) for tree in (gradients, updates, layout.roles, layout.views, layout.axes,
                                       layout.multipliers))
   groups: dict[str, dict[Any, list[Any]]] = {}
   for path in named:
@@ -86,12 +89,12 @@ def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: ja
   for role, stacks in groups.items():
     # The stacks in their order, then what is outside of them.
     ordered = sorted(stacks, key=_place)
-    parts = [_finish([(named[p], moves[p], nu.get(p), factors.get(p), views[p])
+    parts = [_finish([(named[p], slopes[p], moves[p], nu.get(p), factors.get(p), views[p])
                       for p in stacks[stack]], rate * multipliers[stacks[stack][0]])
              for stack in ordered]
     common = set.intersection(*(set(part) for part in parts))
     measured[role] = {name: jnp.concatenate([part[name] for part in parts])
-                      for name in METRICS if name in common}
+                      for name in METRICS if name in common and name in ids}
   return measured
 
 
@@ -99,23 +102,24 @@ def _place(stack: tuple[Any, ...] | None) -> float:
   return float("inf") if stack is None else float(stack[1].key)
 
 
-def _finish(leaves: list[tuple[Any, Any, Any, Any, MatrixView]], rate: jax.Array
+def _finish(leaves: list[tuple[Any, Any, Any, Any, Any, MatrixView]], rate: jax.Array
             ) -> dict[str, jax.Array]:
   # Scaled by the largest entry, so that no fourth power can overflow or vanish.
-  largest = jnp.max(jnp.stack([
-      jnp.max(jnp.abs(view.split(u)), (1, 2)) for _, u, _, _, view in leaves]), 0)
-  scale = jnp.where(largest > 0, largest, 1)[:, None, None]
-  total: Sums = {"max_u": scale[:, 0, 0]}
+  scale_g = _largest([view.split(g) for _, g, _, _, _, view in leaves])
+  scale_u = _largest([view.split(u) for _, _, u, _, _, view in leaves])
+  total: Sums = {"max_g": scale_g, "max_u": scale_u}
 
   def add(name: str, values: jax.Array) -> None:
     total[name] = total.get(name, jnp.zeros(())) + values
 
-  for w, u, v, factor, view in leaves:
-    w, u = (view.split(x.astype(jnp.float32)) for x in (w, u))
-    u = u / scale
+  for w, g, u, v, factor, view in leaves:
+    w, g, u = (view.split(x.astype(jnp.float32)) for x in (w, g, u))
+    g, u = g / scale_g[:, None, None], u / scale_u[:, None, None]
     norm = jnp.sum(jnp.square(w), (1, 2))
     add("count", jnp.full(norm.shape, float(view.rows * view.columns)))
     add("w2", norm)
+    add("g2", jnp.sum(jnp.square(g), (1, 2)))
+    add("g4", jnp.sum(jnp.square(jnp.square(g)), (1, 2)))
     add("u2", jnp.sum(jnp.square(u), (1, 2)))
     add("u4", jnp.sum(jnp.square(jnp.square(u)), (1, 2)))
     along = jnp.square(jnp.sum(u * w, (1, 2))) / jnp.where(norm > 0, norm, 1)
@@ -127,11 +131,16 @@ def _finish(leaves: list[tuple[Any, Any, Any, Any, MatrixView]], rate: jax.Array
     if factor is not None:
       add("factor", factor)
       add("factors", jnp.ones_like(factor))
-  known = {"nu_tail": all(v is not None for _, _, v, _, _ in leaves),
+  known = {"nu_tail": all(v is not None for _, _, _, v, _, _ in leaves),
            "projection_factor": "factor" in total}
-  found = {metric.id: metric.finish(total, rate) for metric in METRICS.values()
-           if known.get(metric.id, True)}
+  found = {id_: finish(total, rate) for id_, finish in _FINISH.items() if known.get(id_, True)}
   return {name: jnp.where(jnp.isfinite(value), value, jnp.nan) for name, value in found.items()}
+
+
+def _largest(stacks: list[jax.Array]) -> jax.Array:
+  """[layers]: the largest |entry| of several arrays [layers, rows, columns]; 1 where all are 0."""
+  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(stack), (1, 2)) for stack in stacks]), 0)
+  return jnp.where(largest > 0, largest, 1).astype(jnp.float32)
 
 
 def _named(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:

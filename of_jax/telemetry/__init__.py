@@ -7,8 +7,8 @@ up over tokens, batches and devices, and metrics made of them at the end. `METRI
 
 from of_jax.config_telemetry import Metric
 from of_jax.telemetry.activations import Activations
-from of_jax.telemetry.family import Family
+from of_jax.telemetry.family import Family, group
 from of_jax.telemetry.observe import Telemetry, measure
 from of_jax.telemetry.registry import METRICS
 
-__all__ = ["METRICS", "Activations", "Family", "Metric", "Telemetry", "measure"]
+__all__ = ["METRICS", "Activations", "Family", "Metric", "Telemetry", "group", "measure"]

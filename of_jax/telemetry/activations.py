@@ -114,6 +114,12 @@ class Activations:
                           precision=jax.lax.Precision.HIGHEST)
     return jnp.where(self.is_within_G[:, None], sums_GxN, jnp.nan)
 
+  def largest(self, values_BxTxN: jax.Array) -> jax.Array:
+    """[groups]: the largest of values computed of `x_BxTxD`; -inf for a group without tokens."""
+    largest_BxT = jnp.max(values_BxTxN, -1)
+    largest_G = jnp.max(jnp.where(self.groups_GxBxT, largest_BxT, -jnp.inf), (1, 2))
+    return jnp.where(self.is_within_G, largest_G, jnp.nan)
+
   @functools.cached_property
   def sum_GxD(self) -> jax.Array:
     """Sums over tokens of x."""

@@ -33,6 +33,11 @@ class Family:
     """
     raise NotImplementedError
 
+  def of_change(self, before: Activations, after: Activations) -> Statistics:
+    """In place of `statistics`, of the families of kind `change`: of the same tokens at the same
+    site, before and after a step."""
+    raise NotImplementedError
+
   def merge(self, a: Statistics, b: Statistics) -> Statistics:
     """The statistics of both sets of tokens together."""
     return {name: jnp.maximum(a[name], b[name]) if name.startswith("max_") else a[name] + b[name]

@@ -84,8 +84,12 @@ def of_tokens(x_BxTxD: np.ndarray) -> dict[str, np.ndarray]:
 ACTIVATION_METRICS = tuple(name for name, metric in METRICS.items() if metric.has_no_first)
 
 
-def check(measured: dict[str, jax.Array], x_BxTxD: np.ndarray) -> None:
+def check(measured: dict[str, jax.Array], x_BxTxD: np.ndarray, names: set[str] | None = None
+          ) -> None:
+  """Of `names` alone, or of every metric."""
   expected = reference(x_BxTxD)
+  if names is not None:
+    expected = {name: expected[name] for name in names}
   assert measured.keys() == expected.keys()
   for name, value in measured.items():
     kind = name.removesuffix("_no_first")
@@ -93,7 +97,6 @@ def check(measured: dict[str, jax.Array], x_BxTxD: np.ndarray) -> None:
     found = np.asarray(value)
     if found.dtype == np.int32:
       found = np.where(found == np.iinfo(np.int32).min, np.nan, found)
-    # Of equally large neurons any may come first.
     is_absolute = kind in ABSOLUTE or kind == "dead_fraction"
     np.testing.assert_allclose(
         found, expected[name], rtol=0 if is_absolute else tolerance,
@@ -134,9 +137,9 @@ CASES = {
     "odd width": random((4, 32, 47)),
     "width 1": random((4, 8, 1)),
     "width 2": random((4, 8, 2)),
-    "wide": random((2, 3, 4096)),
+    "wide": random((2, 3, 1536)),
     "many tokens": random((32, 512, 16)),
-    "heavy tails": np.random.default_rng(1).standard_t(1.5, (4, 32, 64)).astype(np.float32),
+    "heavy tails": np.random.default_rng(1).standard_t(1.5, (4, 32, 48)).astype(np.float32),
     "one neuron": random((4, 32, 48)) * (np.arange(48) == 3),
     "one large neuron": one_large_neuron(),
     "massive first token": massive_first_token(),
@@ -168,7 +171,7 @@ def test_bfloat16_is_measured_in_float32(name: str) -> None:
   check(measured(x), np.asarray(x, np.float64))
 
 
-@pytest.mark.parametrize("axes", ((8, 1, 1), (2, 2, 2), (1, 8, 1)))
+@pytest.mark.parametrize("axes", ((8, 1, 1), (2, 2, 2)))
 def test_sharded_equals_numpy(axes: tuple[int, int, int]) -> None:
   mesh = jax.make_mesh(axes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
   x = massive_first_token()
@@ -204,7 +207,7 @@ def test_padding_is_left_out() -> None:
 def test_layers_are_separate() -> None:
   x = np.stack([random((2, 8, 16)), one_large_neuron()[:2, :8, :16]])
   first = np.broadcast_to(np.arange(8) == 0, (2, 8))
-  metrics = finished(jax.jit(jax.vmap(lambda x: sufficient_statistics(x, first)))(x))
+  metrics = finished(jax.jit(jax.vmap(lambda x: statistics_of(x, first)))(x))
   for layer in range(2):
     check({name: value[layer] for name, value in metrics.items()}, x[layer])
 

@@ -32,7 +32,6 @@ class MomentUpdates(Family):
   """m4(after) - m4(before) = u1 + u2 + u3 + u4, and m2(after) - m2(before) = m2_u."""
 
   def of_change(self, before: Activations, after: Activations) -> Statistics:
-    """The statistics of the same tokens at the same site, before and after a step."""
     change_BxTxD = after.x_BxTxD - before.x_BxTxD
     is_within_G = (before.is_within_G & after.is_within_G)[:, None]
     sums = {"square": before.sum_square_GxD, "cross": before.totals(before.x_BxTxD * change_BxTxD),
