@@ -17,6 +17,7 @@ from absl import flags
 from experiments import cli
 from of_jax import config_telemetry
 from of_jax.errors import UserError
+from of_jax.run_directory import write_json
 
 _RUN = flags.DEFINE_string("run", "", "run directory")
 _STEP = flags.DEFINE_list("step", [], "steps of checkpoints, or all; default the last")
@@ -33,6 +34,8 @@ _TRAINING_BATCH = flags.DEFINE_bool(
     "step did: what metrics.jsonl has at step + 1")
 _SITES = flags.DEFINE_list("sites", [], "where to measure; default everywhere")
 _METRICS = flags.DEFINE_list("metrics", [], "what to measure, by id; default everything")
+_USER_METRICS = flags.DEFINE_list(
+    "user_metrics", [], "functions or classes of your own files, as in my_file.py:my_metric")
 _INTERVENE = flags.DEFINE_multi_string(
     "intervene", [], "KIND:SITE:LAYER:NEURONS[:LIMIT], KIND zero, mean, clip or rotate, LAYER a "
     "number from 0 or all, NEURONS as 5,17 or topN; may be given again, all act at once")
@@ -70,7 +73,6 @@ def main() -> None:
               for name in _ANALYSE.value}
   if out is None:
     return
-  from of_jax.run_directory import write_json
   out.mkdir(parents=True, exist_ok=True)
   write_json(out / "measure.json",
              measurements[0] if len(measurements) == 1 else {"steps": measurements})
@@ -86,15 +88,16 @@ def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any
   from of_jax.analysis import evaluation
   from of_jax.train.environment import machine
   rows = model.training_batch(print) if _TRAINING_BATCH.value else batches
-  sites, metrics = _SITES.value or None, _METRICS.value or None
-  found = {**evaluation.measure(model, rows, sites, metrics),
+  own = [*model.config.telemetry.user_metrics, *_USER_METRICS.value]
+  watched = _SITES.value, _METRICS.value, own
+  found = {**evaluation.measure(model, rows, *watched),
            "model": str(model.path), "step": model.step}
   provenance = {**machine(), "data": description, "digest": model.digest,
                 "digest_agreed": model.is_verified}
   if chosen:
     changes = [evaluation.fill_top(model, batches, one) for one in chosen]
     references = evaluation.references(model, batches, changes)
-    after = evaluation.measure(model, rows, sites, metrics, changes, references)
+    after = evaluation.measure(model, rows, *watched, changes, references)
     found["after_intervention"] = {
         "interventions": [vars(one) for one in changes], **after,
         "loss_change": after["loss"] - found["loss"]}
@@ -155,7 +158,7 @@ def metric_table() -> str:
 
 
 def _check() -> str | list[int]:
-  """Looks at the command line alone; the steps that it names."""
+  """Looks at the command line, and that there is a run; the steps that it names."""
   if not _RUN.value:
     raise UserError("--run is missing, as in --run=runs/first")
   given = [name for name in ("tokens", "text", "corpus") if flags.FLAGS[name].value]
@@ -167,8 +170,11 @@ def _check() -> str | list[int]:
   if flags.FLAGS["split"].present and given and given != ["corpus"]:
     raise UserError(f"--split={_SPLIT.value}: --{given[0]} has no splits")
   _check_names("sites", _SITES.value, list(config_telemetry.SITES))
+  own = [config_telemetry.user_family(text) for text in _USER_METRICS.value]
+  families = [family for family in config_telemetry.families().values()
+              if family.kind in ("activations", "attention")]
   _check_names("metrics", _METRICS.value, [
-      name for metric in config_telemetry.metrics().values()
+      name for family in (*families, *own) for metric in family.metrics
       for name in config_telemetry.names_of(metric)])
   _check_names("analyse", _ANALYSE.value, list(ANALYSES))
   for flag in ("tokens", "text"):

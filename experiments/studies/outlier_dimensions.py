@@ -43,8 +43,7 @@ def _scale(config: str, common: tuple[tuple[str, str], ...], seeds: tuple[int, .
       claims=(
           Claim(
               "appear", "Outlier dimensions of the final representation form early in training.",
-              "They are absent at initialisation and there after a few per cent of the training of "
-              "pythia-12b.",
+              "They appear early in the training of pythia-12b.",
               "A dimension is an outlier if its median magnitude over 512 held-out contexts, at "
               "their last token, exceeds the 0.99 quantile of all magnitudes there. Reproduced if, "
               f"for every one of the seeds {', '.join(map(str, seeds))}, there is none at step 0 "

@@ -39,8 +39,8 @@ def _scale(config: str, common: tuple[tuple[str, str], ...], seeds: tuple[int, .
       claims=(
           Claim(
               "layers_differ", "The first layer uses far fewer of its units than the last.",
-              "Abstract: at convergence layer 0 uses 13.3 % of its 32,768 units in a batch of 8,192 "
-              "tokens, layer 5 uses 95.6 %.",
+              "Abstract: at convergence layer 0 uses 13.3 % of its 32,768 units in a batch of "
+              "8,192 tokens, layer 5 uses 95.6 %.",
               f"Reproduced if, {each}, at the last checkpoint, the share of hidden units that are "
               "not zero for at least one of 8,192 held-out tokens is in layer 0 at most half of "
               f"what it is in the last layer. {_OPEN}",
@@ -55,9 +55,9 @@ def _scale(config: str, common: tuple[tuple[str, str], ...], seeds: tuple[int, .
           Claim(
               "death", "Units die in training.",
               "Abstract: units are turned off, which training dynamics drive rather than chance.",
-              f"Dead: zero for all 16,384 held-out tokens. Reproduced if, {each}, the share of dead "
-              "units grows from step 0 to the last checkpoint by at least 0.01 in some layer. The "
-              "largest share of dead units that revive between two checkpoints is reported. "
+              f"Dead: zero for all 16,384 held-out tokens. Reproduced if, {each}, the share of "
+              "dead units grows from step 0 to the last checkpoint by at least 0.01 in some layer. "
+              "The largest share of dead units that revive between two checkpoints is reported. "
               + _OPEN,
               rules.units_die(names, 0.01)),
           Claim(

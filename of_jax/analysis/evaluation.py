@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from of_jax import config_telemetry
 from of_jax.analysis.interventions import Intervention, References, apply, check
-from of_jax.config import Config
+from of_jax.config import Config, TelemetryConfig
 from of_jax.errors import UserError
 from of_jax.models.functional import Network, Parameters, build_network
 from of_jax.models.probe import SITES, Observer, Statistics
@@ -26,6 +26,8 @@ from of_jax.train.loss import cross_entropy, squared_error
 
 Batch = Mapping[str, npt.NDArray[np.generic]]
 Floats = npt.NDArray[np.float64]
+# Kinds of families (of_jax.config_telemetry) that need no gradient and no optimiser.
+OF_FORWARD = ("activations", "attention")
 
 
 class Model(Protocol):
@@ -48,11 +50,6 @@ class Replayed:
   dropout_key: jax.Array | None
 
 
-def sites_of(config: Config) -> tuple[str, ...]:
-  """The probes that the config's network has."""
-  return tuple(_site_shapes(config))
-
-
 @functools.lru_cache(maxsize=8)
 def network_of(config: Config) -> Network:
   """The network of a config, built once."""
@@ -70,8 +67,8 @@ def _logits(config: Config) -> Any:
   return jax.jit(lambda params, inputs: network_of(config).apply(params, inputs)[0])
 
 
-def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[str] | None = None,
-            metrics: Sequence[str] | None = None,
+def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[str] = (),
+            metrics: Sequence[str] = (), user_metrics: Sequence[str] = (),
             interventions: Sequence[Intervention] = (), references: References = ()
             ) -> dict[str, Any]:
   """Loss and telemetry over all batches together, weighted by tokens.
@@ -81,7 +78,8 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
     batches: as of_jax.data.loader makes them. A `Replayed` one is read as in training: with
       dropout, and with batch statistics in norms that have them.
     sites: where to measure; default everywhere.
-    metrics: ids; default all that activations are enough for.
+    metrics: ids; default all that a forward pass is enough for.
+    user_metrics: FILE.py:NAME each, measured beside them.
     interventions: what to change on the way, in order; see of_jax.analysis.interventions.
     references: what they need, as `references` returns it; one for each.
 
@@ -89,8 +87,7 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
     `loss` in nats a token (images: squared error), `perplexity` (images: `accuracy`),
     `num_tokens`, and `telemetry`: site -> metric -> [layers].
   """
-  watched = _telemetry(tuple(sites_of(model.config) if sites is None else sites),
-                       None if metrics is None else frozenset(metrics))
+  watched = watch(model.config, sites, metrics, user_metrics)
   run = _evaluator(model.config, watched, tuple(interventions))
   totals: dict[str, float] = {}
   statistics: Any = None
@@ -109,14 +106,22 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
           "telemetry": jax.device_get(watched.finish(statistics))}
 
 
-def _telemetry(sites: tuple[str, ...], ids: frozenset[str] | None) -> Telemetry:
-  """Every family that activations are enough for, at the sites it is for."""
-  chosen = [family for family in config_telemetry.families().values()
-            if family.kind == "activations" and (ids is None or ids & {
-                name for metric in family.metrics for name in config_telemetry.names_of(metric)})]
-  plan = ((site, tuple(f.name for f in chosen if not f.sites or site in f.sites))
-          for site in SITES if site in sites)
-  return Telemetry(tuple((site, names) for site, names in plan if names), ids)
+def watch(config: Config, sites: Sequence[str] = (), metrics: Sequence[str] = (),
+          user_metrics: Sequence[str] = ()) -> Telemetry:
+  """Everything that a forward pass is enough for: families of activations and of attention.
+
+  Args:
+    config: of the model.
+    sites, metrics, user_metrics: as in config.telemetry; the first two empty for all.
+  """
+  selection = config_telemetry.select(
+      TelemetryConfig(level="full", sites=tuple(sites), metrics=tuple(metrics),
+                      user_metrics=tuple(user_metrics)), config.model.kind)
+  chosen = {name: where for name, where in selection.sites.items()
+            if selection.families[name].kind in OF_FORWARD}
+  plan = ((site, tuple(name for name, where in chosen.items() if site in where))
+          for site in (*SITES, config_telemetry.ATTENTION))
+  return Telemetry(tuple((site, names) for site, names in plan if names), selection.ids)
 
 
 @functools.lru_cache(maxsize=16)

@@ -95,7 +95,7 @@ def check(one: Intervention, layers: int, width: int) -> None:
 
 
 def hadamard(size: int) -> Floats:
-  """Orthogonal and symmetric [size, size]: Sylvester's matrices over their root, along the diagonal.
+  """Orthogonal and symmetric [size, size]: Sylvester's matrices over their roots, block by block.
 
   A block is as large as the largest power of two that divides `size`: all of 64 neurons are one,
   of 96 there are three of 32.

@@ -133,7 +133,7 @@ def pruning(model: Model, batches: Sequence[Batch]) -> dict[str, Any]:
   zeros = [Intervention("zero", sparsity_lib.SITE, tuple(map(int, units)), layer)
            for layer, units in enumerate(rare) if len(units)]
   # One metric at one site, since something must be watched.
-  loss, pruned = (measure(model, batches[half:], ("final",), ("rms",), changes,
+  loss, pruned = (measure(model, batches[half:], ("final",), ("rms",), (), changes,
                           [None] * len(changes))["loss"] for changes in ([], zeros))
   return {"threshold": RARE, "share": sum(map(len, rare)) / frequency_LxF.size,
           "share_by_layer": [len(units) / frequency_LxF.shape[1] for units in rare],

@@ -60,10 +60,14 @@ class Restored:
     """float32 [batch, time, vocabulary] of tokens [batch, time], or of images."""
     return evaluation.logits(self, inputs)
 
-  def measure(self, batches: Iterable[Batch | Replayed], sites: Sequence[str] | None = None,
-              metrics: Sequence[str] | None = None) -> dict[str, Any]:
-    """Loss and telemetry over all batches together, see of_jax.analysis.evaluation.measure."""
-    return evaluation.measure(self, batches, sites, metrics)
+  def measure(self, batches: Iterable[Batch | Replayed], sites: Sequence[str] = (),
+              metrics: Sequence[str] = (), user_metrics: Sequence[str] = ()) -> dict[str, Any]:
+    """Loss and telemetry over all batches together, see of_jax.analysis.evaluation.measure.
+
+    The metrics of the user's own that the run measured are measured again.
+    """
+    return evaluation.measure(self, batches, sites, metrics,
+                              (*self.config.telemetry.user_metrics, *user_metrics))
 
   def batches(self, split: str = "validation", count: int | None = None,
               log: Log = lambda line: None) -> list[Batch]:
@@ -93,7 +97,7 @@ def restore(run: str | Path, step: int | None = None) -> Restored:
     UserError: no run directory, no such checkpoint, or one that is not what it says it is.
   """
   path = Path(run).expanduser()
-  config = config_lib.resolve(read_config(path))
+  config = config_lib.resolve(_with_own_metrics(path, read_config(path)))
   available = checkpoint_steps(path)
   step = available[-1] if step is None else step
   if step not in available:
@@ -229,6 +233,19 @@ def special_tokens(config: Config, model_tokenizer: Path | None) -> tuple[int | 
     end = encoder.end_token if end is None else end
     begin = encoder.begin_token if begin is None else begin
   return end, begin
+
+
+def _with_own_metrics(path: Path, config: Config) -> Config:
+  """The config with the run's own copies of the files that hold metrics of the user's."""
+  files = list(dict.fromkeys(text.rpartition(":")[0] for text in config.telemetry.user_metrics))
+
+  def copied(text: str) -> str:
+    file, _, name = text.rpartition(":")
+    copy = path / run_directory.USER_METRICS / f"{files.index(file)}_{Path(file).name}"
+    return f"{copy}:{name}" if copy.is_file() else text
+
+  return dataclasses.replace(config, telemetry=dataclasses.replace(
+      config.telemetry, user_metrics=tuple(map(copied, config.telemetry.user_metrics))))
 
 
 def _check_shapes(path: Path, step: int, config: Config, params: Parameters) -> None:
