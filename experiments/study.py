@@ -25,6 +25,7 @@ from of_jax.errors import UserError
 from of_jax.run_directory import DONE
 
 Train = Callable[[Config, pathlib.Path], None]
+Analyse = Callable[[pathlib.Path, str], None]
 
 
 def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
@@ -49,12 +50,13 @@ def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
 
 
 def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
-            dry_run: bool = False, train: Train | None = None,
+            dry_run: bool = False, train: Train | None = None, analyse: Analyse | None = None,
             console: Console | None = None) -> None:
   """Trains what is not finished, then judges and reports. See the module's docstring.
 
   Args:
     train: trains or resumes one run; default of_jax.train.train.
+    analyse: leaves an analysis of a run in its directory; default `analyse_run`.
 
   Raises:
     UserError: a bad declaration or override, or a `root` that holds something else. Nothing
@@ -98,11 +100,27 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
         _forget(root, planned, previous)
         raise
       write()
+    missing = [a for a in scale.analyses if not (root / name / f"{a}.json").exists()]
+    for analysis in missing:
+      console.print(f"  {analysis} of its checkpoints", highlight=False)
+      (analyse or analyse_run)(root / name, analysis)
+    if missing:
+      write()
   write()
   page = report.write(root, console)
   console.print(f"wall time of this command: {terminal.duration(time.time() - started)}",
                 highlight=False)
   print(page)
+
+
+def analyse_run(path: pathlib.Path, name: str) -> None:
+  """Leaves NAME.json, and figures where there are any, in a run directory."""
+  # Here, because they import jax, as _trainer does.
+  from of_jax.analysis import over_training, panel_plots, panels, replay
+  from of_jax.run_directory import write_json
+  value = over_training.ANALYSES[name](path, replay.checkpoint_steps(path))
+  panel_plots.save(panels.of_analysis(value), path, name)
+  write_json(path / f"{name}.json", value)
 
 
 def main() -> None:
