@@ -49,7 +49,7 @@ ANALYSES = ("outlier_dimensions", "sparsity", "spectra")
 
 def main() -> None:
   if _LIST_METRICS.value:
-    print(metric_table())
+    print(config_telemetry.table())
     return
   steps = _check()
   # Here, because they import jax: a mistake on the command line is reported before that.
@@ -144,17 +144,6 @@ def data_of(model: Any) -> tuple[Any, str]:
   corpus = prepare(config.data, print)
   return (replay.corpus_batches(config, corpus, _SPLIT.value, count),
           f"{corpus.description}; {_SPLIT.value}, sha256 {corpus.corpus_sha256}")
-
-
-def metric_table() -> str:
-  """Every metric as a table in Markdown: the one in README.md."""
-  rows = [["id", "level", "formula", "unit", "range", "reference"], ["---"] * 6]
-  for metric in config_telemetry.metrics().values():
-    twin = " (also `_no_first`)" if metric.has_no_first else ""
-    rows.append([f"`{metric.id}`{twin}", metric.level, metric.formula, metric.unit, metric.range,
-                 metric.reference])
-  return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-                   for row in rows)
 
 
 def _check() -> str | list[int]:

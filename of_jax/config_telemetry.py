@@ -94,8 +94,8 @@ def _declared(name: str, folder: str, file: str) -> Declared:
   kind, sites, every, metrics = (variants.literal(folder, file, constant)
                                  for constant in ("KIND", "SITES", "EVERY", "METRICS"))
   return Declared(name, kind, tuple(sites), every, tuple(
-      Metric(id_, name, *rest, has_no_first=kind == "activations")
-      for id_, rest in metrics.items()))
+      Metric(id_, name, level, *about, kind == "activations")
+      for id_, (level, *about) in metrics.items()))
 
 
 @functools.cache
@@ -218,7 +218,7 @@ def user_family(text: str) -> Declared:
       raise UserError(f"{where}: the class does not state metrics = "
                       '{"id": ("formula", "unit", "range", "reference")}')
   return Declared(text, "activations", (), 0, tuple(
-      Metric(id_, text, "basic", *row, has_no_first=isinstance(node, ast.ClassDef))
+      Metric(id_, text, "basic", *row, isinstance(node, ast.ClassDef))
       for id_, row in rows.items()))
 
 
@@ -266,3 +266,18 @@ def _check_cadences(telemetry: "TelemetryConfig", kind: str, check: Check) -> No
     check(name in cadences(telemetry, kind), "telemetry.cadences",
           f"telemetry.level={telemetry.level} measures nothing of {name}; set telemetry.level=full "
           "or name its metrics in telemetry.metrics")
+
+
+def table() -> str:
+  """Every metric as a Markdown table, as the README has it."""
+  lines = ["| id | formula | unit | range | level | where | reference |",
+           "| --- | --- | --- | --- | --- | --- | --- |"]
+  for family in families().values():
+    where = {"parameters": "by role and layer", ATTENTION: "each layer"}.get(
+        family.kind, ", ".join(family.sites) or "all sites")
+    every = f", every {family.every} steps" if family.every else ""
+    for metric in family.metrics:
+      cells = (f"`{metric.id}`", metric.formula, metric.unit, metric.range, metric.level + every,
+               where, metric.reference)
+      lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+  return "\n".join(lines)

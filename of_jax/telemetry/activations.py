@@ -28,6 +28,9 @@ _MINUS_INFINITY = int(np.float32(-np.inf).view(np.int32))
 class Activations:
   """The activations of one site, and what is computed of them once for all families.
 
+  What is computed is kept at its first use, so read it outside of `jax.lax` loops: a value made
+  inside one may not leave it.
+
   Attributes:
     raw_BxTxD: in float32.
     groups_GxBxT: true for the tokens that count, by group (FIRST, REST).

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from of_jax import run_directory
+from of_jax import config_telemetry, run_directory
 from of_jax.config import Config
 from of_jax.config_telemetry import SITES, names_of
 from of_jax.errors import UserError
@@ -304,6 +304,12 @@ def test_a_run_measures_what_its_config_names(make_config: MakeConfig, own_file:
   own_file.write_text(OWN + "\n")
   with pytest.raises(UserError, match="is not what the run in .* began with"):
     train(config, tmp_path / "run", lines.append)
+
+
+def test_the_readme_has_the_registry() -> None:
+  readme = (Path(__file__).parents[2] / "README.md").read_text()
+  begin = "<!-- begin: python -m experiments.measure --list_metrics -->\n"
+  assert readme.partition(begin)[2].partition("\n<!-- end -->")[0] == config_telemetry.table()
 
 
 def test_undefined_is_null() -> None:

@@ -12,10 +12,10 @@ EVERY = 100
 METRICS = {
     "input_correlation_rms": (
         "full", "RMS off-diagonal of X X^T / d, X scaled to mean square 1", "correlation",
-        "0 to sqrt(d)", "He et al. 2024, 2405.19279, Sec. 2"),
+        "0 to 1", "He et al. 2024, 2405.19279, Sec. 2"),
     "feature_correlation_rms": (
         "full", "RMS off-diagonal of X^T X / n, X scaled to mean square 1", "correlation",
-        "0 to d / sqrt(2)", "He et al. 2024, 2405.19279, Sec. 2"),
+        "0 to 1", "He et al. 2024, 2405.19279, Sec. 2"),
 }
 
 

@@ -25,7 +25,8 @@ class Massive(Family):
 
   def statistics(self, a: Activations) -> Statistics:
     counted_MxBxT = jnp.stack([a.counts_BxT, a.groups_GxBxT[REST]])
-    median_M = jax.lax.map(lambda counted_BxT: _median(a.bits_BxTxD, counted_BxT), counted_MxBxT)
+    bits_BxTxD = a.bits_BxTxD
+    median_M = jax.lax.map(lambda counted_BxT: _median(bits_BxTxD, counted_BxT), counted_MxBxT)
     tokens_M = jnp.sum(counted_MxBxT, (1, 2), dtype=jnp.float32)
     weighted_M = jnp.where(tokens_M > 0, median_M * tokens_M, 0)
     return {"max_abs": a.max_G, "median_all": weighted_M[0], "count_all": tokens_M[0],
