@@ -90,13 +90,14 @@ def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any
   rows = model.training_batch(print) if _TRAINING_BATCH.value else batches
   own = [*model.config.telemetry.user_metrics, *_USER_METRICS.value]
   watched = _SITES.value, _METRICS.value, own
+  # First, since it finds the neurons that a model does not have.
+  changes = [evaluation.fill_top(model, batches, one) for one in chosen]
+  references = evaluation.references(model, batches, changes)
   found = {**evaluation.measure(model, rows, *watched),
            "model": str(model.path), "step": model.step}
   provenance = {**machine(), "data": description, "digest": model.digest,
                 "digest_agreed": model.is_verified}
   if chosen:
-    changes = [evaluation.fill_top(model, batches, one) for one in chosen]
-    references = evaluation.references(model, batches, changes)
     after = evaluation.measure(model, rows, *watched, changes, references)
     found["after_intervention"] = {
         "interventions": [vars(one) for one in changes], **after,

@@ -3,6 +3,7 @@ for JSON each, with its definitions beside its numbers.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,11 @@ def pruning(model: Model, batches: Sequence[Batch]) -> dict[str, Any]:
   """What zeroing the rarely active hidden units does to the loss.
 
   Which are rare, active for less than RARE of the tokens, is read off the first half of the
-  batches; the loss is that of the second half.
+  batches; the loss is that of the second half. Empty where there are fewer than two batches.
   """
   half = len(batches) // 2
+  if not half:
+    return {}
   frequency_LxF = sparsity_lib.activity(model, batches[:half]).frequency_LxF
   rare = [np.flatnonzero(units < RARE) for units in frequency_LxF]
   zeros = [Intervention("zero", sparsity_lib.SITE, tuple(map(int, units)), layer)
@@ -157,9 +160,13 @@ ANALYSES: Mapping[str, Callable[[Path, Sequence[int]], dict[str, Any]]] = {
 
 def unembedding(model: Model) -> npt.NDArray[np.float32]:
   """[width, vocabulary]."""
-  network = network_of(model.config)
+  return np.asarray(_unembedding(model.config)(model.params))
+
+
+@functools.lru_cache(maxsize=4)
+def _unembedding(config: Config) -> Any:
   tokens = jnp.zeros((1, 1), jnp.int32)
-  return np.asarray(network.stream(model.params, tokens)[1])
+  return jax.jit(lambda params: network_of(config).stream(params, tokens)[1])
 
 
 def last_writes(model: Model, mlp_NxD: npt.NDArray[np.float32]) -> dict[str, Floats]:
