@@ -1,5 +1,6 @@
 """Claims, figures and timelines of what was found in checkpoints, on made-up analyses."""
 
+import io
 import json
 import math
 import re
@@ -7,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from experiments import studies
-from of_jax.analysis import identity, page, page_data, panel_plots, panels, runs
+from experiments import report, studies
+from of_jax.analysis import identity, page_data, panel_plots, panels, runs
 from tests.analysis.synthetic import config, write_run
 
 
@@ -153,8 +155,11 @@ def test_panels_hold_the_numbers_and_say_what_they_are(tmp_path) -> None:
   drawn = page_data.page_data({"run": run})["analyses"]
   assert [item["title"] for item in drawn] == list(shown)
   assert drawn[0]["panels"][0]["lines"][0]["sizes"] is not None
-  text = page.render({"run": run}, None, [])
+  report.write(tmp_path / "run", Console(file=io.StringIO()))
+  text = (tmp_path / "run" / "report.html").read_text()
   assert 'id="analyses"' in text and "Inside the runs" in text
+  assert "index of the neuron" in (tmp_path / "run" / "timeline.svg").read_text()
+  assert (tmp_path / "run" / "timeline.png").stat().st_size > 10_000
 
 
 def test_figures(tmp_path) -> None:
