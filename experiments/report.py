@@ -3,7 +3,8 @@
   python -m experiments.report --root=DIR
 
 DIR is a study's folder, a folder of runs or one run. It gets report.html, one file that opens
-without a network, and figure.svg and figure.png. A study's claims are judged again.
+without a network, and figure.svg and figure.png. A study's claims are judged again. A run that
+logged its largest neurons gets timeline.svg and timeline.png.
 """
 
 import os
@@ -14,11 +15,12 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, studies
-from of_jax.analysis import page, plots, record, terminal
+from of_jax.analysis import page, panel_plots, panels, plots, record, terminal
 from of_jax.analysis.runs import Run
 from of_jax.errors import UserError
 
 PAGE = "report.html"
+TIMELINE = "timeline"
 
 
 def write(root: pathlib.Path, console: Console) -> pathlib.Path:
@@ -37,6 +39,10 @@ def write(root: pathlib.Path, console: Console) -> pathlib.Path:
     study = _judged(study, runs)
   text = page.render(runs, study, plots.svg(runs))
   plots.save(runs, root)
+  for run in runs.values():
+    timeline = panels.timeline(run)
+    if timeline:
+      panel_plots.save(timeline, run.path, TIMELINE)
   if study is not None:
     record.write(root, study)
   path = root / PAGE

@@ -25,6 +25,7 @@ from of_jax.errors import UserError
 from of_jax.run_directory import DONE
 
 Train = Callable[[Config, pathlib.Path], None]
+Analyse = Callable[[pathlib.Path, str], None]
 
 
 def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
@@ -49,11 +50,13 @@ def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
 
 
 def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
-            train: Train | None = None, console: Console | None = None) -> None:
+            train: Train | None = None, analyse: Analyse | None = None,
+            console: Console | None = None) -> None:
   """Trains what is not finished, then judges and reports. See the module's docstring.
 
   Args:
     train: trains or resumes one run; default of_jax.train.train.
+    analyse: leaves an analysis of a run in its directory; default `analyse_run`.
 
   Raises:
     UserError: a bad declaration or override, or a `root` that holds something else. Nothing
@@ -94,6 +97,12 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
         _forget(root, planned, previous)
         raise
       write()
+    missing = [a for a in scale.analyses if not (root / name / f"{a}.json").exists()]
+    for analysis in missing:
+      console.print(f"  {analysis} of its checkpoints", highlight=False)
+      (analyse or analyse_run)(root / name, analysis)
+    if missing:
+      write()
   write()
   page = report.write(root, console)
   console.print(f"wall time of this command: {terminal.duration(time.time() - started)}",
@@ -108,6 +117,16 @@ def list_runs(study: str, scale_name: str, root: pathlib.Path | None, corpus: st
   if root is not None:
     _check_root(root, study, scale_name, planned)
   terminal.print_plan(console or terminal.console(), planned, root)
+
+
+def analyse_run(path: pathlib.Path, name: str) -> None:
+  """Leaves NAME.json, and figures where there are any, in a run directory."""
+  # Here, because they import jax, as _trainer does.
+  from of_jax.analysis import over_training, panel_plots, panels, replay
+  from of_jax.run_directory import write_json
+  value = over_training.ANALYSES[name](path, replay.checkpoint_steps(path))
+  panel_plots.save(panels.of_analysis(value), path, name)
+  write_json(path / f"{name}.json", value)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from of_jax import config_images, config_model, config_optim
+from of_jax import config_images, config_model, config_optim, config_telemetry
 from of_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,8 +86,7 @@ def validate(config: "Config") -> None:
         "only one mesh axis can be -1")
   ways = math.prod(n for n in (mesh.data, mesh.fsdp) if n != -1)
   check_batch_splits(config, ways)
-  check(not config.telemetry.optimizer or config.telemetry.level != "off", "telemetry.optimizer",
-        "nothing is measured at telemetry.level=off")
+  config_telemetry.validate(config, check)
   split = {"model.mlp_width": model.mlp_width}
   if model.kind == "transformer":
     split |= {"model.heads": model.heads, "model.kv_heads": model.kv_heads,

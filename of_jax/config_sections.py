@@ -218,11 +218,25 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TelemetryConfig:
-  """What is measured inside the train step."""
+  """What is measured of a run.
 
-  level: Literal["off", "basic"] = _field("basic", "which metrics, at which sites")
+  Most metrics come out of the train step itself. Costly families (attention, gram, massive,
+  moment_updates) have programs and cadences of their own.
+  """
+
+  level: Literal["off", "basic", "full"] = _field(
+      "basic", "which metrics, at which sites: a few of the stream, or all of all sites")
   every: int = _field(1, "steps between measurements")
-  optimizer: bool = _field(False, "also measure updates, second moments and effective rates")
+  sites: tuple[str, ...] = _field((), "sites to watch; default those of the level")
+  metrics: tuple[str, ...] = _field((), "metrics to keep; default those of the level")
+  cadences: tuple[str, ...] = _field(
+      (), "steps between measurements of costly families, as in attention=50,gram=0; 0 is never; "
+      "default 100")
+  user_metrics: tuple[str, ...] = _field(
+      (), "functions or classes of your own files, as in my_file.py:my_metric")
+  optimizer: bool = _field(
+      False, "below level full: also measure gradients, updates, second moments and effective "
+      "rates by parameter role")
 
 
 @dataclasses.dataclass(frozen=True)

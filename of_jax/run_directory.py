@@ -24,12 +24,15 @@ TIMING = "timing.jsonl"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.json"
 DONE = "DONE"
+# Copies of the files that telemetry.user_metrics names.
+USER_METRICS = "user_metrics"
 
 
 def plain(value: Any) -> Any:
   """`value` as JSON can hold it: arrays become lists, what is not finite becomes None.
 
-  A float32 is written with the fewest digits that give it back.
+  A float32 is written with the fewest digits that give it back. An integer of an array cannot be
+  NaN: there the smallest one stands for undefined.
   """
   if isinstance(value, Mapping):
     return {str(key): plain(item) for key, item in value.items()}
@@ -37,6 +40,8 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value]
   if isinstance(value, np.ndarray):
     return [plain(item) for item in value] if value.ndim else plain(value[()])
+  if isinstance(value, np.signedinteger) and value == np.iinfo(value.dtype).min:
+    return None
   if isinstance(value, np.generic):
     value = float(str(value)) if isinstance(value, np.float32) else value.item()
   if isinstance(value, float) and not math.isfinite(value):

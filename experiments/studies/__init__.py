@@ -24,6 +24,8 @@ class Scale:
     runs: run's name -> its own overrides, in the order in which they are trained.
     claims: declared before the runs.
     paper: config field -> the paper's value in words, so that a page can say what differs.
+    analyses: of of_jax.analysis.over_training, made of every checkpoint of each finished run, for
+      the claims to read.
   """
 
   config: str
@@ -31,6 +33,7 @@ class Scale:
   runs: Mapping[str, Overrides]
   claims: Sequence[Claim]
   paper: Mapping[str, str]
+  analyses: Sequence[str] = ()
 
 
 def names() -> list[str]:

@@ -103,11 +103,11 @@ def outliers_at_best(
     tolerance = max(left["half_range"], right["half_range"])
     difference = right["mean_loss"] - left["mean_loss"]
     return Verdict(
-        _verdict(ratio >= factor and difference <= tolerance),
+        verdict(ratio >= factor and difference <= tolerance),
         {"pre": left, "op": right, "kurtosis_ratio": ratio, "kurtosis_ratio_needed": factor,
          "loss_op_minus_pre": difference, "loss_tolerance": tolerance},
-        f"each at its best setting, {name}'s kurtosis peaks at {_range(left['peak_kurtosis'])} "
-        f"({left['best_setting']}) and {other}'s at {_range(right['peak_kurtosis'])} "
+        f"each at its best setting, {name}'s kurtosis peaks at {span(left['peak_kurtosis'])} "
+        f"({left['best_setting']}) and {other}'s at {span(right['peak_kurtosis'])} "
         f"({right['best_setting']}), a factor of {ratio:.3g}; {other}'s mean validation loss is "
         f"{right['mean_loss']:.3f} against {left['mean_loss']:.3f} (difference {difference:+.3f}, "
         f"tolerance {tolerance:.3f})")
@@ -133,7 +133,7 @@ def outliers_need_small_scale(
     ratio = peaks[small] / peaks[large]
     formed = "nothing forms" if peaks[large] < ceiling else "outlier features form as well"
     return Verdict(
-        _verdict(ratio >= factor and peaks[large] < ceiling),
+        verdict(ratio >= factor and peaks[large] < ceiling),
         {"peak_kurtosis": peaks, "ratio": ratio, "ratio_needed": factor, "ceiling": ceiling,
          "mean_input_correlation": correlations},
         f"at embedding scale {scales[large]:g} {formed} in {runs[large].config.train.steps:,} "
@@ -162,7 +162,7 @@ def smaller_peaks(pairs: Sequence[tuple[str, str]], what: str, metric: str = "ku
     holds = [factor * peaks[a] < peaks[b] for a, b in pairs]
     by = "" if factor == 1 else f" by a factor of {factor:g}"
     return Verdict(
-        _verdict(all(holds)), {f"peak_{metric}": peaks, "factor": factor,
+        verdict(all(holds)), {f"peak_{metric}": peaks, "factor": factor,
                                "pairs_that_hold": sum(holds), "pairs": len(pairs)},
         f"{what} has the smaller peak {metric}{by} in {sum(holds)} of {len(pairs)} pairs ("
         + ", ".join(f"{peaks[a]:.3g} against {peaks[b]:.3g}" for a, b in pairs) + ")")
@@ -186,10 +186,10 @@ def larger_peaks(pairs: Sequence[tuple[str, str]], factor: float, what: str, oth
     peaks = {n: runs[n].peak("kurtosis") for pair in pairs for n in pair}
     ratios = [peaks[a] / peaks[b] for a, b in pairs]
     return Verdict(
-        _verdict(min(ratios) >= factor),
+        verdict(min(ratios) >= factor),
         {"peak_kurtosis": peaks, "ratios": ratios, "ratio_needed": factor},
-        f"{what}'s kurtosis peaks at {_range([peaks[a] for a, _ in pairs])} and {other}'s at "
-        f"{_range([peaks[b] for _, b in pairs])}, a factor of {_range(ratios)}")
+        f"{what}'s kurtosis peaks at {span([peaks[a] for a, _ in pairs])} and {other}'s at "
+        f"{span([peaks[b] for _, b in pairs])}, a factor of {span(ratios)}")
 
   return judge
 
@@ -204,7 +204,7 @@ def falls(names: Sequence[str], what: str) -> Callable[[Runs], Verdict]:
             for n in names}
     fallen = sum(last < first for first, last in ends.values())
     return Verdict(
-        _verdict(fallen == len(names)), {"first_and_last_kurtosis": ends},
+        verdict(fallen == len(names)), {"first_and_last_kurtosis": ends},
         f"{what}'s kurtosis falls in {fallen} of {len(names)} runs ("
         + ", ".join(f"{first:.3g} to {last:.3g}" for first, last in ends.values()) + ")")
 
@@ -224,10 +224,10 @@ def growth(names: Sequence[str], factor: float) -> Callable[[Runs], Verdict]:
     peaks = {n: runs[n].peak("kurtosis") for n in names}
     ratios = {n: (peaks[n] - 1) / max(first[n] - 1, 1e-9) for n in names}
     return Verdict(
-        _verdict(min(ratios.values()) >= factor),
+        verdict(min(ratios.values()) >= factor),
         {"first_kurtosis": first, "peak_kurtosis": peaks, "growth": ratios,
          "growth_needed": factor},
-        f"kurtosis - 1 grows by a factor of {_range(list(ratios.values()))} over "
+        f"kurtosis - 1 grows by a factor of {span(list(ratios.values()))} over "
         f"{len(names)} runs")
 
   return judge
@@ -244,14 +244,16 @@ def unjudged(found: Mapping[str, str]) -> Verdict:
   return Verdict("inconclusive", {"reason": reason, "runs": dict(found)}, "; ".join(parts))
 
 
-def _verdict(holds: bool) -> Literal["reproduced", "not reproduced"]:
+def verdict(holds: bool) -> Literal["reproduced", "not reproduced"]:
+  """The word for a rule that was judged."""
   return "reproduced" if holds else "not reproduced"
+
+
+def span(values: Sequence[float], form: str = ".3g") -> str:
+  """The smallest and the largest, as one number where they print alike."""
+  low, high = format(min(values), form), format(max(values), form)
+  return low if low == high else f"{low} to {high}"
 
 
 def _mean_loss(runs: Runs, names: Sequence[str]) -> float:
   return statistics.fmean(runs[n].final_loss for n in names)
-
-
-def _range(values: Sequence[float]) -> str:
-  low, high = f"{min(values):.3g}", f"{max(values):.3g}"
-  return low if low == high else f"{low} to {high}"

@@ -33,10 +33,13 @@ def render(runs: Mapping[str, Run], study: Mapping[str, Any] | None,
     figures: `<svg>` elements, shown as they are.
   """
   title = prose.title(runs, study)
-  data = json.dumps(page_data(runs), separators=(",", ":")).replace("<", "\\u003c")
+  drawn = page_data(runs)
+  data = json.dumps(drawn, separators=(",", ":")).replace("<", "\\u003c")
   body = [
       f"<h1>{_text(title)}</h1>", _answer(runs, study), _figure(runs, figures),
-      _claims(study), _runs(runs), _asset("figures.html"), _differences(runs),
+      _claims(study), _runs(runs), _asset("figures.html"),
+      '<h2 class="js">Inside the runs</h2><div class="js" id="analyses"></div>'
+      if drawn["analyses"] else "", _differences(runs),
       _provenance(runs, study)]
   return "\n".join([
       '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',

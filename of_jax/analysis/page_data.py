@@ -2,11 +2,12 @@
 that a page of many long runs stays quick on a phone.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from of_jax.analysis import series
+from of_jax.analysis import panels, series
 from of_jax.analysis.runs import Floats, Run, loss_unit
 
 # Name, formula (as HTML), log axis, and whether a stretch of steps keeps its largest value.
@@ -43,14 +44,26 @@ _BUDGET = 250_000
 def page_data(runs: Mapping[str, Run]) -> dict[str, Any]:
   """{"metrics", "loss_unit", "points", "runs": [{"name", "group", "condition", "seed", "colour",
   "dash", "train", "eval", "metrics": {id: {"steps", "layers": [a curve a layer], "line": over
-  layers}}}]}."""
+  layers}}}], "analyses": [{"run", "title", "panels": as of_jax.analysis.panels.Panel}]}."""
   depth = max(run.config.model.depth for run in runs.values())
   points = _BUDGET // (len(runs) * depth * len(_METRICS))
   points = max(60, min(300, points))
   shown = [_run(item, points) for item in series.arrange(runs)]
   present = {m for run in shown for m in run["metrics"]}
   return {"metrics": {m: v for m, v in _METRICS.items() if m in present}, "runs": shown,
-          "points": points, "loss_unit": loss_unit(runs)}
+          "points": points, "loss_unit": loss_unit(runs), "analyses": [
+              {"run": run.name, "title": title, "panels": [_panel(panel) for panel in shown]}
+              for run in runs.values() for title, shown in panels.of_run(run).items()]}
+
+
+def _panel(panel: panels.Panel) -> dict[str, Any]:
+  value = dataclasses.asdict(panel)
+  for line in value["lines"]:
+    for name in ("x", "y", "sizes"):
+      if line[name] is not None:
+        line[name] = [None if v is None else float(f"{v:.4g}") if isinstance(v, float) else v
+                      for v in line[name]]
+  return value
 
 
 def _run(item: series.Series, points: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Two panels of the first setting that holds more than one block: kurtosis of the 
 against step, and loss.
 """
 
+import html
 import io
 import pathlib
 import re
@@ -36,7 +37,7 @@ def headline(runs: Mapping[str, Run]) -> list[series.Series]:
 
 def save(runs: Mapping[str, Run], folder: pathlib.Path) -> None:
   """Writes figure.svg and figure.png into `folder`."""
-  with _styled():
+  with styled():
     items = headline(runs)
     figure = _draw(items, ("kurtosis", "loss"), (8.4, 3.3), items[0].condition)
     figure.savefig(folder / f"{FIGURE}.png", dpi=160)
@@ -46,24 +47,30 @@ def save(runs: Mapping[str, Run], folder: pathlib.Path) -> None:
 def svg(runs: Mapping[str, Run]) -> list[str]:
   """The two panels apart, as `<svg>` elements, so that a narrow screen can stack them."""
   texts = []
-  with _styled():
+  with styled():
     for panel in ("kurtosis", "loss"):
-      buffer = io.StringIO()
-      _draw(headline(runs), (panel,), (4.6, 3.3)).savefig(
-          buffer, format="svg", metadata={"Date": None})
-      text = buffer.getvalue()
-      text = text[text.index("<svg"):]
-      # The page sets the size; matplotlib's own is in points. Ids of two figures would clash.
-      head = rf'<svg \1 role="img" aria-label="{panel} against step">'
-      text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, text, count=1)
-      text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-      text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{panel}-", text)
-      text = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", text)
-      texts.append(text.replace("xlink:href", "href"))
+      texts.append(as_element(_draw(headline(runs), (panel,), (4.6, 3.3)), panel,
+                              f"{panel} against step"))
   return texts
 
 
-def _styled() -> Any:
+def as_element(figure: Any, name: str, label: str) -> str:
+  """A figure as an `<svg>` element for a page: no size of its own, ids that begin with `name`."""
+  buffer = io.StringIO()
+  figure.savefig(buffer, format="svg", metadata={"Date": None})
+  text = buffer.getvalue()
+  text = text[text.index("<svg"):]
+  # The page sets the size; matplotlib's own is in points. Ids of two figures would clash.
+  head = rf'<svg \1 role="img" aria-label="{html.escape(label)}">'
+  text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, text, count=1)
+  text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+  text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+  text = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", text)
+  return text.replace("xlink:href", "href")
+
+
+def styled() -> Any:
+  """The style of every figure, as a context."""
   # Text stays text in the SVG: selectable, in the reader's own font, and a small file.
   return matplotlib.rc_context(_STYLE)
 

@@ -167,6 +167,12 @@ def load_run(path: str | pathlib.Path) -> Run:
       finished=finished, notes=tuple(notes))
 
 
+def read_analysis(run: Run, name: str) -> Mapping[str, Any] | None:
+  """What of_jax.analysis.over_training left in the run directory as NAME.json; None without."""
+  path = run.path / f"{name}.json"
+  return _read_object(path) if path.is_file() else None
+
+
 def read_config(path: pathlib.Path) -> config_lib.Config:
   """The config of one run directory. Raises UserError if it is none, or the config is broken."""
   if not (path / CONFIG).is_file():

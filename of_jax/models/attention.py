@@ -8,7 +8,7 @@ from of_jax.config import ModelConfig
 from of_jax.models.gates import make_gate
 from of_jax.models.norms import at_least_float32, make_norm
 from of_jax.models.parameter import Linear, normal, parameter
-from of_jax.models.probe import Context, flatten_heads
+from of_jax.models.probe import Context
 from of_jax.models.sigma_reparam import SigmaReparamLinear
 from of_jax.models.softmaxes import Softmax, make_softmax
 
@@ -65,21 +65,36 @@ def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
     softmax: from logits to weights.
     cap: c, logits become c tanh(logits / c) before the mask (Gemma 2).
   """
-  (_, steps, heads, head_dim), (sources, groups) = q_BxTxHxK.shape, k_BxSxGxK.shape[1:3]
-  k_BxSxHxK, v_BxSxHxK = (
-      jnp.repeat(x, heads // groups, axis=2) for x in (k_BxSxGxK, v_BxSxGxK))
+  weights_BxHxTxS = softmax(masked_logits(q_BxTxHxK, k_BxSxGxK, mask_Bx1xTxT, cap))
+  v_BxSxHxK = jnp.repeat(v_BxSxGxK, q_BxTxHxK.shape[2] // v_BxSxGxK.shape[2], axis=2)
+  return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS.astype(v_BxSxHxK.dtype), v_BxSxHxK)
+
+
+def masked_logits(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, mask_Bx1xTxT: jax.Array | None,
+                  cap: float | None, start: jax.Array | int = 0, steps: int | None = None
+                  ) -> jax.Array:
+  """What the softmax reads, [batch, heads, queries, keys]; -inf where attention is not allowed.
+
+  Args:
+    q_BxTxHxK: all queries, or consecutive ones.
+    k_BxSxGxK, mask_Bx1xTxT, cap: as in `attend`.
+    start: number of the first of these queries in its sequence.
+    steps: queries of the sequence; default as many as these.
+  """
+  (_, queries, heads, head_dim), (sources, groups) = q_BxTxHxK.shape, k_BxSxGxK.shape[1:3]
+  steps = queries if steps is None else steps
+  k_BxSxHxK = jnp.repeat(k_BxSxGxK, heads // groups, axis=2)
   logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK,
                               preferred_element_type=jnp.promote_types(
                                   q_BxTxHxK.dtype, jnp.float32)) * head_dim ** -0.5
   if cap is not None:
     logits_BxHxTxS = cap * jnp.tanh(logits_BxHxTxS / cap)
-  allowed = jnp.tril(jnp.ones((1, 1, steps, steps), bool))
+  allowed = (start + jnp.arange(queries)[:, None] >= jnp.arange(steps))[None, None]
   if mask_Bx1xTxT is not None:
-    allowed = allowed & mask_Bx1xTxT
+    allowed = allowed & jax.lax.dynamic_slice_in_dim(mask_Bx1xTxT, start, queries, 2)
   extra = ((0, 0), (0, 0), (0, 0), (sources - steps, 0))
   allowed = jnp.pad(allowed, extra, constant_values=True)
-  weights_BxHxTxS = softmax(jnp.where(allowed, logits_BxHxTxS, -jnp.inf))
-  return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS.astype(v_BxSxHxK.dtype), v_BxSxHxK)
+  return jnp.where(allowed, logits_BxHxTxS, -jnp.inf)
 
 
 class Attention(nnx.Module):
@@ -132,16 +147,26 @@ class Attention(nnx.Module):
     if self.rope_theta is not None:
       q_BxTxHxK = rotate(q_BxTxHxK, context.positions_BxT, self.rope_theta)
       k_BxTxGxK = rotate(k_BxTxGxK, context.positions_BxT, self.rope_theta)
-    context.probe("attn_q", flatten_heads(q_BxTxHxK))
-    context.probe("attn_k", flatten_heads(k_BxTxGxK))
+    q_BxTxHxK = context.probe_heads("attn_q", q_BxTxHxK)
+    k_BxTxGxK = context.probe_heads("attn_k", k_BxTxGxK)
+    if self.has_sink:
+      k_BxTxGxK, v_BxTxGxK = self.sink.prepend(k_BxTxGxK, v_BxTxGxK)
+    self._probe_weights(q_BxTxHxK, k_BxTxGxK, context)
     # The library's softmax is computed in float32, also of float64.
     narrow = q_BxTxHxK.dtype != jnp.float64
     if self.softmax.is_plain and self.cap is None and not self.has_sink and narrow:
       y_BxTxHxK = jax.nn.dot_product_attention(
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=context.mask_Bx1xTxT, is_causal=True)
     else:
-      if self.has_sink:
-        k_BxTxGxK, v_BxTxGxK = self.sink.prepend(k_BxTxGxK, v_BxTxGxK)
       y_BxTxHxK = attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, context.mask_Bx1xTxT, self.softmax,
                          self.cap)
     return self.out(self.gate(y_BxTxHxK, x_BxTxD))
+
+  def _probe_weights(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, context: Context) -> None:
+    steps = q_BxTxHxK.shape[1]
+
+    def weigh(q: jax.Array, k: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+      logits = masked_logits(q, k, context.mask_Bx1xTxT, self.cap, start, steps)
+      return logits, self.softmax(logits)
+
+    context.probe_attention(q_BxTxHxK, k_BxSxGxK, weigh)

@@ -1,12 +1,14 @@
-"""The one place that takes statistics out of a forward pass.
+"""The one place that takes statistics out of a forward pass, and where analysis changes one.
 
-A layer says where (`context.probe("resid_mid", x)`), the observer says what. The observer's
+A layer says where (`x = context.probe("resid_mid", x)`), the observer says what. The observer's
 result, never the activation, leaves the layer: under a scan an activation would be kept for
-every layer. Site names are public: see SITES.
+every layer. The layer goes on with what the probe gives back, which is `x` itself unless an
+analysis intervenes. Site names are public: see SITES.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,19 @@ import jax.numpy as jnp
 SITES = ("resid_pre", "resid_mid", "attn_in", "attn_out", "mlp_in", "mlp_hidden", "mlp_out",
          "attn_q", "attn_k", "final")
 
-Statistics = dict[str, jax.Array]
+# A tree of arrays; under a scan they come out stacked by layer.
+Statistics = dict[str, Any]
 # (site, x_BxTxD, first_BxT) -> what to keep, or None where the site is not wanted. `first` marks
 # the tokens at position 0, which attend to themselves alone.
 Observer = Callable[[str, jax.Array, jax.Array], Statistics | None]
+# The method `of_attention` of an observer that has one: (q_BxTxHxK, k_BxSxGxK, weigh, first_BxT)
+# -> what to keep, or None. `weigh` maps queries, all keys and the number of the first query to the
+# logits that the softmax reads and the weights that it gives, both float32 [batch, heads, queries,
+# keys]. Keys beyond the tokens' stand first.
+Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+OfAttention = Callable[[jax.Array, jax.Array, Weigh, jax.Array], Statistics | None]
+# (site, x_BxTxD, number of the block as in Context) -> what the layer goes on with.
+Intervene = Callable[[str, jax.Array, jax.Array | int], jax.Array]
 
 
 @dataclasses.dataclass
@@ -31,6 +42,7 @@ class Context:
     dropout_rate: probability that a value is dropped; used only with a key.
     dropout_key: None in evaluation.
     observe: see Observer; None measures nothing.
+    intervene: see Intervene; None, as in training, changes nothing.
     training: whether batch statistics act and running statistics are renewed.
     collected: site -> statistics.
   """
@@ -41,19 +53,44 @@ class Context:
   dropout_rate: float = 0.0
   dropout_key: jax.Array | None = None
   observe: Observer | None = None
+  intervene: Intervene | None = None
   training: bool = False
   collected: dict[str, Statistics] = dataclasses.field(default_factory=dict)
   _dropouts: int = 0
 
-  def probe(self, site: str, x_BxTxD: jax.Array) -> None:
-    """Collects the observer's statistics of `x`, outside the gradient."""
+  def probe(self, site: str, x_BxTxD: jax.Array) -> jax.Array:
+    """`x`, or what the intervention makes of it; its statistics are collected on the way.
+
+    No gradient flows through the statistics.
+    """
+    if self.intervene is not None:
+      x_BxTxD = self.intervene(site, x_BxTxD, self.layer)
     if self.observe is None:
-      return
+      return x_BxTxD
     first_BxT = self.positions_BxT == 0
     statistics = self.observe(site, jax.lax.stop_gradient(x_BxTxD), first_BxT)
     if statistics is not None:
       assert site not in self.collected, f"site {site} probed twice in one block"
       self.collected[site] = statistics
+    return x_BxTxD
+
+  def probe_heads(self, site: str, x_BxTxHxK: jax.Array) -> jax.Array:
+    """As `probe`, of [..., heads, head_dim]: the neurons of the site are those of all heads."""
+    return self.probe(site, flatten_heads(x_BxTxHxK)).reshape(x_BxTxHxK.shape)
+
+  def probe_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh) -> None:
+    """Collects the observer's statistics of attention, as if it were a site, if it wants any.
+
+    The weights are computed again from copies of queries and keys that no gradient sees, so that
+    the path that is trained is one function, measured or not.
+    """
+    observe: OfAttention | None = getattr(self.observe, "of_attention", None)
+    if observe is None:
+      return
+    statistics = observe(jax.lax.stop_gradient(q_BxTxHxK), jax.lax.stop_gradient(k_BxSxGxK),
+                         weigh, self.positions_BxT == 0)
+    if statistics is not None:
+      self.collected["attention"] = statistics
 
   def dropout(self, x: jax.Array) -> jax.Array:
     """`x` with entries dropped and the rest scaled up, in training; `x` in evaluation."""

@@ -16,7 +16,7 @@ from of_jax.models.blocks import Gain
 from of_jax.models.mlps import make_mlp
 from of_jax.models.norms import make_norm
 from of_jax.models.parameter import Linear
-from of_jax.models.probe import Context, Observer, Statistics
+from of_jax.models.probe import Context, Intervene, Observer, Statistics
 from of_jax.models.stack import StackedNetwork, stacked
 
 
@@ -32,11 +32,9 @@ class ResidualLayer(nnx.Module):
     self.mlp_gain = Gain(rngs, model, model.beta_mlp)
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    h_BxTxD = self.norm(x_BxTxD, context)
-    context.probe("mlp_in", h_BxTxD)
+    h_BxTxD = context.probe("mlp_in", self.norm(x_BxTxD, context))
     y_BxTxD = context.dropout(self.mlp_gain(self.mlp(h_BxTxD, context)))
-    context.probe("mlp_out", y_BxTxD)
-    return x_BxTxD + y_BxTxD
+    return x_BxTxD + context.probe("mlp_out", y_BxTxD)
 
 
 class ResidualMLP(StackedNetwork):
@@ -69,14 +67,16 @@ class ResidualMLP(StackedNetwork):
 
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
              dropout_key: jax.Array | None = None, observe: Observer | None = None,
-             training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
+             intervene: Intervene | None = None, training: bool = False
+             ) -> tuple[jax.Array, dict[str, Statistics]]:
     """See StackedNetwork.stream; images belong to no document."""
     assert documents_BxT is None
     # No image is the first of a sequence: what leaves out position 0 leaves out nothing.
     positions_BxT = jnp.full(inputs.shape[:2], -1)
 
     def context(key: jax.Array | None, layer: jax.Array | int) -> Context:
-      return Context(positions_BxT, None, layer, self.model.dropout, key, observe, training)
+      return Context(positions_BxT, None, layer, self.model.dropout, key, observe, intervene,
+                     training)
 
     x_BxTxD = self.input(inputs.astype(self.model.compute_dtype))
     return self.run_stacks(partition.constrain_batch(x_BxTxD), context, dropout_key)

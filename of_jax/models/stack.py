@@ -14,7 +14,7 @@ from flax import nnx
 from of_jax.config import ModelConfig
 from of_jax.models import partition
 from of_jax.models.norms import Norm
-from of_jax.models.probe import Context, Observer, Statistics
+from of_jax.models.probe import Context, Intervene, Observer, Statistics
 
 _REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -54,7 +54,8 @@ class StackedNetwork(nnx.Module):
 
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
              dropout_key: jax.Array | None = None, observe: Observer | None = None,
-             training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
+             intervene: Intervene | None = None, training: bool = False
+             ) -> tuple[jax.Array, dict[str, Statistics]]:
     """Everything before the unembedding.
 
     Args:
@@ -64,6 +65,7 @@ class StackedNetwork(nnx.Module):
         axis. Given, attention stays inside a document and positions restart in each.
       dropout_key: given in training, where dropout is to act.
       observe: what the probes keep, see of_jax.models.probe.
+      intervene: what the probes change, for analysis; None in training.
       training: whether norms that have them use batch statistics; else running ones, frozen.
 
     Returns:
@@ -103,8 +105,7 @@ class StackedNetwork(nnx.Module):
 
     if self.model.final_norm:
       x_BxTxD = self.final_norm(x_BxTxD, outer)
-    x_BxTxD = self.leave(x_BxTxD)
-    outer.probe("final", x_BxTxD)
+    x_BxTxD = outer.probe("final", self.leave(x_BxTxD))
     statistics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)
     statistics.update(jax.tree.map(lambda s: s[None], outer.collected))
     return x_BxTxD, statistics
@@ -118,7 +119,7 @@ class StackedNetwork(nnx.Module):
              ) -> tuple[jax.Array, dict[str, Statistics]]:
       parameters, key, layer = xs
       block_context = context(key, layer)
-      block_context.probe("resid_pre", x)
+      x = block_context.probe("resid_pre", x)
       x = nnx.merge(graph, parameters)(x, block_context)
       return partition.constrain_batch(x), block_context.collected
 

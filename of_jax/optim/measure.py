@@ -5,9 +5,8 @@ Enters: a step's updates, the parameters before it, and the state after it. Leav
 outside of them, together. A layer's value is over all of the role's entries in it.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,55 +17,58 @@ from of_jax.optim.preconditioners import Stacks, Vectors, condition_number, quot
 
 Sums = dict[str, jax.Array]
 
+# Declared as a family of metrics is, see of_jax.config_telemetry. g is the gradient before
+# clipping, u the update, w the weight before it, v the second moment after it.
+KIND = "parameters"
+SITES = ()
+EVERY = 0
+METRICS = {
+    "gradient_kurtosis": (
+        "full", "mean(g^4) / mean(g^2)^2", "ratio", "1 to entries; gaussian 3", "this project"),
+    "gradient_rms": ("full", "sqrt(mean(g^2))", "1 / weight", "0 and above", "this project"),
+    "update_kurtosis": (
+        "full", "mean(u^4) / mean(u^2)^2", "ratio", "1 to entries; gaussian 3",
+        "He et al. 2024, 2405.19279, Sec. 5"),
+    "update_rms_ratio": (
+        "full", "rms(u) / rms(w)", "ratio", "0 and above", "Heo et al. 2021, 2006.08217, Sec. 2"),
+    "nu_tail": ("full", "max(v) / mean(v)", "ratio", "1 to entries", "this project"),
+    "effective_lr": (
+        "full", "learning rate / |w|", "1 / weight", "0 and above",
+        "Lyle et al. 2024, 2407.01800, Sec. 3"),
+    "effective_lr_squared": (
+        "full", "learning rate / |w|^2", "1 / weight^2", "0 and above",
+        "Lyle et al. 2024, 2407.01800, Sec. 3"),
+    "radial_share": (
+        "full", "sum over matrices of (u.w)^2 / |w|^2, over sum of |u|^2", "share", "0 to 1",
+        "Heo et al. 2021, 2006.08217, Sec. 2"),
+    "projection_factor": (
+        "full", "mean over matrices of |w at init| / |w before projection|", "ratio",
+        "0 and above", "Lyle et al. 2024, 2407.01800, Sec. 3"),
+    "preconditioner_condition": (
+        "full", "largest over matrices and sides of max(e) / min(e), e the factor's eigenvalues: "
+        "q^T L q in the basis in use, or as of the last refresh", "ratio",
+        "1 to 2^23 / side, where float32 ends",
+        "Gupta et al. 2018, 1802.09568; Vyas et al. 2024, 2409.11321"),
+}
+# Sums over a layer's entries, [layers] each, and the learning rate -> [layers].
+_FINISH: dict[str, Callable[[Sums, jax.Array], jax.Array]] = {
+    "gradient_kurtosis": lambda s, _: s["count"] * s["g4"] / jnp.square(s["g2"]),
+    "gradient_rms": lambda s, _: s["max_g"] * jnp.sqrt(s["g2"] / s["count"]),
+    "update_kurtosis": lambda s, _: s["count"] * s["u4"] / jnp.square(s["u2"]),
+    "update_rms_ratio": lambda s, _: s["max_u"] * jnp.sqrt(s["u2"]) / jnp.sqrt(s["w2"]),
+    "nu_tail": lambda s, _: s["max_v"] * s["count"] / s["v"],
+    "effective_lr": lambda s, rate: rate / jnp.sqrt(s["w2"]),
+    "effective_lr_squared": lambda s, rate: rate / s["w2"],
+    "radial_share": lambda s, _: s["radial"] / s["u2"],
+    "projection_factor": lambda s, _: s["factor"] / s["factors"],
+    "preconditioner_condition": lambda s, _: s["condition"],
+}
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
-  """One optimiser metric.
 
-  Attributes:
-    id, formula, unit, range, reference: for people. u is the update, w the weight before it, v the
-      second moment.
-    finish: sums over a layer's entries, [layers] each, and the learning rate -> [layers].
-  """
-
-  id: str
-  formula: str
-  unit: str
-  range: str
-  reference: str
-  finish: Callable[[Sums, jax.Array], jax.Array]
-
-
-_HEO = "Heo et al. 2021, 2006.08217, Sec. 2"
-_LYLE = "Lyle et al. 2024, 2407.01800, Sec. 3"
-
-METRICS: dict[str, Metric] = {metric.id: metric for metric in (
-    Metric("update_kurtosis", "mean(u^4) / mean(u^2)^2", "ratio", "1 to entries; gaussian 3",
-           "He et al. 2024, 2405.19279, Sec. 5",
-           lambda s, _: s["count"] * s["u4"] / jnp.square(s["u2"])),
-    Metric("update_rms_ratio", "rms(u) / rms(w)", "ratio", "0 and above", _HEO,
-           lambda s, _: s["max_u"] * jnp.sqrt(s["u2"]) / jnp.sqrt(s["w2"])),
-    Metric("nu_tail", "max(v) / mean(v)", "ratio", "1 to entries", "this project",
-           lambda s, _: s["max_v"] * s["count"] / s["v"]),
-    Metric("effective_lr", "learning rate / |w|", "1 / weight", "0 and above", _LYLE,
-           lambda s, rate: rate / jnp.sqrt(s["w2"])),
-    Metric("effective_lr_squared", "learning rate / |w|^2", "1 / weight^2", "0 and above", _LYLE,
-           lambda s, rate: rate / s["w2"]),
-    Metric("radial_share", "sum over matrices of (u.w)^2 / |w|^2, over sum of |u|^2", "share",
-           "0 to 1", _HEO, lambda s, _: s["radial"] / s["u2"]),
-    Metric("projection_factor", "mean over matrices of |w at init| / |w before projection|",
-           "ratio", "0 and above", _LYLE, lambda s, _: s["factor"] / s["factors"]),
-    Metric("preconditioner_condition", "largest over matrices and sides of max(e) / min(e), e the "
-           "factor's eigenvalues: q^T L q in the basis in use, or as of the last refresh",
-           "ratio", "1 to 2^23 / side, where float32 ends",
-           "Gupta et al. 2018, 1802.09568; Vyas et al. 2024, 2409.11321",
-           lambda s, _: s["condition"]),
-)}
-
-
-def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: jax.Array
+def measure_step(layout: Layout, params: Any, gradients: Any, updates: Any, state: Any,
+                 rate: jax.Array, ids: Collection[str] = tuple(METRICS)
                  ) -> dict[str, dict[str, jax.Array]]:
-  """Every metric of one step; NaN where undefined.
+  """The metrics of one step; NaN where undefined.
 
   `nu_tail` is there for optimisers whose state has a second moment `nu` of each entry,
   `projection_factor` for projected roles, `preconditioner_condition` where factors precondition.
@@ -76,15 +78,17 @@ def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: ja
   Args:
     layout: of the parameters.
     params: before the step.
+    gradients: before clipping.
     updates: what is added to them.
     state: of the optimiser, after the step.
     rate: the schedule's.
+    ids: the metrics that are kept.
   """
   named = dict(_named(params))
   nu, factors = _of_state(state, "nu", named), _of_state(state, "factors", named)
   conditions = _conditions(state, named)
-  moves, roles, views, axes, multipliers = (
-      dict(_named(tree)) for tree in (updates, layout.roles, layout.views, layout.axes,
+  slopes, moves, roles, views, axes, multipliers = (
+      dict(_named(tree)) for tree in (gradients, updates, layout.roles, layout.views, layout.axes,
                                       layout.multipliers))
   groups: dict[str, dict[Any, list[Any]]] = {}
   for path in named:
@@ -94,12 +98,13 @@ def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: ja
   for role, stacks in groups.items():
     # The stacks in their order, then what is outside of them.
     ordered = sorted(stacks, key=_place)
-    parts = [_finish([(named[p], moves[p], nu.get(p), factors.get(p), conditions.get(p), views[p])
+    parts = [_finish([_Leaf(named[p], slopes[p], moves[p], nu.get(p), factors.get(p),
+                            conditions.get(p), views[p])
                       for p in stacks[stack]], rate * multipliers[stacks[stack][0]])
              for stack in ordered]
     common = set.intersection(*(set(part) for part in parts))
     measured[role] = {name: jnp.concatenate([part[name] for part in parts])
-                      for name in METRICS if name in common}
+                      for name in METRICS if name in common and name in ids}
   return measured
 
 
@@ -107,23 +112,35 @@ def _place(stack: tuple[Any, ...] | None) -> float:
   return float("inf") if stack is None else float(stack[1].key)
 
 
-def _finish(leaves: list[tuple[Any, Any, Any, Any, Any, MatrixView]], rate: jax.Array
-            ) -> dict[str, jax.Array]:
+class _Leaf(NamedTuple):
+  """One parameter in one stack; what an optimiser does not have is None."""
+
+  weight: jax.Array
+  gradient: jax.Array
+  update: jax.Array
+  nu: jax.Array | None
+  factor: jax.Array | None
+  condition: jax.Array | None
+  view: MatrixView
+
+
+def _finish(leaves: list[_Leaf], rate: jax.Array) -> dict[str, jax.Array]:
   # Scaled by the largest entry, so that no fourth power can overflow or vanish.
-  largest = jnp.max(jnp.stack([
-      jnp.max(jnp.abs(view.split(u)), (1, 2)) for _, u, *_, view in leaves]), 0)
-  scale = jnp.where(largest > 0, largest, 1)[:, None, None]
-  total: Sums = {"max_u": scale[:, 0, 0]}
+  scale_g = _largest([leaf.view.split(leaf.gradient) for leaf in leaves])
+  scale_u = _largest([leaf.view.split(leaf.update) for leaf in leaves])
+  total: Sums = {"max_g": scale_g, "max_u": scale_u}
 
   def add(name: str, values: jax.Array) -> None:
     total[name] = total.get(name, jnp.zeros(())) + values
 
-  for w, u, v, factor, condition, view in leaves:
-    w, u = (view.split(x.astype(jnp.float32)) for x in (w, u))
-    u = u / scale
+  for w, g, u, v, factor, condition, view in leaves:
+    w, g, u = (view.split(x.astype(jnp.float32)) for x in (w, g, u))
+    g, u = g / scale_g[:, None, None], u / scale_u[:, None, None]
     norm = jnp.sum(jnp.square(w), (1, 2))
     add("count", jnp.full(norm.shape, float(view.rows * view.columns)))
     add("w2", norm)
+    add("g2", jnp.sum(jnp.square(g), (1, 2)))
+    add("g4", jnp.sum(jnp.square(jnp.square(g)), (1, 2)))
     add("u2", jnp.sum(jnp.square(u), (1, 2)))
     add("u4", jnp.sum(jnp.square(jnp.square(u)), (1, 2)))
     along = jnp.square(jnp.sum(u * w, (1, 2))) / jnp.where(norm > 0, norm, 1)
@@ -137,12 +154,17 @@ def _finish(leaves: list[tuple[Any, Any, Any, Any, Any, MatrixView]], rate: jax.
       add("factors", jnp.ones_like(factor))
     if condition is not None:
       total["condition"] = jnp.maximum(total.get("condition", condition), condition)
-  known = {"nu_tail": all(v is not None for _, _, v, *_ in leaves),
+  known = {"nu_tail": all(leaf.nu is not None for leaf in leaves),
            "projection_factor": "factor" in total,
            "preconditioner_condition": "condition" in total}
-  found = {metric.id: metric.finish(total, rate) for metric in METRICS.values()
-           if known.get(metric.id, True)}
+  found = {id_: finish(total, rate) for id_, finish in _FINISH.items() if known.get(id_, True)}
   return {name: jnp.where(jnp.isfinite(value), value, jnp.nan) for name, value in found.items()}
+
+
+def _largest(stacks: list[jax.Array]) -> jax.Array:
+  """[layers]: the largest |entry| of several arrays [layers, rows, columns]; 1 where all are 0."""
+  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(stack), (1, 2)) for stack in stacks]), 0)
+  return jnp.where(largest > 0, largest, 1).astype(jnp.float32)
 
 
 def _named(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:

@@ -1,12 +1,14 @@
 """What is measured of activations, and how it adds up.
 
-`measure` gives every activation metric of one array; inside a run, `Telemetry` says which sites
-are watched and turns their statistics into metrics.
+`measure` gives every activation metric of one array; inside a run, `Telemetry` says which metrics
+are watched at which sites. A metric belongs to a family, a file of `families`: statistics that add
+up over tokens, batches and devices, and metrics made of them at the end. `METRICS` lists them.
 """
 
-from of_jax.telemetry.metrics import METRICS, Metric, finish
-from of_jax.telemetry.observe import LEVELS, Telemetry, measure
-from of_jax.telemetry.statistics import merge, sufficient_statistics
+from of_jax.config_telemetry import Metric
+from of_jax.telemetry.activations import Activations
+from of_jax.telemetry.family import Family, group
+from of_jax.telemetry.observe import Telemetry, measure
+from of_jax.telemetry.registry import METRICS
 
-__all__ = ["LEVELS", "METRICS", "Metric", "Telemetry", "finish", "measure", "merge",
-           "sufficient_statistics"]
+__all__ = ["METRICS", "Activations", "Family", "Metric", "Telemetry", "group", "measure"]

@@ -2,53 +2,137 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.metrics import finish
-from of_jax.telemetry.statistics import Statistics, merge, sufficient_statistics
+from of_jax import config_telemetry
+from of_jax.config import TelemetryConfig
+from of_jax.telemetry import registry
+from of_jax.telemetry.activations import Activations
+from of_jax.telemetry.families import attention
+from of_jax.telemetry.families.attention import Weigh
+from of_jax.telemetry.family import finish_all
 
-# Level -> the sites that are watched.
-LEVELS: dict[str, tuple[str, ...]] = {"off": (), "basic": ("resid_pre", "final")}
-
-SiteStatistics = Mapping[str, Statistics]
+# site -> family -> statistics.
+SiteStatistics = Mapping[str, Mapping[str, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Telemetry:
-  """The sites of a level, watched. Hashable, so that it may be static under jit."""
+  """What is watched, and where. Hashable, so that it may be static under jit.
 
-  sites: tuple[str, ...]
+  Attributes:
+    plan: (site, the families measured there), in the order of the forward pass.
+    ids: the metrics that are kept, `_no_first` included; None for all.
+  """
+
+  plan: tuple[tuple[str, tuple[str, ...]], ...]
+  ids: frozenset[str] | None = None
 
   @classmethod
-  def at_level(cls, level: str) -> "Telemetry":
-    """Raises KeyError on a level that LEVELS lacks."""
-    return cls(LEVELS[level])
+  def of(cls, config: TelemetryConfig, model_kind: str = "transformer",
+         kind: str = "activations", apart: str = "") -> "Telemetry":
+    """What a resolved config watches inside the train step.
 
-  def observer(self, weights_BxT: jax.Array | None = None) -> "_Observer":
+    Args:
+      config: resolved.
+      model_kind: `model.kind`, which has the sites.
+      kind: of the families, see of_jax.config_telemetry.KINDS.
+      apart: this one family instead, which is measured apart from the step.
+    """
+    selection = config_telemetry.select(config, model_kind)
+    chosen = {name: sites for name, sites in selection.sites.items()
+              if (name == apart if apart else selection.families[name].kind == kind
+                  and not selection.families[name].every)}
+    order = (*config_telemetry.SITES, config_telemetry.ATTENTION)
+    plan = ((site, tuple(name for name, sites in chosen.items() if site in sites))
+            for site in order)
+    return cls(tuple((site, names) for site, names in plan if names), selection.ids)
+
+  @classmethod
+  def at_level(cls, level: str, model_kind: str = "transformer") -> "Telemetry":
+    """What `telemetry.level` alone asks for of activations inside the train step."""
+    return cls.of(dataclasses.replace(TelemetryConfig(), level=level), model_kind)
+
+  @property
+  def sites(self) -> tuple[str, ...]:
+    """The sites that are watched."""
+    return tuple(site for site, _ in self.plan)
+
+  def observer(self, weights_BxT: jax.Array | None = None) -> "Observer":
     """What to pass as a model's `observe`; tokens of weight 0 are left out."""
-    return _Observer(self.sites, weights_BxT)
+    return Observer(dict(self.plan), weights_BxT)
+
+  def merge(self, a: SiteStatistics, b: SiteStatistics) -> dict[str, Any]:
+    """The statistics of both batches together."""
+    return {site: {name: registry.load(name).merge(dict(a[site][name]), dict(b[site][name]))
+                   for name in names} for site, names in self.plan}
 
   def finish(self, statistics: SiteStatistics) -> dict[str, dict[str, jax.Array]]:
-    """site -> metric -> one value a layer."""
-    return {site: finish(dict(statistics[site])) for site in self.sites}
+    """site -> metric -> one value a layer, or one list a layer."""
+    found: dict[str, dict[str, jax.Array]] = {}
+    for site, names in self.plan:
+      for name in names:
+        metrics = finish_all(registry.load(name), dict(statistics[site][name]),
+                             has_no_first=registry.declared(name).metrics[0].has_no_first)
+        found.setdefault(site, {}).update(
+            {id_: value for id_, value in metrics.items() if self.ids is None or id_ in self.ids})
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
-class _Observer:
-  sites: tuple[str, ...]
-  weights_BxT: jax.Array | None
+class Observer:
+  """What a model's probes call: families of activations at their sites, and those of attention."""
 
-  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array) -> Statistics | None:
-    if site not in self.sites:
+  families: Mapping[str, tuple[str, ...]]
+  weights_BxT: jax.Array | None = None
+
+  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array
+               ) -> dict[str, Any] | None:
+    if site not in self.families:
       return None
-    return sufficient_statistics(x_BxTxD, first_BxT, self.weights_BxT)
+    activations = Activations(x_BxTxD, first_BxT, self.weights_BxT)
+    return {name: registry.load(name).statistics(activations) for name in self.families[site]}
+
+  def of_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh,
+                   first_BxT: jax.Array) -> dict[str, Any] | None:
+    """The statistics of one layer's attention, see of_jax.models.probe.OfAttention."""
+    names = self.families.get(config_telemetry.ATTENTION, ())
+    counts_BxT = jnp.ones(first_BxT.shape, bool) if self.weights_BxT is None else (
+        self.weights_BxT > 0)
+    return {name: attention.statistics(q_BxTxHxK, k_BxSxGxK, weigh, first_BxT, counts_BxT)
+            for name in names} or None
 
 
-def merge_sites(a: SiteStatistics, b: SiteStatistics) -> dict[str, Statistics]:
-  """The statistics of both batches together, site by site."""
-  return {site: merge(a[site], b[site]) for site in a}
+class ChangeObserver:
+  """Under `jax.vmap` over parameters before and after a step: the families of what it changed.
+
+  Both forward passes run side by side, so that no activation is kept.
+  """
+
+  AXIS = "before_and_after"
+
+  def __init__(self, telemetry: Telemetry, weights_BxT: jax.Array | None = None):
+    self._families, self._weights_BxT = dict(telemetry.plan), weights_BxT
+
+  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array
+               ) -> dict[str, Any] | None:
+    if site not in self._families:
+      return None
+    before, after = (Activations(x, first_BxT, self._weights_BxT)
+                     for x in jax.lax.all_gather(x_BxTxD, self.AXIS))
+    return {name: registry.load(name).of_change(before, after) for name in self._families[site]}
+
+
+# One site by itself, with every family that an array of activations is enough for.
+_ARRAY = "array"
+
+
+def array_telemetry() -> Telemetry:
+  """What `measure` measures, for statistics that are to be merged before they are finished."""
+  return Telemetry(((_ARRAY, registry.of_activations()),))
 
 
 def measure(x_BxTxD: jax.Array) -> dict[str, jax.Array]:
@@ -59,7 +143,8 @@ def measure(x_BxTxD: jax.Array) -> dict[str, jax.Array]:
       what `_no_first` leaves out.
 
   Returns:
-    id -> float32 scalar, NaN where undefined. See of_jax.telemetry.METRICS for the formulas.
+    id -> float32 scalar, or a list for `top_neurons` and its like; NaN where undefined, the
+    smallest int32 for an index. See of_jax.telemetry.METRICS for the formulas.
 
   Raises:
     ValueError: the array does not have three axes.
@@ -68,4 +153,7 @@ def measure(x_BxTxD: jax.Array) -> dict[str, jax.Array]:
   if x_BxTxD.ndim != 3:
     raise ValueError(f"measure wants [batch, time, width], not the shape {x_BxTxD.shape}")
   first_BxT = jnp.broadcast_to(jnp.arange(x_BxTxD.shape[1]) == 0, x_BxTxD.shape[:2])
-  return finish(sufficient_statistics(x_BxTxD, first_BxT))
+  telemetry = array_telemetry()
+  statistics = telemetry.observer()(_ARRAY, x_BxTxD, first_BxT)
+  assert statistics is not None
+  return telemetry.finish({_ARRAY: statistics})[_ARRAY]

@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from of_jax import run_directory
 from of_jax.config import TrainConfig
 from of_jax.errors import UserError
+from of_jax.train.digest import digest
 
 State = dict[str, Any]
 
@@ -34,9 +35,10 @@ def kept_steps(train: TrainConfig) -> list[int]:
 class Checkpoints:
   """The checkpoints of one run directory; `with` waits for the last save and closes."""
 
-  def __init__(self, workdir: Path):
+  def __init__(self, workdir: Path, reading: bool = False):
+    """`reading`: leaves alone what another process may be in the middle of saving."""
     self._checkpointer = ocp.training.Checkpointer(
-        (workdir / run_directory.CHECKPOINTS).absolute(), cleanup_tmp_directories=True)
+        (workdir / run_directory.CHECKPOINTS).absolute(), cleanup_tmp_directories=not reading)
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -53,21 +55,26 @@ class Checkpoints:
   def save(self, state: State, step: int) -> None:
     """Copies the state to the host and goes on writing in the background."""
     self._checkpointer.save_checkpointables_async(
-        step, {"params": state["params"], "opt_state": state["opt_state"]}, force=True)
+        step, {"params": state["params"], "opt_state": state["opt_state"],
+               "digest": digest(state["params"], step)}, force=True)
 
   @property
   def steps(self) -> list[int]:
     """The steps that were saved whole, ascending."""
     return sorted(int(saved.step) for saved in self._checkpointer.checkpoints)
 
-  def shapes(self, step: int) -> State:
-    """{"params", "opt_state"} of a step with a shape and a dtype for every array."""
-    metadata = self._checkpointer.checkpointables_metadata(step).metadata
-    return {name: metadata[name] for name in ("params", "opt_state")}
+  def shapes(self, step: int, names: tuple[str, ...] = ("params", "opt_state")) -> State:
+    """The parts of a step that it has, with a shape and a dtype for every array.
 
-  def load_host(self, step: int) -> State:
-    """{"params", "opt_state"} as NumPy arrays, whatever mesh wrote them."""
-    abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), self.shapes(step))
+    Beside the two there is `digest`, which checkpoints of older versions lack.
+    """
+    metadata = self._checkpointer.checkpointables_metadata(step).metadata
+    return {name: metadata[name] for name in names if name in metadata}
+
+  def load_host(self, step: int, names: tuple[str, ...] = ("params", "opt_state")) -> State:
+    """The same parts as NumPy arrays, whatever mesh wrote them."""
+    abstract = jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype), self.shapes(step, names))
     loaded: State = self._checkpointer.load_checkpointables(step, abstract)
     return loaded
 
@@ -100,7 +107,7 @@ def load_parameters(source: str, shapes: Any, shardings: Any) -> Any:
     UserError: no such run or step, or parameters of other names or shapes.
   """
   directory, step = parse_source(source)
-  with Checkpoints(directory) as checkpoints:
+  with Checkpoints(directory, reading=True) as checkpoints:
     available = checkpoints.steps
     if not available:
       raise UserError(f"config.train.init_from={source}: no checkpoint in {directory}")

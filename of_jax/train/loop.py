@@ -14,6 +14,7 @@ from of_jax.data.loader import Shuffled, make_batches
 from of_jax.errors import UserError
 from of_jax.train import checkpoint, environment, provenance, writers
 from of_jax.train.checkpoint import Checkpoints
+from of_jax.train.costly import Costly
 from of_jax.train.progress import TrainingProgress
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.step import State, Trainer, make_trainer
@@ -40,6 +41,7 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
     raise UserError(f"--workdir={workdir}: run directories are local so far; give a folder")
   workdir = Path(workdir)
   provenance.check_workdir(workdir, config)
+  provenance.check_user_metrics(workdir, config)
   if (workdir / run_directory.DONE).exists():
     log(f"{workdir}: finished before, nothing to do")
     return
@@ -71,7 +73,8 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
         else:
           log(f"{workdir}: resumes after step {start} of {config.train.steps}")
           state = checkpoints.restore(jax.eval_shape(lambda: state), trainer.shardings, start)
-        _run(config, workdir, trainer, mesh, batches, checkpoints, state, start or 0, kept)
+        _run(config, workdir, trainer, mesh, batches, checkpoints, state, start or 0, kept,
+             log)
       (workdir / run_directory.DONE).touch()
   log(f"{workdir}: finished")
 
@@ -87,7 +90,7 @@ def _initial_state(config: Config, trainer: Trainer) -> State:
 
 def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mesh,
          batches: Shuffled, checkpoints: Checkpoints, state: State, start: int,
-         kept: list[int]) -> None:
+         kept: list[int], say: Log) -> None:
   """Steps `start` + 1 to the last, with what is logged, evaluated and kept on the way."""
   steps, every = config.train, config.telemetry.every
   last = steps.steps
@@ -95,6 +98,7 @@ def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mes
   log = writers.RunLog(workdir, config, start, environment.peak_flops(),
                        environment.flops_per_token(config, trainer.network))
   evaluation = [place_batch(mesh, batch) for batch in batches.eval_batches()]
+  costly = Costly(config, trainer, evaluation[0])
   # A step's metrics are fetched after the next step is dispatched, so that the devices never wait.
   late: tuple[int, Any] | None = None
   unit = "images" if config.model.kind == "residual_mlp" else "tokens"
@@ -103,7 +107,16 @@ def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mes
       batch = place_batch(mesh, batches.train_batch(step - 1))
       logged = step in (1, last) or step % steps.log_every == 0
       measured = logged and (step in (1, last) or step % every == 0)
+      due = costly.due(step) if logged else ()
+      if due:
+        if late:
+          progress.update(*log.train(*late))
+          late = None
+        costly.before_step(due, state, batch, key)
       state, metrics = (trainer.step_measured if measured else trainer.step)(state, batch, key)
+      if due:
+        metrics = costly.after_step(due, state, metrics)
+        log.leave_out(costly.spent())
       if late:
         progress.update(*log.train(*late))
       late = (step, metrics) if logged else None
@@ -121,6 +134,7 @@ def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mes
         checkpoints.save(state, step)
       log.restart_clock()
     checkpoints.wait()
+  costly.report(say)
 
 
 def _evaluate(trainer: Trainer, state: State, batches: list[Any]) -> Any:

@@ -45,6 +45,21 @@ def check_workdir(workdir: Path, config: Config) -> None:
                     "give another folder")
 
 
+def check_user_metrics(workdir: Path, config: Config) -> None:
+  """Raises UserError if the run in `workdir` began with other metrics of the user's."""
+  for source, copy in _user_metrics(workdir, config):
+    if copy.exists() and copy.read_bytes() != source.read_bytes():
+      raise UserError(f"config.telemetry.user_metrics: {source} is not what the run in {workdir} "
+                      f"began with, {copy}; give another folder")
+
+
+def _user_metrics(workdir: Path, config: Config) -> list[tuple[Path, Path]]:
+  """(file, its copy in the run directory) of every file with metrics of the user's."""
+  files = dict.fromkeys(text.rpartition(":")[0] for text in config.telemetry.user_metrics)
+  return [(Path(file), workdir / run_directory.USER_METRICS / f"{i}_{Path(file).name}")
+          for i, file in enumerate(files)]
+
+
 def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
   """Raises UserError if the run in `workdir` began on other data."""
   saved_at = workdir / run_directory.ENVIRONMENT
@@ -82,6 +97,9 @@ def write_config(workdir: Path, config: Config, network: Network) -> None:
     layout = lay_out(config.optim, network.roles, network.axes, network.shapes)
     run_directory.write_json(workdir / run_directory.CONFIG, {
         **config_lib.to_dict(config), config_lib.PARAMETERS: describe(config.optim, layout)})
+    for source, copy in _user_metrics(workdir, config):
+      copy.parent.mkdir(exist_ok=True)
+      shutil.copyfile(source, copy)
 
 
 def write_environment(workdir: Path, described: dict[str, Any], corpus: Described,

@@ -1,7 +1,8 @@
 """The compiled train step and evaluation step, each with telemetry or without.
 
 A step is a pure function of (state, batch): the telemetry of a measured step leaves through
-statistics that no gradient sees, so both forms train the same parameters bit for bit.
+statistics that no gradient sees, so both forms train the same parameters bit for bit. What is
+costly is measured apart, by forward passes of their own on the step's batch.
 
 Running statistics (role `running`) have their new value in place of a gradient. They bypass the
 optimiser, the clipping and the gradient norm, and are averaged over micro-batches.
@@ -9,6 +10,7 @@ optimiser, the clipping and the gradient norm, and are averaged over micro-batch
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,11 +18,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from of_jax import config_telemetry
 from of_jax.config import Config
 from of_jax.models.functional import Network, build_network
 from of_jax.optim import build_optimizer, lay_out, learning_rate_schedule, scale_init
 from of_jax.optim.measure import measure_step
-from of_jax.telemetry.observe import SiteStatistics, Telemetry, merge_sites
+from of_jax.telemetry import registry
+from of_jax.telemetry.families.gradients import (
+    SlotObserver,
+    leave_squares_in,
+    statistics_of_squares,
+)
+from of_jax.telemetry.observe import ChangeObserver, SiteStatistics, Telemetry
 from of_jax.train.loss import Sums, cross_entropy, squared_error
 from of_jax.train.sharding import state_shardings
 
@@ -37,6 +46,10 @@ class Trainer:
   site -> metric -> [layers], and where the config asks for it `optimizer`: role -> metric ->
   [layers]. They consume the state they are given. `evaluate` maps (params, batch) to sums that
   `add` combines and `finish` turns into metrics.
+
+  `apart` has for each costly family a map of (state, batch, key) to such `telemetry` of the model
+  before the step. `change` maps (params before a step, params after it, a batch) to the telemetry
+  of what the step changed, and `copied` keeps parameters from being consumed by it.
   """
 
   network: Network
@@ -47,6 +60,9 @@ class Trainer:
   evaluate: Any
   add: Any
   finish: Any
+  apart: Mapping[str, Any]
+  change: Any
+  copied: Any
 
 
 @functools.lru_cache(maxsize=4)
@@ -63,7 +79,13 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   layout_of = [network.trained(tree) for tree in (network.roles, network.axes, network.shapes)]
   optimizer = build_optimizer(config.optim, schedule, *layout_of)
   layout = lay_out(config.optim, *layout_of)
-  telemetry = Telemetry.at_level(config.telemetry.level)
+  for text in config.telemetry.user_metrics:
+    registry.load(text)  # A file of the user's that fails says so now.
+  kind = config.model.kind
+  telemetry = Telemetry.of(config.telemetry, kind)
+  of_gradients = Telemetry.of(config.telemetry, kind, "gradients")
+  selection = config_telemetry.select(config.telemetry, kind)
+  measures_optimizer = config_telemetry.OPTIMIZER in selection.sites
   shardings = state_shardings(mesh, network, optimizer)
   replicated = NamedSharding(mesh, PartitionSpec())
   micro_batches = config.train.grad_accumulation
@@ -75,32 +97,37 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
     return {"params": network.joined(trained, network.running(params)),
             "opt_state": optimizer.init(trained), "step": jnp.int32(0)}
 
+  def statistics_of(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None,
+                    training: bool, slots: Any = None) -> tuple[jax.Array, jax.Array, Any]:
+    """The stream before the unembedding, the unembedding, and the statistics."""
+    return network.stream(
+        params, batch["inputs"], batch.get("documents"), dropout_key=key, training=training,
+        observe=watched.observer(batch["weights"]) if watched else None,
+        intervene=leave_squares_in(slots) if slots else None)
+
   def sums(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None,
-           training: bool) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
-    observe = watched.observer(batch["weights"]) if watched else None
-    x_BxTxD, table_DxV, statistics = network.stream(
-        params, batch["inputs"], batch.get("documents"), dropout_key=key, observe=observe,
-        training=training)
+           training: bool, slots: Any = None) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
+    x_BxTxD, table_DxV, statistics = statistics_of(params, batch, key, watched, training, slots)
     targets, weights = batch["targets"], batch["weights"]
     objective, parts = (
         squared_error(x_BxTxD, table_DxV, targets, weights)
-        if config.model.kind == "residual_mlp" else
+        if kind == "residual_mlp" else
         cross_entropy(x_BxTxD, table_DxV, targets, weights, config.train.z_loss))
     return objective, (parts, statistics)
 
-  def loss(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
-           ) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
-    objective, (parts, statistics) = sums(params, batch, key, watched, training=True)
+  def loss(params: Any, slots: Any, batch: Batch, key: jax.Array | None,
+           watched: Telemetry | None) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
+    objective, (parts, statistics) = sums(params, batch, key, watched, True, slots)
     means = {name: part / tokens for name, part in parts.items() if name != "count"}
     return objective / tokens, (means, statistics)
 
-  gradient = jax.grad(loss, has_aux=True)
+  # The gradients of slots are sums of squared gradients of activations.
+  gradient = jax.grad(loss, (0, 1), has_aux=True)
 
-  def accumulated(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None
-                  ) -> Any:
-    """Gradients, loss and statistics of the whole batch, a micro-batch at a time."""
+  def accumulated(of_part: Any, add: Any, batch: Batch, key: jax.Array | None) -> Any:
+    """What `of_part(batch, key)` gives for each micro-batch in turn, added up."""
     if micro_batches == 1:
-      return gradient(params, batch, key, watched)
+      return of_part(batch, key)
     # Row r goes to micro-batch r % micro_batches, so that a device's rows stay on the device.
     split = jax.tree.map(
         lambda rows: rows.reshape(-1, micro_batches, *rows.shape[1:]).swapaxes(0, 1), batch)
@@ -108,19 +135,32 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
     first, rest = jax.tree.map(lambda x: x[0], (split, keys)), jax.tree.map(
         lambda x: x[1:], (split, keys))
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-      grads, (means, statistics) = gradient(params, *part, watched)
-      total_grads, (total_means, total_statistics) = total
-      return (jax.tree.map(jnp.add, total_grads, grads),
-              (jax.tree.map(jnp.add, total_means, means),
-               merge_sites(total_statistics, statistics))), None
+    return jax.lax.scan(lambda total, part: (add(total, of_part(*part)), None),
+                        of_part(*first), rest)[0]
 
-    return jax.lax.scan(add, gradient(params, *first, watched), rest)[0]
+  def dropout_key(state: State, key: jax.Array) -> jax.Array | None:
+    return jax.random.fold_in(key, state["step"]) if config.model.dropout else None
+
+  def new_slots(batch: Batch) -> Any:
+    """Zeros, of the sites whose gradients are watched: site -> [layers, width]."""
+    observe = SlotObserver(of_gradients.sites)
+    return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(
+        lambda params: network.stream(params, batch["inputs"], batch.get("documents"),
+                                      observe=observe)[2], network.shapes))
 
   def step(watched: Telemetry | None) -> Any:
     def run(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, Any]]:
-      dropout_key = jax.random.fold_in(key, state["step"]) if config.model.dropout else None
-      grads, (means, statistics) = accumulated(state["params"], batch, dropout_key, watched)
+      slots = new_slots(batch) if watched else {}
+
+      def add(a: Any, b: Any) -> Any:
+        (grads_a, (means_a, statistics_a)), (grads_b, (means_b, statistics_b)) = a, b
+        return jax.tree.map(jnp.add, grads_a, grads_b), (
+            jax.tree.map(jnp.add, means_a, means_b),
+            watched.merge(statistics_a, statistics_b) if watched else {})
+
+      (grads, squares), (means, statistics) = accumulated(
+          lambda part, part_key: gradient(state["params"], slots, part, part_key, watched), add,
+          batch, dropout_key(state, key))
       # An average over micro-batches, where gradients add up: the loss is over the whole batch.
       running = jax.tree.map(lambda new: new / micro_batches, network.running(grads))
       grads, params = network.trained(grads), network.trained(state["params"])
@@ -128,21 +168,45 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
       metrics = {**means, "learning_rate": schedule(state["step"]),
                  "grad_norm": optax.tree.norm(grads)}
       if watched:
-        metrics["telemetry"] = watched.finish(statistics)
-      if watched and config.telemetry.optimizer:
+        metrics["telemetry"] = _joined(
+            watched.finish(statistics),
+            of_gradients.finish(statistics_of_squares(squares, batch["weights"])))
+      if watched and measures_optimizer:
         metrics["optimizer"] = measure_step(
-            layout, params, updates, opt_state, metrics["learning_rate"])
+            layout, params, grads, updates, opt_state, metrics["learning_rate"], selection.ids)
       params = network.joined(optax.apply_updates(params, updates), running)
       return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
     # Without pinned outputs the second call would compile a second executable.
     return jax.jit(run, donate_argnums=0, out_shardings=(shardings, replicated))
 
+  def measured_apart(name: str) -> Any:
+    watched = Telemetry.of(config.telemetry, kind, apart=name)
+
+    def run(state: State, batch: Batch, key: jax.Array) -> Any:
+      return watched.finish(accumulated(
+          lambda part, part_key: statistics_of(state["params"], part, part_key, watched, True)[2],
+          watched.merge, batch, dropout_key(state, key)))
+
+    return jax.jit(run, out_shardings=replicated)
+
+  def change(before: Any, after: Any, batch: Batch) -> Any:
+    watched = Telemetry.of(config.telemetry, kind, apart="moment_updates")
+    observe = ChangeObserver(watched, batch["weights"])
+
+    def run(params: Any) -> Any:
+      return network.stream(params, batch["inputs"], batch.get("documents"), observe=observe)[2]
+
+    statistics = jax.vmap(run, axis_name=observe.AXIS)(jax.tree.map(
+        lambda *both: jnp.stack(both), before, after))
+    # Each of both forward passes has seen both, and has the same statistics.
+    return watched.finish(jax.tree.map(lambda s: s[0], statistics))
+
   def evaluate(params: Any, batch: Batch) -> Any:
     return sums(params, batch, None, telemetry, training=False)[1]
 
   def add(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a[0], b[0]), merge_sites(a[1], b[1])
+    return jax.tree.map(jnp.add, a[0], b[0]), telemetry.merge(a[1], b[1])
 
   def finish(total: Any) -> dict[str, Any]:
     totals, statistics = total
@@ -152,6 +216,19 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   plain = step(None)
   return Trainer(
       network, shardings, jax.jit(init, out_shardings=shardings), plain,
-      step(telemetry) if telemetry.sites else plain,
+      step(telemetry) if telemetry.plan or of_gradients.plan or measures_optimizer else plain,
       jax.jit(evaluate, out_shardings=replicated), jax.jit(add, out_shardings=replicated),
-      jax.jit(finish, out_shardings=replicated))
+      jax.jit(finish, out_shardings=replicated),
+      {name: measured_apart(name) for name, family in selection.families.items()
+       if name in selection.sites and family.every and family.kind != "change"},
+      jax.jit(change, out_shardings=replicated),
+      jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings["params"]))
+
+
+def _joined(*telemetry: Any) -> Any:
+  """site -> metric -> values, of several such."""
+  found: dict[str, Any] = {}
+  for part in telemetry:
+    for site, metrics in part.items():
+      found.setdefault(site, {}).update(metrics)
+  return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from of_jax import run_directory
 from of_jax.config import Config, TrainConfig, to_dict
@@ -128,6 +129,10 @@ class RunLog:
     """Leaves what happened since the last record out of the timing."""
     self._clock = time.perf_counter()
 
+  def leave_out(self, seconds: float) -> None:
+    """Leaves time that was no step's out of the next record's timing."""
+    self._clock += seconds
+
   def train(self, step: int, metrics: Record) -> tuple[int, float, float]:
     """Writes a step's metrics and timing; returns step, loss and tokens a second."""
     fetched = jax.device_get(metrics)
@@ -164,5 +169,6 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
   for site, metrics in [*record.get("telemetry", {}).items(),
                         *record.get("optimizer", {}).items()]:
     for metric, layers in metrics.items():
-      for layer, value in enumerate(layers):
+      # Lists, as of the top neurons, are no curves.
+      for layer, value in enumerate(layers if np.ndim(layers) == 1 else ()):
         yield f"{split}/{metric}/{site}/{layer:02d}", float(value)

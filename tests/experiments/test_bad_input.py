@@ -77,6 +77,10 @@ def test_train(mistake: str, tmp_path: Path) -> None:
     (["experiments.report", "--root=nowhere"], "nowhere"),
     (["experiments.prepare_data", "--corpus=wikipedia"], "wikipedia"),
     (["experiments.prepare_data", "--config.data.corpus=x"], "takes no config"),
+    (["experiments.measure"], "--run is missing"),
+    (["experiments.measure", "--run=nowhere"], "nowhere: not a run directory"),
+    (["experiments.measure", "--run=x", "--metrics=kurtosys"], "there are kurtosis"),
+    (["experiments.measure", "--run=x", "--tokens=a", "--text=b"], "give one of them"),
 ), ids=lambda value: value[0] if isinstance(value, list) else "")
 def test_other_binaries(arguments: list[str], message: str) -> None:
   result, _ = run(arguments)
@@ -86,7 +90,7 @@ def test_other_binaries(arguments: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize("binary", ("train", "study", "report", "prepare_data", "benchmark",
-                                    "variants", "coordinate_check"))
+                                    "variants", "coordinate_check", "measure"))
 def test_help_explains_every_flag(binary: str) -> None:
   result, _ = run([f"experiments.{binary}", "--help"])
   assert result.returncode == 0 and f"experiments.{binary}" in result.stdout

@@ -146,6 +146,23 @@ def test_an_interrupted_study_goes_on_and_a_finished_one_trains_nothing(tmp_path
   assert trainer.trained == []
 
 
+def test_each_run_is_analysed_once_before_its_claims_are_judged(tmp_path, few, monkeypatch):
+  smoke = op_block.SCALES["smoke"]
+  monkeypatch.setitem(op_block.SCALES, "smoke", dataclasses.replace(smoke, analyses=("sparsity",)))
+  analysed = []
+
+  def analyse(path, name):
+    assert (path / "DONE").exists()
+    analysed.append((path.name, name))
+    (path / f"{name}.json").write_text("{}")
+
+  execute(tmp_path, analyse=analyse)
+  assert analysed == [(name, "sparsity") for name in few]
+  (tmp_path / few[1] / "sparsity.json").unlink()
+  execute(tmp_path, analyse=analyse)
+  assert analysed[4:] == [(few[1], "sparsity")]
+
+
 def test_overrides_reach_every_run_and_are_recorded(tmp_path, few, override):
   override(("model.width", "64"), ("train.steps", "40"))
   execute(tmp_path, corpus="text:mine.txt")
@@ -225,7 +242,9 @@ def test_unknown_names(name, scale, message):
 
 @pytest.mark.parametrize("name, scale", [
     ("op_block", "smoke"), ("op_block", "small"), ("op_block", "paper"), ("norms", "smoke"),
-    ("norms", "small"), ("optimisers", "smoke"), ("optimisers", "small")])
+    ("norms", "small"), ("optimisers", "smoke"), ("optimisers", "small"),
+    ("outlier_dimensions", "smoke"), ("outlier_dimensions", "small"), ("relu_sparsity", "smoke"),
+    ("relu_sparsity", "small")])
 def test_every_declared_run_and_rule_stands(name, scale):
   declared = studies.load(name, scale)
   planned = study.plan(declared)

@@ -43,7 +43,9 @@ def test_every_metric_is_its_formula() -> None:
   sizes = {"stacks": {"0": {"a": 1e-15, "b": 1e-15, "g": 0.0}, "1": {"a": 1e5}}, "table": 1.0,
            "end": 1.0}
   updates = jax.tree.map(lambda u, size: u * np.float32(size), updates, sizes)
-  found = jax.jit(lambda *trees: measure_step(layout, *trees))(params, updates, state, 0.1)
+  gradients = jax.tree.map(lambda g, size: g * np.float32(size), gradients, sizes)
+  found = jax.jit(lambda *trees: measure_step(layout, *trees))(
+      params, gradients, updates, state, 0.1)
   assert found.keys() == GROUPS.keys()
   nu, factors = state[1].inner[0][0].nu, state[1].factors
 
@@ -55,14 +57,16 @@ def test_every_metric_is_its_formula() -> None:
   for role, groups in GROUPS.items():
     expected: dict[str, list[float]] = {name: [] for name in METRICS}
     for group in groups:
-      w, u, v = (np.concatenate([leaf(tree, *part).ravel() for part in group])
-                 for tree in (params, updates, nu))
+      w, g, u, v = (np.concatenate([leaf(tree, *part).ravel() for part in group])
+                    for tree in (params, gradients, updates, nu))
       rate = 0.1 * (0.5 if role == "embedding" else 1.0)
       with np.errstate(invalid="ignore"):
+        expected["gradient_kurtosis"].append(np.mean(g ** 4) / np.mean(g ** 2) ** 2)
         expected["update_kurtosis"].append(np.mean(u ** 4) / np.mean(u ** 2) ** 2)
         expected["radial_share"].append(sum(
             np.sum(leaf(params, *part) * leaf(updates, *part)) ** 2
             / np.sum(leaf(params, *part) ** 2) for part in group) / np.sum(u ** 2))
+      expected["gradient_rms"].append(np.sqrt(np.mean(g ** 2)))
       expected["update_rms_ratio"].append(np.sqrt(np.mean(u ** 2)) / np.sqrt(np.mean(w ** 2)))
       expected["nu_tail"].append(v.max() / v.mean())
       expected["effective_lr"].append(rate / np.linalg.norm(w))
@@ -96,7 +100,7 @@ def test_condition_of_the_preconditioner() -> None:
     optimizer = build_optimizer(optim, lambda step: 0.1, roles, axes, params)
     updates, state = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
     found = jax.jit(lambda *trees: measure_step(lay_out(optim, roles, axes, params), *trees))(
-        params, updates, state, 0.1)
+        params, gradients, updates, state, 0.1)
     ours = {role: metrics["preconditioner_condition"] for role, metrics in found.items()
             if "preconditioner_condition" in metrics}
     assert ours.keys() == {"hidden", "embedding"}
@@ -113,7 +117,7 @@ def test_what_an_optimizer_lacks_is_left_out() -> None:
   layout = lay_out(optim, ROLES, AXES, params)
   optimizer = build_optimizer(optim, lambda step: 0.1, ROLES, AXES, params)
   updates, state = optimizer.update(params, optimizer.init(params), params)
-  found = measure_step(layout, params, updates, state, jnp.float32(0.1))
+  found = measure_step(layout, params, params, updates, state, jnp.float32(0.1))
   assert "nu_tail" not in found["hidden"] and "nu_tail" in found["embedding"]
   assert all("projection_factor" not in metrics for metrics in found.values())
   assert optax.tree.sum(jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x)), found)) == 0

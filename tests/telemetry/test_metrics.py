@@ -1,61 +1,120 @@
 """Every metric against its plain NumPy float64 definition."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from of_jax.telemetry import METRICS, finish, measure, merge, sufficient_statistics
+from of_jax.telemetry import METRICS, measure
+from of_jax.telemetry.observe import array_telemetry
 
 # Metrics whose definition subtracts numbers near 1: their error is absolute.
-ABSOLUTE = ("input_correlation",)
+ABSOLUTE = ("input_correlation", "input_correlation_rms", "feature_correlation_rms",
+            "top_neuron_mean", "dead_fraction")
+# A large number less 3: relative where it is large, absolute where it is small.
+DIFFERENCES = ("excess_kurtosis_token",)
 RELATIVE_ERROR = {"mmr": 1e-4}
 
 
-def reference(x_BxTxD: np.ndarray) -> dict[str, float]:
+def reference(x_BxTxD: np.ndarray) -> dict[str, np.ndarray]:
   """The definitions of the design, in float64, without regard for cost or overflow."""
-  metrics = {}
+  metrics: dict[str, np.ndarray] = {}
   with np.errstate(all="ignore"):
-    for suffix, x_BxTxD_ in (("", x_BxTxD), ("_no_first", x_BxTxD[:, 1:])):
-      x = x_BxTxD_.reshape(-1, x_BxTxD.shape[-1]).astype(np.float64)
-      n, d = x.shape
-
-      def kurtosis(x: np.ndarray) -> float:
-        s2 = np.mean(x ** 2, 0) if len(x) else np.full(d, np.nan)
-        return np.mean(s2 ** 2) / np.mean(s2) ** 2
-
-      metrics["kurtosis" + suffix] = kurtosis(x)
-      metrics["kurtosis_centred" + suffix] = kurtosis(x - x.mean(1, keepdims=True))
-      size = np.abs(x)
-      metrics["mmr" + suffix] = (
-          np.mean(size.max(1) / np.median(size, axis=1)) if n else np.nan)
-      metrics["rms" + suffix] = np.sqrt(np.mean(x ** 2)) if n else np.nan
-      metrics["max_abs" + suffix] = size.max() if n else np.nan
-      scaled = x / np.sqrt(np.mean(x ** 2)) if n else x
-      total = 0.0
-      for rows in np.array_split(np.arange(n), max(1, n // 1024)):
-        gram = scaled[rows] @ scaled.T / d
-        total += gram.sum() - gram[np.arange(len(rows)), rows].sum()
-      metrics["input_correlation" + suffix] = total / (n * (n - 1)) if n > 1 else np.nan
-  return {name: value if np.isfinite(value) else np.nan for name, value in metrics.items()}
+    for suffix, sequences in (("", x_BxTxD), ("_no_first", x_BxTxD[:, 1:])):
+      for name, value in of_tokens(sequences.astype(np.float64)).items():
+        metrics[name + suffix] = np.where(np.isfinite(value), value, np.nan)
+  return metrics
 
 
-def check(measured: dict[str, jax.Array], x_BxTxD: np.ndarray) -> None:
+def of_tokens(x_BxTxD: np.ndarray) -> dict[str, np.ndarray]:
+  """Without `_no_first`. Nothing is a mean over no tokens."""
+  width = x_BxTxD.shape[-1]
+  x = x_BxTxD.reshape(-1, width)
+  n, d = x.shape
+  if not n:
+    empty = {name: np.array(np.nan) for name in METRICS}
+    lists = {"active_fraction_percentiles": 5, "top_neurons": min(5, d),
+             "top_neuron_share": min(5, d), "top_neuron_mean": min(5, d)}
+    return {name: empty[name] for name in ACTIVATION_METRICS} | {
+        name: np.full(length, np.nan) for name, length in lists.items()}
+  size, s2, m2 = np.abs(x), np.mean(x ** 2, 0), np.mean(x ** 2)
+  centred = x - x.mean(1, keepdims=True)
+  s2_centred = np.mean(centred ** 2, 0)
+  scaled = x / np.sqrt(m2)
+  total, squares = 0.0, 0.0
+  for rows in np.array_split(np.arange(n), max(1, n // 1024)):
+    gram = scaled[rows] @ scaled.T / d
+    gram[np.arange(len(rows)), rows] = 0
+    total, squares = total + gram.sum(), squares + np.sum(gram ** 2)
+  features = scaled.T @ scaled / n
+  np.fill_diagonal(features, 0)
+  flat = x_BxTxD.reshape(len(x_BxTxD), -1)
+  flat = flat - flat.mean(1, keepdims=True)
+  top = np.argsort(-s2, kind="stable")[:5]
+  is_known = np.isfinite(s2).all() and s2[top[0]] > 0
+  active = (x_BxTxD != 0).astype(float)
+  active[~np.isfinite(x_BxTxD).all(-1)] = np.nan
+  rate = active.reshape(-1, d).mean(0)
+  batch = np.mean(np.where(np.isnan(rate), np.nan, rate > 0))
+  return {
+      "kurtosis": np.mean(s2 ** 2) / np.mean(s2) ** 2,
+      "kurtosis_centred": np.mean(s2_centred ** 2) / np.mean(s2_centred) ** 2,
+      "mmr": np.mean(size.max(1) / np.median(size, axis=1)),
+      "rms": np.sqrt(m2),
+      "max_abs": size.max(),
+      "massive_ratio": size.max() / np.median(size),
+      "input_correlation": total / np.float64(n * (n - 1)),
+      "input_correlation_rms": np.sqrt(squares / np.float64(n * (n - 1))),
+      "feature_correlation_rms": np.sqrt(np.sum(features ** 2) / np.float64(d * (d - 1))),
+      "kurtosis_pooled": np.mean(np.mean(flat ** 4, 1) / np.mean(flat ** 2, 1) ** 2),
+      "excess_kurtosis_token": np.mean(np.maximum(
+          np.mean(x ** 4, 1) / (np.sum(centred ** 2, 1) / np.float64(d - 1)) ** 2 - 3, 0)),
+      "top_neurons": np.where(is_known, top, np.nan),
+      "top_neuron_share": s2[top] / s2.sum(),
+      "top_neuron_mean": np.where(is_known, x.mean(0)[top] / np.sqrt(s2[top]), np.nan),
+      "active_fraction_token": rate.mean(),
+      "active_fraction_sequence": np.mean(active.max(1)),
+      "active_fraction_batch": batch,
+      "dead_fraction": 1 - batch,
+      "active_fraction_percentiles": np.percentile(rate, [5, 25, 50, 75, 95]),
+  }
+
+
+ACTIVATION_METRICS = tuple(name for name, metric in METRICS.items() if metric.has_no_first)
+
+
+def check(measured: dict[str, jax.Array], x_BxTxD: np.ndarray, names: set[str] | None = None
+          ) -> None:
+  """Of `names` alone, or of every metric."""
   expected = reference(x_BxTxD)
+  if names is not None:
+    expected = {name: expected[name] for name in names}
   assert measured.keys() == expected.keys()
   for name, value in measured.items():
     kind = name.removesuffix("_no_first")
     tolerance = RELATIVE_ERROR.get(kind, 1e-5)
+    found = np.asarray(value)
+    if found.dtype == np.int32:
+      found = np.where(found == np.iinfo(np.int32).min, np.nan, found)
     np.testing.assert_allclose(
-        value, expected[name], rtol=0 if kind in ABSOLUTE else tolerance,
-        atol=tolerance if kind in ABSOLUTE else 0, err_msg=name)
+        found, expected[name], rtol=0 if kind in ABSOLUTE else tolerance,
+        atol=tolerance if kind in (*ABSOLUTE, *DIFFERENCES) else 0, err_msg=name)
+
+
+def statistics_of(x: Any, first: Any = None, weights: Any = None) -> Any:
+  if first is None:
+    first = np.broadcast_to(np.arange(x.shape[1]) == 0, x.shape[:2])
+  return {"array": array_telemetry().observer(weights)("array", x, first)}
 
 
 # Compiled once a shape: op by op, each call would compile dozens of small programs.
 measured = jax.jit(measure)
-statistics_of = jax.jit(sufficient_statistics)
-finished = jax.jit(finish)
+statistics_of = jax.jit(statistics_of)
+finished = jax.jit(lambda statistics: array_telemetry().finish(statistics)["array"])
+merged = jax.jit(array_telemetry().merge)
 
 
 def random(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -79,9 +138,9 @@ CASES = {
     "odd width": random((4, 32, 47)),
     "width 1": random((4, 8, 1)),
     "width 2": random((4, 8, 2)),
-    "wide": random((2, 3, 4096)),
+    "wide": random((2, 3, 1536)),
     "many tokens": random((32, 512, 16)),
-    "heavy tails": np.random.default_rng(1).standard_t(1.5, (4, 32, 64)).astype(np.float32),
+    "heavy tails": np.random.default_rng(1).standard_t(1.5, (4, 32, 48)).astype(np.float32),
     "one neuron": random((4, 32, 48)) * (np.arange(48) == 3),
     "one large neuron": one_large_neuron(),
     "massive first token": massive_first_token(),
@@ -113,7 +172,7 @@ def test_bfloat16_is_measured_in_float32(name: str) -> None:
   check(measured(x), np.asarray(x, np.float64))
 
 
-@pytest.mark.parametrize("axes", ((8, 1, 1), (2, 2, 2), (1, 8, 1)))
+@pytest.mark.parametrize("axes", ((8, 1, 1), (2, 2, 2)))
 def test_sharded_equals_numpy(axes: tuple[int, int, int]) -> None:
   mesh = jax.make_mesh(axes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
   x = massive_first_token()
@@ -135,9 +194,7 @@ def test_a_square_that_overflows_stays_in_its_group(value: float) -> None:
 
 def test_statistics_add_up() -> None:
   x = massive_first_token()
-  first = np.broadcast_to(np.arange(32) == 0, (2, 32))
-  halves = [statistics_of(part, first) for part in (x[:2], x[2:])]
-  check(finished(merge(*halves)), x)
+  check(finished(merged(statistics_of(x[:2]), statistics_of(x[2:]))), x)
 
 
 def test_padding_is_left_out() -> None:
@@ -151,7 +208,7 @@ def test_padding_is_left_out() -> None:
 def test_layers_are_separate() -> None:
   x = np.stack([random((2, 8, 16)), one_large_neuron()[:2, :8, :16]])
   first = np.broadcast_to(np.arange(8) == 0, (2, 8))
-  metrics = finished(jax.jit(jax.vmap(lambda x: sufficient_statistics(x, first)))(x))
+  metrics = finished(jax.jit(jax.vmap(lambda x: statistics_of(x, first)))(x))
   for layer in range(2):
     check({name: value[layer] for name, value in metrics.items()}, x[layer])
 

@@ -227,14 +227,19 @@ def test_killed_anywhere_ends_in_the_same_bits(token_file: Path, uninterrupted: 
   assert steps == list(range(1, 61))
 
 
-def test_telemetry_changes_no_bit(token_file: Path, uninterrupted: Path, tmp_path: Path) -> None:
-  """Without telemetry, and with it every third step: the same parameters, moments and losses."""
-  for name, field in (("off", "telemetry.level=off"), ("third", "telemetry.every=3")):
-    workdir = tmp_path / name
-    assert run_command(token_file, workdir, field).wait() == 0
-    ours, theirs = parameters(workdir, 60), parameters(uninterrupted, 60)
-    for key, value in ours.items():
-      np.testing.assert_array_equal(value, theirs[key], err_msg=key)
-    losses = [[r["loss"] for r in run_directory.read_lines(run / "metrics.jsonl")]
-              for run in (workdir, uninterrupted)]
-    assert losses[0] == losses[1]
+@pytest.mark.parametrize("fields", (
+    ["telemetry.level=off"], ["telemetry.every=3"],
+    pytest.param(["telemetry.level=full", "telemetry.cadences=attention=20,moment_updates=15"],
+                 marks=pytest.mark.slow)), ids=("off", "third", "full"))
+def test_telemetry_changes_no_bit(fields: list[str], token_file: Path, uninterrupted: Path,
+                                  tmp_path: Path) -> None:
+  """Without telemetry, with it every third step, and with all there is: the same parameters,
+  moments and losses."""
+  workdir = tmp_path / "run"
+  assert run_command(token_file, workdir, *fields).wait() == 0
+  ours, theirs = parameters(workdir, 60), parameters(uninterrupted, 60)
+  for key, value in ours.items():
+    np.testing.assert_array_equal(value, theirs[key], err_msg=key)
+  losses = [[r["loss"] for r in run_directory.read_lines(run / "metrics.jsonl")]
+            for run in (workdir, uninterrupted)]
+  assert losses[0] == losses[1]

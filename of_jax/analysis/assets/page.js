@@ -208,6 +208,34 @@
     }
   }
 
+  // Panels that say themselves what they show: see of_jax/analysis/panels.py.
+  function analyses() {
+    for (const item of data.analyses) {
+      element("h3", byId("analyses"), `${item.run}: ${item.title}`);
+      const grid = element("div", byId("analyses"));
+      grid.className = "grid";
+      for (const shown of item.panels) {
+        const plot = panel(grid, shown.title);
+        element("p", plot.parentNode, shown.definition).className = "note";
+        const frame = layout(shown.y, shown.log, undefined);
+        frame.xaxis.title.text = shown.x;
+        delete frame.xaxis.range;
+        if (shown.log) frame.yaxis.tickvals = frame.yaxis.ticktext = undefined;
+        frame.showlegend = shown.lines.length > 1 && shown.lines.length <= 6;
+        frame.legend = { orientation: "h", y: -0.3, font: { size: 10 } };
+        draw(plot, shown.lines.map((line, i) => ({
+          x: line.x, y: line.y, name: line.name, mode: line.sizes ? "markers" : "lines+markers",
+          line: { width: 2, color: shade(i / Math.max(shown.lines.length - 1, 1)) },
+          marker: line.sizes
+            ? { size: line.sizes.map(s => s || 0), sizemode: "area", sizeref: 0.005, sizemin: 1,
+              color: shade(i / Math.max(shown.lines.length - 1, 1)), line: { width: 0 } }
+            : { size: 5 },
+          text: line.sizes ? line.sizes.map(s => s === null ? "" : `share ${s}`) : undefined,
+        })), frame);
+      }
+    }
+  }
+
   function start() {
     const legend = byId("legend");
     const seeds = unique(data.runs.map(r => r.seed));
@@ -220,6 +248,7 @@
       }
     }
     document.querySelectorAll(".curves").forEach(curves);
+    analyses();
     if (!Object.keys(data.metrics).length) return;
     for (const [id, about] of Object.entries(data.metrics)) {
       element("option", byId("metric"), about.name).value = id;

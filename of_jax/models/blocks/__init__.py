@@ -65,20 +65,18 @@ class Block(nnx.Module):
   def attention_branch(self, x_BxTxD: jax.Array, context: Context,
                        output_norm: Norm | None = None) -> jax.Array:
     """gain x output_norm(attention(x)), with dropout."""
-    context.probe("attn_in", x_BxTxD)
+    x_BxTxD = context.probe("attn_in", x_BxTxD)
     y_BxTxD = self.attention(x_BxTxD, context)
     y_BxTxD = _finish(y_BxTxD, output_norm, self.attention_gain, context)
-    context.probe("attn_out", y_BxTxD)
-    return y_BxTxD
+    return context.probe("attn_out", y_BxTxD)
 
   def mlp_branch(self, x_BxTxD: jax.Array, context: Context,
                  output_norm: Norm | None = None) -> jax.Array:
     """gain x output_norm(MLP(x)), with dropout."""
-    context.probe("mlp_in", x_BxTxD)
+    x_BxTxD = context.probe("mlp_in", x_BxTxD)
     y_BxTxD = self.mlp(x_BxTxD, context)
     y_BxTxD = _finish(y_BxTxD, output_norm, self.mlp_gain, context)
-    context.probe("mlp_out", y_BxTxD)
-    return y_BxTxD
+    return context.probe("mlp_out", y_BxTxD)
 
   def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     """The stream entering the block -> the stream entering its MLP half."""
@@ -91,8 +89,7 @@ class Block(nnx.Module):
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     """The stream entering the block -> the stream leaving it."""
     h_BxTxD = self.attention_half(x_BxTxD, context)
-    context.probe("resid_mid", h_BxTxD)
-    return self.mlp_half(h_BxTxD, context)
+    return self.mlp_half(context.probe("resid_mid", h_BxTxD), context)
 
 
 class NormedBlock(Block):

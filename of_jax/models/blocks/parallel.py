@@ -20,7 +20,7 @@ class Parallel(Block):
     self.norm = make_norm(model.norm, rngs, model)
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    context.probe("resid_mid", x_BxTxD)
+    x_BxTxD = context.probe("resid_mid", x_BxTxD)
     normed_BxTxD = self.norm(x_BxTxD, context)
     return (x_BxTxD + self.attention_branch(normed_BxTxD, context)
             + self.mlp_branch(normed_BxTxD, context))

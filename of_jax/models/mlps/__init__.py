@@ -55,8 +55,7 @@ class MLP(nnx.Module):
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     h_BxTxF = self.hidden(x_BxTxD, context)
-    context.probe("mlp_hidden", h_BxTxF)
-    return self.down(h_BxTxF)
+    return self.down(context.probe("mlp_hidden", h_BxTxF))
 
 
 class GatedMLP(MLP):

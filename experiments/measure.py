@@ -1,0 +1,205 @@
+"""Measures a checkpoint again: every metric, on any data, also metrics added after training.
+
+  python -m experiments.measure --run=runs/first --step=0,16,150 --out=runs/first_measured
+
+On one device, whatever mesh trained the run. The data are the run's own evaluation set, or
+--tokens, --text or --corpus. --intervene changes neurons on the way and measures again;
+--analyse asks for what is more than a number a layer. DIR gets measure.json and figures.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from of_jax import config_telemetry
+from of_jax.errors import UserError
+from of_jax.run_directory import write_json
+
+_RUN = flags.DEFINE_string("run", "", "run directory")
+_STEP = flags.DEFINE_list("step", [], "steps of checkpoints, or all; default the last")
+_TOKENS = flags.DEFINE_string("tokens", "", ".npy file of token ids, [tokens] or [windows, T + 1]")
+_TEXT = flags.DEFINE_string("text", "", "UTF-8 file, read with the model's tokenizer")
+_CORPUS = flags.DEFINE_string("corpus", "", "corpus as in data.corpus, read with that tokenizer")
+_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "train"],
+                           "of the run's own corpus or --corpus: the fixed evaluation set, or the "
+                           "first batches of training")
+_BATCHES = flags.DEFINE_integer("batches", None, "batches to read; default all of the set",
+                                lower_bound=1)
+_TRAINING_BATCH = flags.DEFINE_bool(
+    "training_batch", False, "read the batch of the training step behind the checkpoint, as that "
+    "step did: what metrics.jsonl has at step + 1")
+_SITES = flags.DEFINE_list("sites", [], "where to measure; default everywhere")
+_METRICS = flags.DEFINE_list("metrics", [], "what to measure, by id; default everything")
+_USER_METRICS = flags.DEFINE_list(
+    "user_metrics", [], "functions or classes of your own files, as in my_file.py:my_metric")
+_INTERVENE = flags.DEFINE_multi_string(
+    "intervene", [], "KIND:SITE:LAYER:NEURONS[:LIMIT], KIND zero, mean, clip or rotate, LAYER a "
+    "number from 0 or all, NEURONS as 5,17 or topN; may be given again, all act at once")
+_ANALYSE = flags.DEFINE_list(
+    "analyse", [], "of outlier_dimensions, sparsity, spectra: leaves a file of that name each")
+_OUT = flags.DEFINE_string("out", "", "folder to leave measure.json and figures in")
+_LIST_METRICS = flags.DEFINE_bool("list_metrics", False, "print every metric and stop")
+
+ANALYSES = ("outlier_dimensions", "sparsity", "spectra")
+
+
+def main() -> None:
+  if _LIST_METRICS.value:
+    print(config_telemetry.table())
+    return
+  steps = _check()
+  # Here, because they import jax: a mistake on the command line is reported before that.
+  from of_jax.analysis import interventions, over_training, panel_plots, replay
+  chosen = [interventions.parse(text) for text in _INTERVENE.value]
+  available = replay.checkpoint_steps(_RUN.value)
+  wanted = available if steps == "all" else steps or available[-1:]
+  out = Path(_OUT.value).expanduser() if _OUT.value else None
+  if out is not None and out.exists() and not out.is_dir():
+    raise UserError(f"--out={_OUT.value}: is a file, not a folder")
+
+  batches, description = None, ""
+  measurements: list[dict[str, Any]] = []
+  for step in wanted:
+    model = replay.restore(_RUN.value, step)
+    if batches is None:
+      batches, description = data_of(model)
+    measurements.append(measure_one(model, batches, description, chosen))
+    print(_line(measurements[-1]), flush=True)
+  analyses = {name: over_training.ANALYSES[name](Path(_RUN.value).expanduser(), wanted)
+              for name in _ANALYSE.value}
+  if out is None:
+    return
+  out.mkdir(parents=True, exist_ok=True)
+  write_json(out / "measure.json",
+             measurements[0] if len(measurements) == 1 else {"steps": measurements})
+  for name, value in analyses.items():
+    write_json(out / f"{name}.json", value)
+  panel_plots.save_all(measurements, analyses, out)
+  print(out / "measure.json")
+
+
+def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any]
+                ) -> dict[str, Any]:
+  """What measure.json holds of one model: anything with .config, .params, .step and .path."""
+  from of_jax.analysis import evaluation
+  from of_jax.train.environment import machine
+  rows = model.training_batch(print) if _TRAINING_BATCH.value else batches
+  own = [*model.config.telemetry.user_metrics, *_USER_METRICS.value]
+  watched = _SITES.value, _METRICS.value, own
+  # First, since it finds the neurons that a model does not have.
+  changes = [evaluation.fill_top(model, batches, one) for one in chosen]
+  references = evaluation.references(model, batches, changes)
+  found = {**evaluation.measure(model, rows, *watched),
+           "model": str(model.path), "step": model.step}
+  provenance = {**machine(), "data": description, "digest": model.digest,
+                "digest_agreed": model.is_verified}
+  if chosen:
+    after = evaluation.measure(model, rows, *watched, changes, references)
+    found["after_intervention"] = {
+        "interventions": [vars(one) for one in changes], **after,
+        "loss_change": after["loss"] - found["loss"]}
+  return {**found, "provenance": provenance}
+
+
+def data_of(model: Any) -> tuple[Any, str]:
+  """The batches that the flags ask for, and in words what they are."""
+  import dataclasses
+
+  import numpy as np
+
+  from of_jax import config as config_lib
+  from of_jax.analysis import replay
+  from of_jax.data.corpora import prepare
+  config, count = model.config, _BATCHES.value
+  images = config.model.kind == "residual_mlp"
+  given = next((name for name in ("tokens", "text", "corpus") if flags.FLAGS[name].value), "")
+  if images and given:
+    raise UserError(f"--{given}: the run's model reads images, and only its own corpus")
+  where = f"--{given}={flags.FLAGS[given].value}" if given else ""
+  if given in ("tokens", "text"):
+    path = Path(flags.FLAGS[given].value).expanduser()
+    try:
+      if given == "tokens":
+        tokens = np.load(path, allow_pickle=False)
+      else:
+        tokens = replay.encode(model.tokenizer, path.read_text(encoding="utf-8"), where)
+    except (OSError, ValueError, EOFError) as error:
+      reason = "no such file" if isinstance(error, FileNotFoundError) else (
+          "not a .npy file of numbers" if given == "tokens" else "not a file of UTF-8 text")
+      raise UserError(f"{where}: {reason}") from None
+    end, begin = replay.special_tokens(config, model.tokenizer)
+    return replay.token_batches(config, tokens, where, count, end, begin), where
+  if given:
+    own_ids = _CORPUS.value.startswith("tokens:")
+    if not own_ids and model.tokenizer is None:
+      raise UserError(f"{where}: the run came without a tokenizer to read text with; "
+                      "give --tokens=FILE.npy")
+    end, begin = replay.special_tokens(config, model.tokenizer) if own_ids else (None, None)
+    config = config_lib.resolve(dataclasses.replace(config, data=dataclasses.replace(
+        config.data, corpus=_CORPUS.value, end_token_id=end, begin_token_id=begin,
+        tokenizer="" if own_ids else str(model.tokenizer))))
+  corpus = prepare(config.data, print)
+  return (replay.corpus_batches(config, corpus, _SPLIT.value, count),
+          f"{corpus.description}; {_SPLIT.value}, sha256 {corpus.corpus_sha256}")
+
+
+def _check() -> str | list[int]:
+  """Looks at the command line, and that there is a run; the steps that it names."""
+  if not _RUN.value:
+    raise UserError("--run is missing, as in --run=runs/first")
+  given = [name for name in ("tokens", "text", "corpus") if flags.FLAGS[name].value]
+  if len(given) > 1:
+    raise UserError(f"--{given[1]}: there is --{given[0]} already; give one of them")
+  if _TRAINING_BATCH.value and (given or _BATCHES.value or flags.FLAGS["split"].present):
+    raise UserError("--training_batch: reads the run's own batch; leave out --"
+                    + (given + [n for n in ("batches", "split") if flags.FLAGS[n].present])[0])
+  if flags.FLAGS["split"].present and given and given != ["corpus"]:
+    raise UserError(f"--split={_SPLIT.value}: --{given[0]} has no splits")
+  _check_names("sites", _SITES.value, list(config_telemetry.SITES))
+  own = [config_telemetry.user_family(text) for text in _USER_METRICS.value]
+  families = [family for family in config_telemetry.families().values()
+              if family.kind in ("activations", "attention")]
+  _check_names("metrics", _METRICS.value, [
+      name for family in (*families, *own) for metric in family.metrics
+      for name in config_telemetry.names_of(metric)])
+  _check_names("analyse", _ANALYSE.value, list(ANALYSES))
+  for flag in ("tokens", "text"):
+    if flags.FLAGS[flag].value and not os.path.isfile(os.path.expanduser(flags.FLAGS[flag].value)):
+      raise UserError(f"--{flag}={flags.FLAGS[flag].value}: no such file")
+  # numpy alone: that there is a run, and that its config can be read.
+  from of_jax.analysis.runs import read_config
+  read_config(Path(_RUN.value).expanduser())
+  if _STEP.value == ["all"]:
+    return "all"
+  if not all(step.isdigit() for step in _STEP.value):
+    raise UserError(f"--step={','.join(_STEP.value)}: not a list of steps, as in 0,16,150, nor all")
+  return [int(step) for step in _STEP.value]
+
+
+def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
+  for name in names:
+    if name not in known:
+      raise UserError(f"--{flag}={name}: there are {', '.join(known)}")
+
+
+def _line(found: dict[str, Any]) -> str:
+  def kurtosis(measured: dict[str, Any]) -> str:
+    values = measured["telemetry"].get("resid_pre", {}).get("kurtosis")
+    return "" if values is None else f"  kurtosis of the stream at most {max(values):.4g}"
+
+  last = f"accuracy {found['accuracy']:.4f}" if "accuracy" in found else (
+      f"perplexity {found['perplexity']:.4g}")
+  text = (f"step {found['step']:,}: loss {found['loss']:.4f}  {last}  "
+          f"{found['num_tokens']:,} tokens{kurtosis(found)}")
+  after = found.get("after_intervention")
+  return text if after is None else (
+      f"{text}\n  after the intervention: loss {after['loss']:.4f} ({after['loss_change']:+.4f})"
+      f"{kurtosis(after)}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,85 @@
+"""python -m experiments.study --study=outlier_dimensions --scale=smoke --root=DIR
+
+Outlier dimensions of the final representation: when they form, and what they do to predictions.
+
+Cost: smoke, 2 runs of 150 steps, each followed by an analysis of its eight checkpoints; aimed at
+six minutes on two CPU cores. small is declared for one accelerator; its cost is not measured yet.
+
+The model is the smoke setting's Pre-Norm with a norm before the unembedding, which the analysed
+models all have and whose gain is one of the two things that are said to boost the dimensions. The
+rules were written before any run of this study.
+
+Should print: numbers of outlier dimensions by step, surprisal with and without them. None is known
+ahead: models of the paper have billions of parameters, and 150 steps are few.
+
+Source of the claims: Macocco et al. 2025, "Outlier dimensions favor frequent tokens in language
+models" (arXiv 2503.21718), cited below as the paper. The rule of detection, the ablations and what
+is measured are those of its published code; what it found is taken from notes on it, not from its
+text, and stands here without numbers.
+"""
+
+from experiments.studies import Scale
+from of_jax.analysis import claims_checkpoints as rules
+from of_jax.analysis.claims import Claim
+
+PAPER = {"model.width": "4,096 and more", "model.depth": "32 and more",
+         "data.corpus": "each model's own; analysed on WikiText-103",
+         "train.sequence_length": "contexts of 100 words", "optim.name": "Adam's kin"}
+_OPEN = "Inconclusive if a run is missing, unfinished, not finite or was not analysed"
+
+
+def _name(seed: int) -> str:
+  return f"pre_final_norm_seed{seed}"
+
+
+def _scale(config: str, common: tuple[tuple[str, str], ...], seeds: tuple[int, ...], until: int
+           ) -> Scale:
+  names = [_name(seed) for seed in seeds]
+  each = f"for every one of the seeds {', '.join(map(str, seeds))}, at the last checkpoint,"
+  return Scale(
+      config=config,
+      common=(("model.norm", "rms"), ("model.final_norm", "true"), *common),
+      runs={_name(seed): (("train.seed", str(seed)),) for seed in seeds},
+      claims=(
+          Claim(
+              "appear", "Outlier dimensions of the final representation form early in training.",
+              "They appear early in the training of pythia-12b.",
+              "A dimension is an outlier if its median magnitude over 512 held-out contexts, at "
+              "their last token, exceeds the 0.99 quantile of all magnitudes there. Reproduced if, "
+              f"for every one of the seeds {', '.join(map(str, seeds))}, there is none at step 0 "
+              f"and at least one at every checkpoint from step {until} on. {_OPEN}.",
+              rules.dimensions_appear(names, until)),
+          Claim(
+              "ablation", "Without its outlier dimensions a model predicts worse; without as many "
+              "other dimensions it hardly does.",
+              "Accuracy falls by several points without them and barely moves without as many "
+              "random ones.",
+              f"Reproduced if, {each} zeroing the outlier dimensions before the unembedding raises "
+              "the mean surprisal of the token that comes by at least 0.05 nats and by at least 5 "
+              "times what zeroing as many random others does (absolute, mean of five draws). "
+              "Surprisal decides since 512 contexts resolve accuracy to two points only; accuracy "
+              f"is reported. {_OPEN}, or if there is no outlier dimension.",
+              rules.ablation_hurts(names, 0.05, 5)),
+          Claim(
+              "frequent", "Outlier dimensions alone predict a few frequent tokens.",
+              "A model of its outlier dimensions alone predicts a handful of very frequent tokens.",
+              f"Reproduced if, {each} predictions from the outlier dimensions alone are at most a "
+              "fifth as many distinct tokens as those from all dimensions, and their mean share of "
+              f"the training tokens is at least as large. {_OPEN}, or if there is no outlier "
+              "dimension.",
+              rules.alone_they_predict_few(names, 0.2)),
+          Claim(
+              "boost", "The last MLP's down projection and the final norm's gain boost them.",
+              "Both are larger for outlier dimensions.",
+              f"Reproduced if, {each} the median over the outlier dimensions of the norm of the "
+              "down projection's column, and that of the gain's magnitude, each exceed their "
+              f"median over all dimensions. {_OPEN}, or if there is no outlier dimension.",
+              rules.boosted(names, ("down_projection", "final_norm_gain")))),
+      paper=PAPER, analyses=("outlier_dimensions",))
+
+
+SCALES = {
+    "smoke": _scale("experiments/configs/smoke.py", (), (0, 1), 64),
+    "small": _scale("experiments/configs/ladder.py:small",
+                    (("data.corpus", "python_stdlib"), ("train.log_every", "10")), (0, 1, 2), 4096),
+}

@@ -1,0 +1,79 @@
+"""python -m experiments.study --study=relu_sparsity --scale=smoke --root=DIR
+
+Which hidden units of a ReLU transformer are active, layer by layer and over training.
+
+Cost: smoke, 2 runs of 150 steps with MLPs of 1,024 units, each followed by an analysis of its eight
+checkpoints; aimed at six minutes on two CPU cores. small is declared for one accelerator; its cost
+is not measured yet.
+
+The rules were written before any run of this study. Shares in a batch are over 8,192 tokens, the
+paper's batch; how many tokens are read decides them, and the width of the layers too, so that the
+paper's own numbers are not expected at a thirtieth of its width.
+
+Should print: shares of active units by layer. None is known ahead.
+
+Source of the claims: Wild & Anderson 2024, "Uncovering Layer-Dependent Activation Sparsity Patterns
+in ReLU Transformers" (arXiv 2407.07848), cited below as the paper: its abstract and the captions
+of its figures, not its text.
+"""
+
+from experiments.studies import Scale
+from of_jax.analysis import claims_checkpoints as rules
+from of_jax.analysis.claims import Claim
+
+PAPER = {"model.mlp_width": "32,768", "model.depth": "6", "model.mlp": "relu"}
+_OPEN = "Inconclusive if a run is missing, unfinished, not finite or was not analysed."
+
+
+def _name(seed: int) -> str:
+  return f"relu_seed{seed}"
+
+
+def _scale(config: str, common: tuple[tuple[str, str], ...], seeds: tuple[int, ...]) -> Scale:
+  names = [_name(seed) for seed in seeds]
+  each = f"for every one of the seeds {', '.join(map(str, seeds))}"
+  return Scale(
+      config=config,
+      common=(("model.mlp", "relu"), *common),
+      runs={_name(seed): (("train.seed", str(seed)),) for seed in seeds},
+      claims=(
+          Claim(
+              "layers_differ", "The first layer uses far fewer of its units than the last.",
+              "Abstract: at convergence layer 0 uses 13.3 % of its 32,768 units in a batch of "
+              "8,192 tokens, layer 5 uses 95.6 %.",
+              f"Reproduced if, {each}, at the last checkpoint, the share of hidden units that are "
+              "not zero for at least one of 8,192 held-out tokens is in layer 0 at most half of "
+              f"what it is in the last layer. {_OPEN}",
+              rules.first_layer_uses_less(names, 0.5)),
+          Claim(
+              "token_use", "The share of units active for a token falls over training.",
+              "Captions: token-level use falls gradually.",
+              f"Reproduced if, {each}, the share of hidden units that are not zero for a held-out "
+              "token, mean over tokens and layers, is lower at the last checkpoint than at step 0. "
+              + _OPEN,
+              rules.token_use_falls(names)),
+          Claim(
+              "death", "Units die in training.",
+              "Abstract: units are turned off, which training dynamics drive rather than chance.",
+              f"Dead: zero for all 16,384 held-out tokens. Reproduced if, {each}, the share of "
+              "dead units grows from step 0 to the last checkpoint by at least 0.01 in some layer. "
+              "The largest share of dead units that revive between two checkpoints is reported. "
+              + _OPEN,
+              rules.units_die(names, 0.01)),
+          Claim(
+              "prunable", "Many units can be removed at little cost.",
+              "Abstract: many units can be pruned with minimal effect.",
+              "Rare: active for less than 1 % of the first half of the held-out tokens. Reproduced "
+              f"if, {each}, at the last checkpoint, at least a tenth of all hidden units are rare "
+              "and setting them to zero raises the loss on the second half by at most 0.01 nats. "
+              + _OPEN,
+              rules.prunable(names, 0.1, 0.01))),
+      paper=PAPER, analyses=("sparsity",))
+
+
+SCALES = {
+    "smoke": _scale("experiments/configs/smoke.py", (("model.mlp_width", "1024"),), (0, 1)),
+    "small": _scale("experiments/configs/ladder.py:small",
+                    (("data.corpus", "python_stdlib"), ("train.log_every", "10"),
+                     ("model.mlp_width", "8192")), (0, 1)),
+}

@@ -1,0 +1,87 @@
+"""Fourth standardised moments of entries: of a token's, and of all of a sequence's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from of_jax.telemetry.activations import REST, Activations, fold
+from of_jax.telemetry.family import Family, Statistics, group
+
+KIND = "activations"
+SITES = ()
+EVERY = 0
+METRICS = {
+    "kurtosis_pooled": (
+        "full", "fourth central moment of all entries of a sequence over their variance squared "
+        "(both divide by the count), mean over sequences", "ratio", "1 and above; gaussian 3",
+        "Bondarenko et al. 2023, 2306.12929"),
+    "excess_kurtosis_token": (
+        "full", "mean over tokens of relu(mean_j(x_j^4) / std(x)^4 - 3), x not centred, std "
+        "centred and divided by d - 1", "ratio", "0 and above; gaussian 0",
+        "OSP 2025, 2506.19697 (its code)"),
+}
+
+
+class Pooled(Family):
+  """Both follow from the sums of the first four powers of each token's entries.
+
+  Powers of a token's entries are taken about its mean and over its largest entry, so that none
+  overflows or vanishes and nothing cancels: moved to another centre m, with u = mean - m, they are
+  sum (x - m)^2 = c2 + d u^2 and sum (x - m)^4 = c4 + 4 u c3 + 6 u^2 c2 + d u^4.
+  """
+
+  def statistics(self, a: Activations) -> Statistics:
+    width = a.x_BxTxD.shape[-1]
+    largest_BxT = jnp.where(a.within_BxT & (a.max_BxT > 0), a.max_BxT, 1)
+    y_BxTxD = a.centred_BxTxD * (1 / largest_BxT)[..., None]
+    square_BxTxD = jnp.square(y_BxTxD)
+    c2_BxT, c3_BxT, c4_BxT = (
+        jnp.sum(fold(jnp.add, power), -1)
+        for power in (square_BxTxD, square_BxTxD * y_BxTxD, jnp.square(square_BxTxD)))
+    about = functools.partial(_about, c2_BxT, c3_BxT, c4_BxT, width)
+    mean_BxT = a.mean_BxT / largest_BxT
+    variance_BxT = c2_BxT / max(width - 1, 1) if width > 1 else jnp.full_like(c2_BxT, jnp.nan)
+    excess_BxT = jnp.maximum(
+        about(mean_BxT)[1] / width / jnp.square(variance_BxT) - 3, 0)
+
+    def pooled(counts_BxT: jax.Array, is_known: jax.Array) -> tuple[jax.Array, jax.Array]:
+      """The sum over sequences of their kurtosis, and how many there are."""
+      # A sequence is centred at its own mean, and scaled by its largest entry.
+      tokens_B = jnp.sum(counts_BxT, 1, dtype=jnp.float32)
+      scale_B = jnp.max(jnp.where(counts_BxT, largest_BxT, 0), 1)
+      share_BxT = largest_BxT / scale_B[:, None]
+      mean_B = jnp.sum(jnp.where(counts_BxT, mean_BxT * share_BxT, 0), 1) / tokens_B
+      # In units of the token's largest entry while its powers are moved, then of the sequence's.
+      second_BxT, fourth_BxT = _about(
+          c2_BxT * share_BxT ** 2, c3_BxT * share_BxT ** 3, c4_BxT * share_BxT ** 4, width,
+          mean_BxT * share_BxT - mean_B[:, None])
+      second_B, fourth_B = (jnp.sum(jnp.where(counts_BxT, sums, 0), 1)
+                            for sums in (second_BxT, fourth_BxT))
+      kurtosis_B = tokens_B * width * (fourth_B / second_B) / second_B
+      exists_B = tokens_B > 0
+      total = jnp.sum(jnp.where(exists_B, kurtosis_B, 0))
+      return jnp.where(is_known, total, jnp.nan), jnp.sum(exists_B, dtype=jnp.float32)
+
+    whole, sequences = pooled(a.counts_BxT, jnp.all(a.is_within_G))
+    rest, rest_sequences = pooled(a.groups_GxBxT[REST], a.is_within_G[REST])
+    excess_G = jnp.sum(jnp.where(a.groups_GxBxT, excess_BxT, 0), (1, 2))
+    return {"count": a.count_G, "excess": jnp.where(a.is_within_G, excess_G, jnp.nan),
+            "pooled_all": whole, "sequences_all": sequences,
+            "pooled_rest": rest, "sequences_rest": rest_sequences}
+
+  def finish(self, s: Statistics, no_first: bool) -> dict[str, jax.Array]:
+    chosen = "rest" if no_first else "all"
+    return {
+        "kurtosis_pooled": s[f"pooled_{chosen}"] / s[f"sequences_{chosen}"],
+        "excess_kurtosis_token": (
+            group(s, "excess", no_first) / group(s, "count", no_first)),
+    }
+
+
+def _about(c2: jax.Array, c3: jax.Array, c4: jax.Array, width: int, u: jax.Array
+           ) -> tuple[jax.Array, jax.Array]:
+  """Sums of the second and fourth powers about a centre that lies u below the mean."""
+  square = jnp.square(u)
+  return (c2 + width * square,
+          c4 + 4 * u * c3 + 6 * square * c2 + width * jnp.square(square))

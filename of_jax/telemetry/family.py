@@ -1,0 +1,80 @@
+"""What a family of metrics is: sufficient statistics that add up, and metrics made of them.
+
+Statistics are float32 arrays over the tokens of one site on this device's mesh; under jit a sum
+over a sharded batch is already the sum over the mesh. Finished metrics do not add up over
+micro-batches and evaluation batches, so they are made last.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from of_jax.telemetry.activations import FIRST, REST, Activations
+
+Statistics = dict[str, jax.Array]
+# An integer cannot be NaN: the smallest one stands for undefined, and is null in JSON.
+UNDEFINED = jnp.iinfo(jnp.int32).min
+
+
+class Family:
+  """Base of the families: one class a file of of_jax/telemetry/families, or a user's own.
+
+  The file's constants declare the metrics, see of_jax.config_telemetry. A user's class declares
+  `metrics` itself, see of_jax.telemetry.user.
+  """
+
+  def statistics(self, a: Activations) -> Statistics:
+    """What one site's activations leave behind.
+
+    Returns:
+      name -> float32 array. Those whose names begin with `max_` combine by the maximum, all
+      others add up, unless the family has a `merge` of its own.
+    """
+    raise NotImplementedError
+
+  def of_change(self, before: Activations, after: Activations) -> Statistics:
+    """In place of `statistics`, of the families of kind `change`: of the same tokens at the same
+    site, before and after a step."""
+    raise NotImplementedError
+
+  def merge(self, a: Statistics, b: Statistics) -> Statistics:
+    """The statistics of both sets of tokens together."""
+    return {name: jnp.maximum(a[name], b[name]) if name.startswith("max_") else a[name] + b[name]
+            for name in a}
+
+  def finish(self, s: Statistics, no_first: bool) -> dict[str, jax.Array]:
+    """The metrics of statistics that may have leading axes, of layers.
+
+    Args:
+      s: as `statistics` returns them.
+      no_first: leave out position 0.
+
+    Returns:
+      id -> [leading axes], or for a list of values a layer [leading axes, values].
+    """
+    raise NotImplementedError
+
+
+def group(s: Statistics, name: str, no_first: bool, axis: int = -1) -> jax.Array:
+  """A statistic whose `axis` is that of the groups FIRST and REST: of REST alone, or of both."""
+  value = s[name]
+  first, rest = jnp.take(value, FIRST, axis), jnp.take(value, REST, axis)
+  if no_first:
+    return rest
+  return jnp.maximum(first, rest) if name.startswith("max_") else first + rest
+
+
+def defined(value: jax.Array) -> jax.Array:
+  """NaN in place of infinities; integers as they are."""
+  return jnp.where(jnp.isfinite(value), value, jnp.nan) if jnp.issubdtype(
+      value.dtype, jnp.floating) else value
+
+
+def finish_all(family: Family, s: Statistics, has_no_first: bool) -> dict[str, Any]:
+  """Every metric of a family, with and, where there is such a thing, without position 0."""
+  found = {id_: defined(value) for id_, value in family.finish(s, no_first=False).items()}
+  if has_no_first:
+    found |= {id_ + "_no_first": defined(value)
+              for id_, value in family.finish(s, no_first=True).items()}
+  return found
