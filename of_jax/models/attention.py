@@ -6,19 +6,24 @@ from flax import nnx
 
 from of_jax.config import ModelConfig
 from of_jax.models.gates import make_gate
-from of_jax.models.norms import make_norm
+from of_jax.models.norms import Norm, make_norm
 from of_jax.models.parameter import Linear, normal, parameter
 from of_jax.models.probe import Context, flatten_heads
 from of_jax.models.sigma_reparam import SigmaReparamLinear
 from of_jax.models.softmaxes import Softmax, make_softmax
 
 
-def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.Array:
+def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, fraction: float = 1.0
+           ) -> jax.Array:
   """Rotary position embedding (Su et al. 2021, 2104.09864, eq. 34).
 
   Neuron i of the first half of the head is paired with neuron i of the second half and turned
-  by the angle position x theta^(-2i / K).
+  by the angle position x theta^(-2i / K). With a fraction below 1 this is done to the first
+  K = fraction x head_dim neurons, as to a head of that size (GPT-NeoX), and the others stay.
   """
+  if fraction < 1:
+    turned, still = jnp.split(x_BxTxHxK, [int(x_BxTxHxK.shape[-1] * fraction)], axis=-1)
+    return jnp.concatenate([rotate(turned, positions_BxT, theta), still], -1)
   half = x_BxTxHxK.shape[-1] // 2
   frequencies_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angles_BxTx1xK = positions_BxT[:, :, None, None].astype(jnp.float32) * frequencies_K
@@ -53,8 +58,8 @@ class KeyValueSink(nnx.Module):
 
 
 def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
-           mask_Bx1xTxT: jax.Array | None, softmax: Softmax, cap: float | None = None
-           ) -> jax.Array:
+           mask_Bx1xTxT: jax.Array | None, softmax: Softmax, cap: float | None = None,
+           scale: float | None = None) -> jax.Array:
   """Causal attention with every step at hand, for what fused kernels do not offer.
 
   Args:
@@ -63,12 +68,14 @@ def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
     mask_Bx1xTxT: as in Context.
     softmax: from logits to weights.
     cap: c, logits become c tanh(logits / c) before the mask (Gemma 2).
+    scale: multiplies q k^T, default 1 / sqrt(K).
   """
   (_, steps, heads, head_dim), (sources, groups) = q_BxTxHxK.shape, k_BxSxGxK.shape[1:3]
   k_BxSxHxK, v_BxSxHxK = (
       jnp.repeat(x, heads // groups, axis=2) for x in (k_BxSxGxK, v_BxSxGxK))
   logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK,
-                              preferred_element_type=jnp.float32) * head_dim ** -0.5
+                              preferred_element_type=jnp.float32)
+  logits_BxHxTxS *= head_dim ** -0.5 if scale is None else scale
   if cap is not None:
     logits_BxHxTxS = cap * jnp.tanh(logits_BxHxTxS / cap)
   allowed = jnp.tril(jnp.ones((1, 1, steps, steps), bool))
@@ -87,9 +94,12 @@ class Attention(nnx.Module):
     kv_heads: fewer keys and values than queries, which share them in groups (Ainslie et al.
       2023, 2305.13245).
     qk_norm: queries and keys are normed over the head dimension (Dehghani et al. 2023; He et al.
-      2024, Sec. 3), with a gain shared by the heads.
-    attention_cap, attention_softmax, attention_sink: of the logits, of the step from them to the
-      weights, of what there is to attend to.
+      2024, Sec. 3), with a gain shared by the heads; or, by `qk_norm_over`, all heads together
+      (OLMo 2, 2501.00656).
+    attention_scale, attention_cap, attention_softmax, attention_sink: of the logits, of the step
+      from them to the weights, of what there is to attend to.
+    attention_window: how far back a query sees, in all blocks or all but every
+      `full_attention_every`-th (Gemma 2, 2408.00118).
     attention_gate: of the heads' outputs.
     sigma_reparam: of all four matrices.
   [batch, time, width] -> [batch, time, width].
@@ -111,10 +121,18 @@ class Attention(nnx.Module):
                       model.init_std, inputs=2, bias=model.linear_bias)
     self.has_qk_norm = model.qk_norm != "none"
     if self.has_qk_norm:
-      self.query_norm = make_norm(model.qk_norm, rngs, model, head_dim, "head_dim")
-      self.key_norm = make_norm(model.qk_norm, rngs, model, head_dim, "head_dim")
+      self.norm_heads_together = model.qk_norm_over == "width"
+
+      def norm(heads: int) -> Norm:
+        size, axis = ((heads * head_dim, "heads") if self.norm_heads_together
+                      else (head_dim, "head_dim"))
+        return make_norm(model.qk_norm, rngs, model, size, axis)
+
+      self.query_norm, self.key_norm = norm(model.heads), norm(model.kv_heads)
+    self.rope_fraction = model.rope_fraction
     self.rope_theta = model.rope_theta if model.positions == "rotary" else None
-    self.cap = model.attention_cap
+    self.scale, self.cap = model.attention_scale, model.attention_cap
+    self.window, self.full_every = model.attention_window, model.full_attention_every
     self.softmax = make_softmax(model)
     self.gate = make_gate(rngs, model)
     self.has_sink = model.attention_sink != "none"
@@ -125,19 +143,36 @@ class Attention(nnx.Module):
     q_BxTxHxK, k_BxTxGxK = self.query(x_BxTxD), self.key(x_BxTxD)
     v_BxTxGxK = self.value(x_BxTxD)
     if self.has_qk_norm:
-      q_BxTxHxK = self.query_norm(q_BxTxHxK, context)
-      k_BxTxGxK = self.key_norm(k_BxTxGxK, context)
+      q_BxTxHxK = self._norm(self.query_norm, q_BxTxHxK, context)
+      k_BxTxGxK = self._norm(self.key_norm, k_BxTxGxK, context)
     if self.rope_theta is not None:
-      q_BxTxHxK = rotate(q_BxTxHxK, context.positions_BxT, self.rope_theta)
-      k_BxTxGxK = rotate(k_BxTxGxK, context.positions_BxT, self.rope_theta)
+      rope = context.positions_BxT, self.rope_theta, self.rope_fraction
+      q_BxTxHxK, k_BxTxGxK = rotate(q_BxTxHxK, *rope), rotate(k_BxTxGxK, *rope)
     context.probe("attn_q", flatten_heads(q_BxTxHxK))
     context.probe("attn_k", flatten_heads(k_BxTxGxK))
+    mask_Bx1xTxT = self._mask(context, x_BxTxD.shape[1])
     if self.softmax.is_plain and self.cap is None and not self.has_sink:
       y_BxTxHxK = jax.nn.dot_product_attention(
-          q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=context.mask_Bx1xTxT, is_causal=True)
+          q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask_Bx1xTxT, is_causal=True, scale=self.scale)
     else:
       if self.has_sink:
         k_BxTxGxK, v_BxTxGxK = self.sink.prepend(k_BxTxGxK, v_BxTxGxK)
-      y_BxTxHxK = attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, context.mask_Bx1xTxT, self.softmax,
-                         self.cap)
+      y_BxTxHxK = attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, self.softmax, self.cap,
+                         self.scale)
     return self.out(self.gate(y_BxTxHxK, x_BxTxD))
+
+  def _norm(self, norm: Norm, x_BxTxHxK: jax.Array, context: Context) -> jax.Array:
+    if self.norm_heads_together:
+      return norm(flatten_heads(x_BxTxHxK), context).reshape(x_BxTxHxK.shape)
+    return norm(x_BxTxHxK, context)
+
+  def _mask(self, context: Context, steps: int) -> jax.Array | None:
+    """What the context allows, and what the window does."""
+    if self.window is None:
+      return context.mask_Bx1xTxT
+    index_T = jnp.arange(steps)
+    near_TxT = index_T[:, None] - index_T < self.window
+    if self.full_every is not None:
+      near_TxT |= jnp.asarray(context.layer) % self.full_every == 0
+    near_1x1xTxT = near_TxT[None, None]
+    return near_1x1xTxT if context.mask_Bx1xTxT is None else context.mask_Bx1xTxT & near_1x1xTxT
