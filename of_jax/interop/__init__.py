@@ -36,6 +36,7 @@ def load(path: str | Path) -> Pretrained:
   if not path.exists():
     raise UserError(f"{path}: no such file or folder")
   if path.suffix != ".gguf":
-    raise UserError(f"{path}: not a folder with config.json and model.safetensors, nor a .gguf file")
+    raise UserError(f"{path}: neither a folder with config.json and model.safetensors nor a .gguf "
+                    "file")
   from of_jax.interop.gguf import load_gguf
   return load_gguf(path)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 _FAMILIES = "interop/families"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# Fields of training, generation and provenance. No code that a folder names is run.
+_INERT = (r"(.*_)?(pdrop|dropout|layerdrop|token_id|init_std|initializer_range|dtype)|"
+          r"architectures|auto_map|transformers_version|_name_or_path|use_cache|is_decoder|"
+          r"is_encoder_decoder|gradient_checkpointing|cache_implementation|pretraining_tp|prefix|"
+          r"task_specific_params|summary_.*|reorder_and_upcast_attn|_attn_implementation.*")
 # Of the released OF code, which writes no model_type of its own.
 _RELEASED = "simplified_transformers"
 
@@ -29,9 +34,7 @@ def load_folder(folder: Path) -> Pretrained:
   settings = Settings.from_json(folder / "config.json")
   family = _family(settings)
   settings.refuse("quantization_config", what="weights that are stored quantised are not read")
-  for name in ("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version",
-               "_name_or_path"):
-    settings.get(name)
+  settings.set_aside(_INERT)
   tensors = Tensors(folder, _entries(folder), family.prefix)
   kind = f"{_kind(settings)} in safetensors"
   return assemble(family, tensors, str(folder), kind, read_tokenizer(folder / "tokenizer.json"))
@@ -79,8 +82,9 @@ def _sharded(folder: Path) -> dict[str, Entry]:
     found = read_header(folder / file)
     listed = {name for name, place in places.items() if place == file}
     for name in sorted(found.keys() ^ listed):
-      raise UserError(f"{folder / file}: {'holds' if name in found else 'lacks'} the tensor {name}, "
-                      f"which {_INDEX} {'does not list' if name in found else 'lists'} there")
+      verbs = ("holds", "does not list") if name in found else ("lacks", "lists")
+      raise UserError(f"{folder / file}: {verbs[0]} the tensor {name}, which {_INDEX} {verbs[1]} "
+                      "there")
     entries |= found
   return entries
 

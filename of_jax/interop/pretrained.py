@@ -52,8 +52,8 @@ class Pretrained:
                       "whole numbers [batch, time]")
     vocab, longest = self.config.data.vocab_size, self.config.train.sequence_length
     if tokens_BxT.size and not 0 <= tokens_BxT.min() <= tokens_BxT.max() < vocab:
-      raise UserError(f"tokens from {tokens_BxT.min()} to {tokens_BxT.max()}: must be at least 0 and "
-                      f"below the vocabulary's {vocab}")
+      raise UserError(f"tokens from {tokens_BxT.min()} to {tokens_BxT.max()}: must be at least 0 "
+                      f"and below the vocabulary's {vocab}")
     if self.config.model.positions == "learned" and tokens_BxT.shape[1] > longest:
       raise UserError(f"sequences of {tokens_BxT.shape[1]} tokens: the model has positions for "
                       f"{longest}")

@@ -1,6 +1,7 @@
 """A foreign model's own config, read field by field with its types checked."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,10 @@ class Settings:
     """Raises UserError about a field unless `condition`."""
     if not condition:
       raise UserError(f"{self.where}: {name}={str(self._fields.get(name))[:60]}: {what}")
+
+  def set_aside(self, pattern: str) -> None:
+    """Counts fields as read whose whole names match: they do not bear on what a model computes."""
+    self._read |= {name for name in self._fields if re.fullmatch(pattern, name)}
 
   def unread(self) -> tuple[str, ...]:
     """Names of the fields that nobody has asked for."""

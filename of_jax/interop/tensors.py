@@ -107,8 +107,8 @@ class Tensors:
 
   def _require(self, name: str) -> None:
     if name not in self._stored:
-      raise UserError(f"{self._path}: lacks the tensor {name}, which its config calls for; it holds "
-                      f"{len(self._stored)} others")
+      raise UserError(f"{self._path}: lacks the tensor {name}, which its config calls for; it "
+                      f"holds {len(self._stored)} others")
 
   def _described(self, name: str) -> Tensor:
     stored = self._stored[name]

@@ -109,8 +109,8 @@ def _start(params: Parameters, config: Config, norms: tuple[str, ...] = ()) -> P
     raise UserError(f"config.model.norm={model.norm}: this conversion starts from "
                     f"{' or '.join(norms)}")
   if model.final_norm and model.final_norm_kind != model.norm:
-    raise UserError(f"config.model.final_norm_kind={model.final_norm_kind}: conversions know models "
-                    f"of one norm alone, here {model.norm}")
+    raise UserError(f"config.model.final_norm_kind={model.final_norm_kind}: conversions know "
+                    f"models of one norm alone, here {model.norm}")
   if norms and not model.final_norm:
     raise UserError("config.model.final_norm=False: the unembedding reads the stream itself, so no "
                     "model with another stream is the same")

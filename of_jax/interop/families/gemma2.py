@@ -26,6 +26,7 @@ class Gemma2(Llama):
     settings.refuse("use_bidirectional_attention", False, what="of_jax's attention is causal")
     layers = ["full_attention" if i % 2 else "sliding_attention" for i in range(self.depth)]
     window = settings.get("sliding_window", 4096)
+    settings.set_aside("hidden_act")  # Written beside hidden_activation, which is what acts.
     return {**super().model_fields(tensors), "block": "peri",
             "embedding_scale": math.sqrt(self.width),
             "attention_scale": settings.number("query_pre_attn_scalar", 256.0) ** -0.5,

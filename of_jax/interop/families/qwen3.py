@@ -13,6 +13,7 @@ class Qwen3(Llama):
 
   def model_fields(self, tensors: Tensors) -> Tree:
     used = self.settings.flag("use_sliding_window", False)
+    self.settings.set_aside("sliding_window|max_window_layers")  # Read below, where they act.
     full = self.settings.integer("max_window_layers", 28) if used else self.depth
     layers = ["full_attention" if i < full else "sliding_attention" for i in range(self.depth)]
     window = self.settings.get("sliding_window", 4096) if used else None

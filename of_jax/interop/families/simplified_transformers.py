@@ -35,16 +35,19 @@ class SimplifiedTransformers(Family):
     self.parallel = settings.flag("parallel_layers", False)
     self.post = settings.choice("norm_position", {"pre": False, "post": True}, "pre")
     self._refuse_what_cannot_be()
+    # The values at init of gains, which are tensors; and what only training reads.
+    settings.set_aside(r"n_ctx|n_positions|trainable_.*|attn_mat_.*_gain|centre_attn_gain|"
+                       r"(attn|mlp)_block_.*_gain|name|context_length")
 
   def _refuse_what_cannot_be(self) -> None:
     settings = self.settings
     for name in ("value_skip_gain", "proj_skip_gain", "tie_valproj_init",
                  "first_layer_value_resid_gain", "last_layer_proj_resid_gain"):
-      settings.refuse(name, what="identity values and projections cannot be expressed; it must be "
-                      "null")
+      settings.refuse(name, what="identity values and projections cannot be expressed; it must "
+                      "be null")
     for name in ("value_resid_gain", "proj_resid_gain"):
-      settings.refuse(name, 1, what="without a skip on values or projections it acts on nothing and "
-                      "is 1")
+      settings.refuse(name, 1, what="gains of values and projections cannot be expressed; it must "
+                      "be 1")
     for name in ("val_init_type", "proj_init_type"):
       settings.refuse(name, "normal", "orth", "id", what="unknown")
     settings.refuse("centre_attn", False, what="shaped attention cannot be expressed")
@@ -56,7 +59,7 @@ class SimplifiedTransformers(Family):
     skips = ("mlp_block_skip_gain",) if self.parallel else tuple(
         name for ours, name in _GAINS.items() if ours.endswith("skip"))
     for name in skips:
-      # A trained gain may have become 0; one that starts there is left out of their forward pass.
+      # A trained gain may have become 0; one that starts there is not in their forward pass.
       settings.require(settings.number(name, 1.0) != 0, name, "a skipless block cannot be expressed")
     for condition, name, what in (
         (self.parallel and self.post, "norm_position",

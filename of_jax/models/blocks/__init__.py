@@ -44,7 +44,7 @@ class Branch(Protocol):
 
 
 class Block(nnx.Module):
-  """Base of the blocks: h = x + MHA(x); y = h + MLP(h), a gain on each branch and skip, and no norm.
+  """Base of the blocks: h = x + MHA(x); y = h + MLP(h), a gain a branch and a skip, and no norm.
 
   A subclass says where norms stand and what the stream does: NormedBlock for both halves in one
   line, or `attention_half` and `mlp_half` apart. The branches probe their own inputs and outputs;
