@@ -5,15 +5,15 @@ outlier-feature code write it, or a GGUF file. Nothing in a file is ever run.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from of_jax.errors import UserError
-from of_jax.interop.pretrained import Pretrained
-from of_jax.interop.report import LoadReport
 
-__all__ = ["LoadReport", "Pretrained", "load"]
+if TYPE_CHECKING:  # It imports jax; what is wrong with a file is reported before that.
+  from of_jax.interop.pretrained import Pretrained
 
 
-def load(path: str | Path) -> Pretrained:
+def load(path: str | Path) -> "Pretrained":
   """The model at `path`, its parameters in float32.
 
   Args:

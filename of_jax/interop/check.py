@@ -1,4 +1,4 @@
-"""Ours against `transformers`, where that is installed: block by block, to see where an error enters.
+"""Ours against `transformers`, where that is installed, to see in which block an error enters.
 
 Enters: a Hugging Face folder and our model of it. Leaves: the difference at each place of the
 stream. The library is imported here alone, and by name: nothing else needs it or PyTorch.

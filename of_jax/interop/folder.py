@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 from of_jax import variants
 from of_jax.errors import UserError
 from of_jax.interop.families import Family
-from of_jax.interop.pretrained import Pretrained, assemble
 from of_jax.interop.safetensors import Entry, read_header
 from of_jax.interop.settings import Settings, read_object
 from of_jax.interop.tensors import Tensors
 
 if TYPE_CHECKING:
   from tokenizers import Tokenizer
+
+  from of_jax.interop.pretrained import Pretrained
 
 _FAMILIES = "interop/families"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -25,7 +26,7 @@ _INERT = (r"(.*_)?(pdrop|dropout|layerdrop|token_id|init_std|initializer_range|d
 _RELEASED = "simplified_transformers"
 
 
-def load_folder(folder: Path) -> Pretrained:
+def load_folder(folder: Path) -> "Pretrained":
   """The model of a folder. Its code, if it has any, is not looked at.
 
   Raises:
@@ -37,7 +38,9 @@ def load_folder(folder: Path) -> Pretrained:
   settings.set_aside(_INERT)
   tensors = Tensors(folder, _entries(folder), family.prefix)
   kind = f"{_kind(settings)} in safetensors"
-  return assemble(family, tensors, str(folder), kind, read_tokenizer(folder / "tokenizer.json"))
+  tokenizer = read_tokenizer(folder / "tokenizer.json")
+  from of_jax.interop.pretrained import assemble
+  return assemble(family, tensors, str(folder), kind, tokenizer)
 
 
 def _kind(settings: Settings) -> str:

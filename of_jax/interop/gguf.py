@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,14 +11,17 @@ from of_jax.interop import gguf_file
 from of_jax.interop.families.llama import Llama
 from of_jax.interop.families.qwen3 import Qwen3
 from of_jax.interop.gguf_tokenizer import build_tokenizer
-from of_jax.interop.pretrained import Pretrained, assemble
 from of_jax.interop.settings import Settings
 from of_jax.interop.tensors import Stored, Tensors
+
+if TYPE_CHECKING:
+  from of_jax.interop.pretrained import Pretrained
 
 _FAMILIES = {"llama": Llama, "qwen3": Qwen3}
 # Our families' names of fields -> those of GGUF, behind the architecture's name.
 _FIELDS = {"hidden_size": "embedding_length", "num_hidden_layers": "block_count",
-           "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
+           "intermediate_size": "feed_forward_length",
+           "num_attention_heads": "attention.head_count",
            "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
            "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base",
            "max_position_embeddings": "context_length"}
@@ -56,7 +59,7 @@ class _Interleaved:
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-def load_gguf(path: Path) -> Pretrained:
+def load_gguf(path: Path) -> "Pretrained":
   """The model of a .gguf file.
 
   Raises:
@@ -76,9 +79,11 @@ def load_gguf(path: Path) -> Pretrained:
       if name.endswith(("self_attn.q_proj.weight", "self_attn.k_proj.weight")):
         assert heads is not None
         if not tensor.shape[0] or tensor.shape[0] % (2 * heads):
-          raise UserError(f"{path}: {tensor.shape[0]} rows of {name} are not {heads} heads of pairs")
+          raise UserError(f"{path}: {tensor.shape[0]} rows of {name} are not {heads} heads of "
+                          "pairs")
         stored[name] = _Interleaved(tensor, heads)
   tokenizer, note = build_tokenizer(metadata, str(path))
+  from of_jax.interop.pretrained import assemble
   model = assemble(family, Tensors(path, stored), str(path), f"{architecture} in GGUF", tokenizer)
   report = dataclasses.replace(model.report, notes=(note,) if note else ())
   return dataclasses.replace(model, report=report)

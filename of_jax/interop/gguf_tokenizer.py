@@ -50,8 +50,10 @@ def build_tokenizer(metadata: dict[str, Any], where: str) -> "tuple[Tokenizer | 
     raise UserError(f"{where}: its tokenizer cannot be built: {reason}") from None
   pattern = _PATTERNS[pre]
   byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-  first: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre in _SINGLE_DIGITS else []
-  if pattern is not None:
+  first: list[Any] = []
+  if pre in _SINGLE_DIGITS:
+    first = [pre_tokenizers.Digits(individual_digits=True)]
+  elif pattern is not None:
     first = [pre_tokenizers.Split(Regex(pattern), behavior="isolated")]
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])
   tokenizer.decoder = decoders.ByteLevel()

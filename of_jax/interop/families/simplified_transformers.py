@@ -60,7 +60,8 @@ class SimplifiedTransformers(Family):
         name for ours, name in _GAINS.items() if ours.endswith("skip"))
     for name in skips:
       # A trained gain may have become 0; one that starts there is not in their forward pass.
-      settings.require(settings.number(name, 1.0) != 0, name, "a skipless block cannot be expressed")
+      settings.require(settings.number(name, 1.0) != 0, name,
+                       "a skipless block cannot be expressed")
     for condition, name, what in (
         (self.parallel and self.post, "norm_position",
          "parallel layers behind a norm of the stream cannot be expressed"),
