@@ -9,7 +9,8 @@ from typing import Any
 from of_jax.errors import UserError
 
 _LARGEST_FILE = 10_000_000
-_LARGEST_NUMBER = 2 ** 31
+# Above any vocabulary or length; a list of so many blocks still fits in memory.
+_LARGEST_NUMBER = 2 ** 24
 
 
 class Settings:
@@ -30,10 +31,10 @@ class Settings:
     return cls(read_object(path), str(path))
 
   def integer(self, name: str, default: int | None = None) -> int:
-    """A whole number of 1 or more; without a default the field must be there."""
+    """A whole number from 1; without a default the field must be there."""
     value = self._get(name, default)
     self.require(type(value) is int and 1 <= value < _LARGEST_NUMBER, name,
-                 "must be a whole number of 1 or more")
+                 f"must be a whole number of 1 or more, below {_LARGEST_NUMBER}")
     return int(value)
 
   def number(self, name: str, default: float | None = None) -> float:

@@ -33,7 +33,7 @@ class Tensors:
   """Hands out tensors by name and keeps account.
 
   Names may come with or without the prefix under which a language model keeps its body, as
-  `transformer.` in GPT-2: it is left away.
+  `transformer.` in GPT-2, or the end of it, as `decoder.` in OPT: it is left away.
   """
 
   def __init__(self, path: Path, stored: Mapping[str, Stored], prefix: str = ""):
@@ -41,7 +41,7 @@ class Tensors:
     self._stored: dict[str, Stored] = {}
     self._names: dict[str, str] = {}
     for name, tensor in stored.items():
-      short = name.removeprefix(prefix)
+      short = _without(prefix, name)
       if short in self._stored:
         raise UserError(f"{path}: holds both {name} and {self._names[short]}, which are one tensor")
       self._stored[short], self._names[short] = tensor, name
@@ -57,26 +57,25 @@ class Tensors:
     self._require(name)
     return self._stored[name].shape
 
-  def look(self, name: str) -> np.ndarray:
-    """A tensor, without taking it: for what decides how others are read."""
-    self._require(name)
-    return self._stored[name].load(self._names[name])
-
-  def take(self, name: str, shape: Shape) -> np.ndarray:
-    """The tensor in float32.
+  def look(self, name: str, shape: Shape) -> np.ndarray:
+    """The tensor in float32, without taking it: for what decides how others are read.
 
     Raises:
       UserError: it is not there, has another shape than the config gives it, or holds what is not
         a finite number.
     """
-    self._require(name)
-    if self._stored[name].shape != shape:
+    if self.shape(name) != shape:
       raise UserError(f"{self._path}: tensor {self._names[name]} has the shape "
                       f"{self._stored[name].shape}; by the config it must be {shape}")
-    assert name in self._open, f"{name} taken twice"
-    array = self.look(name)
+    array = self._stored[name].load(self._names[name])
     if not np.isfinite(array).all():
       raise UserError(f"{self._path}: tensor {self._names[name]} holds NaN or infinity")
+    return array
+
+  def take(self, name: str, shape: Shape) -> np.ndarray:
+    """The tensor in float32, once. Raises as `look` does."""
+    array = self.look(name, shape)
+    assert name in self._open, f"{name} taken twice"
     self._open.remove(name)
     self.used.append(self._described(name))
     return array
@@ -92,7 +91,7 @@ class Tensors:
     """Sets aside a tied copy, if it is there and equal."""
     if name not in self._open:
       return
-    if self._stored[name].shape != original.shape or not np.array_equal(self.look(name), original):
+    if not np.array_equal(self.look(name, original.shape), original):
       raise UserError(f"{self._path}: {self._names[name]} differs from the token embedding, while "
                       "the config ties them (tie_word_embeddings)")
     self.ignore(re.escape(name), "a copy of the token embedding, tied")
@@ -113,3 +112,9 @@ class Tensors:
   def _described(self, name: str) -> Tensor:
     stored = self._stored[name]
     return Tensor(self._names[name], stored.dtype, stored.shape)
+
+
+def _without(prefix: str, name: str) -> str:
+  parts = prefix.split(".")
+  starts = (".".join(parts[i:]) for i in range(len(parts) - 1))
+  return next((name.removeprefix(start) for start in starts if name.startswith(start)), name)

@@ -83,7 +83,7 @@ def test_logits_of_the_object_are_the_models(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
       model.logits(tokens)
   text = str(model.report)
-  assert "gpt2 in safetensors, 23,040 parameters" in text and "0 left over" in text
+  assert "gpt2 in safetensors, 22,968 parameters" in text and "0 left over" in text
   assert "F32" in model.report.table() and "wpe.weight" in model.report.table()
 
 
@@ -152,7 +152,9 @@ def test_rotary_settings_in_both_spellings(tmp_path: Path) -> None:
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config=.*stored quantised"),
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type=llama3: .*scal"),
-    ("llama", {"num_key_value_heads": 3}, r"k_proj.weight has the shape \(16, 32\)"),
+    ("llama", {"num_key_value_heads": 4}, r"k_proj.weight has the shape \(16, 32\)"),
+    ("llama", {"num_key_value_heads": 3}, "cannot be expressed: config.model.kv_heads=3: does not"),
+    ("llama", {"num_hidden_layers": 2 ** 30}, "num_hidden_layers=1073741824: must be a whole"),
     ("llama", {"tie_word_embeddings": True}, "lm_head.weight differs from the token embedding"),
     ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
      "layer_types=None: of_jax can give full attention to every n-th block alone"),

@@ -73,7 +73,8 @@ class SimplifiedTransformers(Family):
 
   def positions(self, tensors: Tensors) -> int:
     # n_ctx of their runs is what they train on; the table has GPT-2's 1,024 rows.
-    return tensors.shape("wpe.weight")[0]
+    rows = tensors.shape("wpe.weight")[:1]
+    return rows[0] if rows else 1  # Without axes it is refused when it is taken.
 
   def model_fields(self, tensors: Tensors) -> Tree:
     settings = self.settings
@@ -98,7 +99,8 @@ class SimplifiedTransformers(Family):
 
   def _gain_fields(self, tensors: Tensors) -> Tree:
     names = [ours for ours in _GAINS if not (self.parallel and ours == "attention_skip")]
-    gains = {ours: [tensors.look(f"h.{layer}.{_GAINS[ours]}").item() for layer in range(self.depth)]
+    gains = {ours: [tensors.look(f"h.{layer}.{_GAINS[ours]}", (1,)).item()
+                    for layer in range(self.depth)]
              for ours in names}
     skips = {value for ours in names if ours.endswith("skip") for value in gains[ours]}
     agree = all(len(set(values)) == 1 for values in gains.values()) and len(skips) == 1
@@ -120,8 +122,10 @@ class SimplifiedTransformers(Family):
 
   def _has_offsets(self, tensors: Tensors) -> bool:
     """Whether the biases that their code keeps at zero are not."""
-    return any(tensors.look(f"h.{layer}.{name}.bias").any() for layer in range(self.depth)
-               for name in ("attn.v_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))
+    sizes = {"attn.v_attn": self.width, "attn.c_proj": self.width, "mlp.c_fc": self.hidden,
+             "mlp.c_proj": self.width}
+    return any(tensors.look(f"h.{layer}.{name}.bias", (size,)).any()
+               for layer in range(self.depth) for name, size in sizes.items())
 
   def outside(self, tensors: Tensors) -> Tree:
     tree = self.tables(tensors, "wte", "lm_head")
