@@ -8,7 +8,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("analysis", "data", "models", "optim", "telemetry", "train")
+_SUBPACKAGES = ("analysis", "data", "interop", "models", "optim", "telemetry", "train")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -109,6 +109,7 @@ def resolve(config: Config) -> Config:
         kv_heads=model.heads if model.kv_heads is None else model.kv_heads,
         dyt_alpha_attention=(model.dyt_alpha if model.dyt_alpha_attention is None
                              else model.dyt_alpha_attention),
+        final_norm_kind=model.final_norm_kind or model.norm,
         softmax_gamma=gamma,
         qk_norm=qk_norm,
         beta_attention=beta if model.beta_attention is None else model.beta_attention,

@@ -23,6 +23,7 @@ _PART_OF = (
     ("model.softmax_zeta", 1.0, "model.attention_softmax", "clipped"),
     ("model.softmax_gamma", None, "model.attention_softmax", "clipped"),
     ("model.attention_gate_init", 0.25, "model.attention_gate", "head"),
+    ("model.rope_fraction", 1.0, "model.positions", "rotary"),
 )
 # Blocks that have no norm to leave out, or are a model of their own without.
 _WITHOUT_NORM = ("pre", "parallel", "op", "residual_scaled")
@@ -43,12 +44,14 @@ def validate(model: "ModelConfig", check: Check) -> None:
   for path, nothing in (("model.norm_eps", 1e-6), ("model.norm_eps_placement", "inside")):
     check(_has_eps(model) or getattr(model, path.removeprefix("model.")) == nothing, path,
           f"does nothing: model.norm={model.norm} divides by no root, and there is no other norm")
-  check(model.norm != "none" or not model.final_norm, "model.final_norm",
-        "does nothing with model.norm=none")
+  check((model.final_norm_kind or model.norm) != "none" or not model.final_norm,
+        "model.final_norm", "does nothing with model.norm=none")
+  check(model.final_norm or model.final_norm_kind in (model.norm, None), "model.final_norm_kind",
+        "does nothing without a norm there; set model.final_norm=true")
   check(model.mlp != "sglu" or model.mlp_norm == "none", "model.mlp_norm",
         "sglu has no nonlinearity to stand before")
   check(not model.beta_trainable or model.beta_attention is not None
-        or model.beta_mlp is not None, "model.beta_trainable",
+        or model.beta_mlp is not None or model.skip_gain is not None, "model.beta_trainable",
         "there is no gain to train; set model.beta")
   check(not model.beta_per_channel or model.beta_trainable, "model.beta_per_channel",
         "does nothing to fixed gains; set model.beta_trainable=true")
@@ -56,7 +59,8 @@ def validate(model: "ModelConfig", check: Check) -> None:
 
 def _has_eps(model: "ModelConfig") -> bool:
   """Whether some norm of the model divides by a root."""
-  return (model.norm not in _WITHOUT_EPS or model.block == "gated_norm"
+  final = (model.final_norm_kind or model.norm) if model.final_norm else "none"
+  return (model.norm not in _WITHOUT_EPS or final not in _WITHOUT_EPS or model.block == "gated_norm"
           or model.first_attention_norm or model.qk_norm in ("layer", "rms")
           or model.mlp_norm != "none")
 
@@ -68,6 +72,14 @@ def _check_transformer(model: "ModelConfig", check: Check) -> None:
   assert model.head_dim is not None
   check(model.positions != "rotary" or model.head_dim % 2 == 0, "model.heads",
         "rotary positions need an even head dimension (width / heads)")
+  turned = int(model.head_dim * model.rope_fraction)
+  check(model.positions != "rotary" or turned >= 2 and turned % 2 == 0, "model.rope_fraction",
+        f"turns {turned} of model.head_dim={model.head_dim} neurons; their number must be even and "
+        "above 0")
+  check(model.qk_norm_over == "head" or model.qk_norm != "none", "model.qk_norm_over",
+        "there is no norm of queries and keys; set model.qk_norm")
+  check(model.full_attention_every is None or model.attention_window is not None,
+        "model.full_attention_every", "every block sees everything; set model.attention_window")
   assert model.kv_heads is not None
   check(model.heads % model.kv_heads == 0, "model.kv_heads",
         f"does not divide model.heads={model.heads}; "

@@ -27,10 +27,11 @@ _AT_LEAST_ONE = (
     "train.checkpoint_every", "data.eval_sequences", "data.input_size", "telemetry.every",
     "optim.newton_schulz_steps", "optim.norm_iterations", "optim.projection_every",
     "optim.decay_steps", "optim.base_width", "optim.precondition_frequency",
-    "optim.max_precond_dim")
+    "optim.max_precond_dim", "model.attention_window", "model.full_attention_every")
 _AT_LEAST_TWO = ("train.checkpoint_log_base", "data.classes")
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
              "model.mlp_input_scale", "model.dyt_alpha", "model.dyt_alpha_attention",
+             "model.attention_scale", "model.logit_cap", "model.skip_gain", "model.rope_fraction",
              "optim.clip_norm", "optim.update_clip", "optim.decay_exponent")
 _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
                  "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps", "optim.delta",
@@ -38,7 +39,7 @@ _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", 
                  "data.begin_token_id", "data.end_token_id")
 _FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction",
               "optim.dampening", "optim.shampoo_beta", "optim.wd_ratio", "optim.projection_decay",
-              "model.mix_alpha")
+              "model.mix_alpha", "model.rope_fraction")
 _BELOW_ONE = ("model.dropout", "model.power_decay", "optim.momentum", "optim.b1", "optim.b2")
 
 

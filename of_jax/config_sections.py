@@ -23,8 +23,9 @@ class ModelConfig:
   block: str = _field("pre", "residual block", "models/blocks")
   norm: str = _field("rms", "norm of the block and before the unembedding", "models/norms")
   norm_eps: float = _field(1e-6, "added to the norm's mean square, or to its root")
-  norm_eps_placement: Literal["inside", "outside"] = _field(
-      "inside", "eps inside the root (common), or outside (the released OF code)")
+  norm_eps_placement: Literal["inside", "outside", "outside_rms"] = _field(
+      "inside", "eps inside the root (common), outside, or outside but for layer (the released OF "
+      "code)")
   dyt_alpha: float = _field(0.5, "dyt: alpha at init")
   dyt_alpha_attention: float | None = _field(
       None, "dyt: alpha at init of the norms that attention reads; default dyt_alpha")
@@ -44,18 +45,29 @@ class ModelConfig:
   leaky_relu_slope: float = _field(0.01, "leaky_relu: slope below 0")
   positions: Literal["learned", "rotary"] = _field("learned", "position information")
   rope_theta: float = _field(10_000.0, "base of the rotary frequencies")
+  rope_fraction: float = _field(1.0, "rotary: share of a head's neurons that turn, the first ones")
   embedding_scale: float = _field(1.0, "multiplies token plus position embedding")
   embedding_norm: bool = _field(False, "norm of what the first block reads")
   embedding_projection: bool = _field(
       False, "orthogonal matrices behind the embedding and before the unembedding (OSP)")
   tied_embeddings: bool = _field(False, "unembed with the token embedding's transpose")
   final_norm: bool = _field(False, "norm before the unembedding")
+  final_norm_kind: str | None = _field(None, "which one; default norm", "models/norms")
+  logit_cap: float | None = _field(None, "c: the model's logits become c tanh(logits / c)")
   qk_norm: Literal["auto", "none", "layer", "rms"] = _field(
       "auto", "norm of queries and keys over the head dimension; auto: rms for op and nap, "
       "else none")
+  qk_norm_over: Literal["head", "width"] = _field(
+      "head", "what that norm is over: a head, or all heads together (OLMo 2)")
   qk_bias: bool = _field(False, "bias on queries and keys")
   linear_bias: bool = _field(False, "bias on every linear map of the blocks, as in GPT-2")
+  attention_scale: float | None = _field(
+      None, "multiplies q k^T; none: 1 / sqrt(head_dim)")
   attention_cap: float | None = _field(None, "c: logits become c tanh(logits / c)")
+  attention_window: int | None = _field(
+      None, "tokens that a query sees, itself included; none: all before it")
+  full_attention_every: int | None = _field(
+      None, "n: blocks n, 2n and so on have no attention_window; none: all have it")
   attention_softmax: str = _field(
       "plain", "from attention's logits to its weights", "models/softmaxes")
   softmax_zeta: float = _field(1.0, "clipped: where the stretched softmax ends")
@@ -74,6 +86,8 @@ class ModelConfig:
   beta_mlp: float | None = _field(None, "gain of the MLP branch; default beta")
   beta_trainable: bool = _field(False, "train the gains")
   beta_per_channel: bool = _field(False, "a gain a channel (LayerScale), else one a branch")
+  skip_gain: float | None = _field(
+      None, "gain of both skips, trained with beta_trainable; none: 1, never trained")
   mlp_input_scale: float | None = _field(
       1.0, "op: alpha, multiplies the MLP's input; none: 1 / (init_std sqrt(width))")
   mix_alpha: float = _field(0.25, "mix: share of the blocks that are post")

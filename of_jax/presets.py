@@ -138,13 +138,14 @@ def _fineweb_7b() -> Config:
 def _released_code() -> Config:
   """github.com/bobby-he/simplified_transformers, as far as it is not the setup of the text.
 
-  GPT-2 with tied embeddings and a final norm: 12 layers, RMSNorm with eps outside the root, no
-  embedding scale, positions of the tokens' standard deviation, a bias on queries and keys alone;
-  4 micro-batches of 32, and 40,000 steps as in its README.
+  GPT-2 with tied embeddings and its final LayerNorm: 12 layers, RMSNorm with eps outside the root,
+  no embedding scale, positions of the tokens' standard deviation, a bias on queries and keys
+  alone; 4 micro-batches of 32, and 40,000 steps as in its README.
   """
   paper = _with_model(
-      _codeparrot_130m(), depth=12, norm="rms", norm_eps_placement="outside", embedding_scale=1.0,
-      position_init_std=0.02, qk_bias=True, tied_embeddings=True, final_norm=True)
+      _codeparrot_130m(), depth=12, norm="rms", norm_eps_placement="outside_rms",
+      embedding_scale=1.0, position_init_std=0.02, qk_bias=True, tied_embeddings=True,
+      final_norm=True, final_norm_kind="layer")
   return dataclasses.replace(paper, train=dataclasses.replace(
       paper.train, steps=40_000, batch_size=128, grad_accumulation=4))
 

@@ -191,7 +191,7 @@ def test_the_papers_two_setups_differ_in_stated_fields_alone() -> None:
   assert config_lib.differences(text, code) == {
       "model.depth": (6, 12),
       "model.norm": ("layer", "rms"),
-      "model.norm_eps_placement": ("inside", "outside"),
+      "model.norm_eps_placement": ("inside", "outside_rms"),
       "model.embedding_scale": (50, 1),
       "model.position_init_std": (0.01, 0.02),
       "model.tied_embeddings": (False, True),

@@ -13,7 +13,8 @@ LAYERS = (
     ("errors",), ("variants",),
     ("config_images", "config_model", "config_optim", "config_telemetry", "config_values"),
     ("config_rules",), ("config_sections",), ("config",),
-    ("presets", "run_directory"), ("data",), ("models",), ("optim", "telemetry"), ("train",))
+    ("presets", "run_directory"), ("data",), ("models",), ("interop",), ("optim", "telemetry"),
+    ("train",))
 ABOVE = {name: {n for layer in LAYERS[:i + 1] for n in layer}
          for i, names in enumerate(LAYERS) for name in names}
 # Analysis reads run directories and restores their checkpoints, never the trainer.
@@ -22,7 +23,11 @@ READ_OF_TRAIN = {"train.checkpoint", "train.digest", "train.loss"}
 # Binaries stand above everything and may not be imported; models know nothing of telemetry.
 ABOVE["models"] -= {"data", "presets", "run_directory"}
 ABOVE["telemetry"] -= {"data", "models", "optim"}
-ABOVE["optim"] -= {"data", "models", "telemetry"}
+ABOVE["optim"] -= {"data", "models", "telemetry", "interop"}
+# Foreign weights are read for whoever measures or trains them, who knows nothing of files.
+ABOVE["interop"] -= {"data", "presets", "run_directory"}
+ABOVE["telemetry"] -= {"interop"}
+ABOVE["train"] -= {"interop"}
 
 
 def imports(path: Path) -> set[str]:
@@ -56,7 +61,7 @@ def test_imports_flow_one_way(path: Path) -> None:
     "of_jax.config", "of_jax.presets", "of_jax.run_directory", "of_jax.data.corpora",
     "of_jax.data.loader", "experiments.cli", "experiments.train", "experiments.study",
     "experiments.prepare_data", "experiments.report", "experiments.benchmark",
-    "experiments.measure",
+    "experiments.measure", "experiments.load",
     "experiments.variants", "experiments.coordinate_check"))
 def test_a_mistake_is_found_before_jax_is_imported(module: str) -> None:
   code = f"import sys, {module}; sys.exit('jax' in sys.modules)"

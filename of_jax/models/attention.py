@@ -6,19 +6,24 @@ from flax import nnx
 
 from of_jax.config import ModelConfig
 from of_jax.models.gates import make_gate
-from of_jax.models.norms import at_least_float32, make_norm
+from of_jax.models.norms import Norm, at_least_float32, make_norm
 from of_jax.models.parameter import Linear, normal, parameter
-from of_jax.models.probe import Context
+from of_jax.models.probe import Context, flatten_heads
 from of_jax.models.sigma_reparam import SigmaReparamLinear
 from of_jax.models.softmaxes import Softmax, make_softmax
 
 
-def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.Array:
+def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, fraction: float = 1.0
+           ) -> jax.Array:
   """Rotary position embedding (Su et al. 2021, 2104.09864, eq. 34).
 
   Neuron i of the first half of the head is paired with neuron i of the second half and turned
-  by the angle position x theta^(-2i / K).
+  by the angle position x theta^(-2i / K). With a fraction below 1 this is done to the first
+  K = fraction x head_dim neurons, as to a head of that size (GPT-NeoX), and the others stay.
   """
+  if fraction < 1:
+    turned, still = jnp.split(x_BxTxHxK, [int(x_BxTxHxK.shape[-1] * fraction)], axis=-1)
+    return jnp.concatenate([rotate(turned, positions_BxT, theta), still], -1)
   half = x_BxTxHxK.shape[-1] // 2
   x = at_least_float32(x_BxTxHxK)
   frequencies_K = theta ** (-jnp.arange(half, dtype=x.dtype) / half)
@@ -54,8 +59,8 @@ class KeyValueSink(nnx.Module):
 
 
 def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
-           mask_Bx1xTxT: jax.Array | None, softmax: Softmax, cap: float | None = None
-           ) -> jax.Array:
+           mask_Bx1xTxT: jax.Array | None, softmax: Softmax, cap: float | None = None,
+           scale: float | None = None) -> jax.Array:
   """Causal attention with every step at hand, for what fused kernels do not offer.
 
   Args:
@@ -64,20 +69,21 @@ def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
     mask_Bx1xTxT: as in Context.
     softmax: from logits to weights.
     cap: c, logits become c tanh(logits / c) before the mask (Gemma 2).
+    scale: multiplies q k^T, default 1 / sqrt(K).
   """
-  weights_BxHxTxS = softmax(masked_logits(q_BxTxHxK, k_BxSxGxK, mask_Bx1xTxT, cap))
+  weights_BxHxTxS = softmax(masked_logits(q_BxTxHxK, k_BxSxGxK, mask_Bx1xTxT, cap, scale))
   v_BxSxHxK = jnp.repeat(v_BxSxGxK, q_BxTxHxK.shape[2] // v_BxSxGxK.shape[2], axis=2)
   return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS.astype(v_BxSxHxK.dtype), v_BxSxHxK)
 
 
 def masked_logits(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, mask_Bx1xTxT: jax.Array | None,
-                  cap: float | None, start: jax.Array | int = 0, steps: int | None = None
-                  ) -> jax.Array:
+                  cap: float | None, scale: float | None, start: jax.Array | int = 0,
+                  steps: int | None = None) -> jax.Array:
   """What the softmax reads, [batch, heads, queries, keys]; -inf where attention is not allowed.
 
   Args:
     q_BxTxHxK: all queries, or consecutive ones.
-    k_BxSxGxK, mask_Bx1xTxT, cap: as in `attend`.
+    k_BxSxGxK, mask_Bx1xTxT, cap, scale: as in `attend`.
     start: number of the first of these queries in its sequence.
     steps: queries of the sequence; default as many as these.
   """
@@ -86,7 +92,8 @@ def masked_logits(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, mask_Bx1xTxT: jax.
   k_BxSxHxK = jnp.repeat(k_BxSxGxK, heads // groups, axis=2)
   logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK,
                               preferred_element_type=jnp.promote_types(
-                                  q_BxTxHxK.dtype, jnp.float32)) * head_dim ** -0.5
+                                  q_BxTxHxK.dtype, jnp.float32))
+  logits_BxHxTxS *= head_dim ** -0.5 if scale is None else scale
   if cap is not None:
     logits_BxHxTxS = cap * jnp.tanh(logits_BxHxTxS / cap)
   allowed = (start + jnp.arange(queries)[:, None] >= jnp.arange(steps))[None, None]
@@ -104,9 +111,12 @@ class Attention(nnx.Module):
     kv_heads: fewer keys and values than queries, which share them in groups (Ainslie et al.
       2023, 2305.13245).
     qk_norm: queries and keys are normed over the head dimension (Dehghani et al. 2023; He et al.
-      2024, Sec. 3), with a gain shared by the heads.
-    attention_cap, attention_softmax, attention_sink: of the logits, of the step from them to the
-      weights, of what there is to attend to.
+      2024, Sec. 3), with a gain shared by the heads; or, by `qk_norm_over`, all heads together
+      (OLMo 2, 2501.00656).
+    attention_scale, attention_cap, attention_softmax, attention_sink: of the logits, of the step
+      from them to the weights, of what there is to attend to.
+    attention_window: how far back a query sees, in all blocks or all but every
+      `full_attention_every`-th (Gemma 2, 2408.00118).
     attention_gate: of the heads' outputs.
     sigma_reparam: of all four matrices.
   [batch, time, width] -> [batch, time, width].
@@ -128,10 +138,18 @@ class Attention(nnx.Module):
                       model.init_std, inputs=2, bias=model.linear_bias)
     self.has_qk_norm = model.qk_norm != "none"
     if self.has_qk_norm:
-      self.query_norm = make_norm(model.qk_norm, rngs, model, head_dim, "head_dim")
-      self.key_norm = make_norm(model.qk_norm, rngs, model, head_dim, "head_dim")
+      self.norm_heads_together = model.qk_norm_over == "width"
+
+      def norm(heads: int) -> Norm:
+        size, axis = ((heads * head_dim, "heads") if self.norm_heads_together
+                      else (head_dim, "head_dim"))
+        return make_norm(model.qk_norm, rngs, model, size, axis)
+
+      self.query_norm, self.key_norm = norm(model.heads), norm(model.kv_heads)
+    self.rope_fraction = model.rope_fraction
     self.rope_theta = model.rope_theta if model.positions == "rotary" else None
-    self.cap = model.attention_cap
+    self.scale, self.cap = model.attention_scale, model.attention_cap
+    self.window, self.full_every = model.attention_window, model.full_attention_every
     self.softmax = make_softmax(model)
     self.gate = make_gate(rngs, model)
     self.has_sink = model.attention_sink != "none"
@@ -142,31 +160,49 @@ class Attention(nnx.Module):
     q_BxTxHxK, k_BxTxGxK = self.query(x_BxTxD), self.key(x_BxTxD)
     v_BxTxGxK = self.value(x_BxTxD)
     if self.has_qk_norm:
-      q_BxTxHxK = self.query_norm(q_BxTxHxK, context)
-      k_BxTxGxK = self.key_norm(k_BxTxGxK, context)
+      q_BxTxHxK = self._norm(self.query_norm, q_BxTxHxK, context)
+      k_BxTxGxK = self._norm(self.key_norm, k_BxTxGxK, context)
     if self.rope_theta is not None:
-      q_BxTxHxK = rotate(q_BxTxHxK, context.positions_BxT, self.rope_theta)
-      k_BxTxGxK = rotate(k_BxTxGxK, context.positions_BxT, self.rope_theta)
+      rope = context.positions_BxT, self.rope_theta, self.rope_fraction
+      q_BxTxHxK, k_BxTxGxK = rotate(q_BxTxHxK, *rope), rotate(k_BxTxGxK, *rope)
     q_BxTxHxK = context.probe_heads("attn_q", q_BxTxHxK)
     k_BxTxGxK = context.probe_heads("attn_k", k_BxTxGxK)
     if self.has_sink:
       k_BxTxGxK, v_BxTxGxK = self.sink.prepend(k_BxTxGxK, v_BxTxGxK)
-    self._probe_weights(q_BxTxHxK, k_BxTxGxK, context)
+    mask_Bx1xTxT = self._mask(context, x_BxTxD.shape[1])
+    self._probe_weights(q_BxTxHxK, k_BxTxGxK, mask_Bx1xTxT, context)
     # The library's softmax is computed in float32, also of float64.
     narrow = q_BxTxHxK.dtype != jnp.float64
     if self.softmax.is_plain and self.cap is None and not self.has_sink and narrow:
       y_BxTxHxK = jax.nn.dot_product_attention(
-          q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=context.mask_Bx1xTxT, is_causal=True)
+          q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask_Bx1xTxT, is_causal=True, scale=self.scale)
     else:
-      y_BxTxHxK = attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, context.mask_Bx1xTxT, self.softmax,
-                         self.cap)
+      y_BxTxHxK = attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, self.softmax, self.cap,
+                         self.scale)
     return self.out(self.gate(y_BxTxHxK, x_BxTxD))
 
-  def _probe_weights(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, context: Context) -> None:
+  def _probe_weights(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array,
+                     mask_Bx1xTxT: jax.Array | None, context: Context) -> None:
     steps = q_BxTxHxK.shape[1]
 
     def weigh(q: jax.Array, k: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-      logits = masked_logits(q, k, context.mask_Bx1xTxT, self.cap, start, steps)
+      logits = masked_logits(q, k, mask_Bx1xTxT, self.cap, self.scale, start, steps)
       return logits, self.softmax(logits)
 
     context.probe_attention(q_BxTxHxK, k_BxSxGxK, weigh)
+
+  def _norm(self, norm: Norm, x_BxTxHxK: jax.Array, context: Context) -> jax.Array:
+    if self.norm_heads_together:
+      return norm(flatten_heads(x_BxTxHxK), context).reshape(x_BxTxHxK.shape)
+    return norm(x_BxTxHxK, context)
+
+  def _mask(self, context: Context, steps: int) -> jax.Array | None:
+    """What the context allows, and what the window does."""
+    if self.window is None:
+      return context.mask_Bx1xTxT
+    index_T = jnp.arange(steps)
+    near_TxT = index_T[:, None] - index_T < self.window
+    if self.full_every is not None:
+      near_TxT |= jnp.asarray(context.layer) % self.full_every == 0
+    near_1x1xTxT = near_TxT[None, None]
+    return near_1x1xTxT if context.mask_Bx1xTxT is None else context.mask_Bx1xTxT & near_1x1xTxT

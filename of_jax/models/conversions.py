@@ -108,6 +108,9 @@ def _start(params: Parameters, config: Config, norms: tuple[str, ...] = ()) -> P
   if norms and model.norm not in norms:
     raise UserError(f"config.model.norm={model.norm}: this conversion starts from "
                     f"{' or '.join(norms)}")
+  if model.final_norm and model.final_norm_kind != model.norm:
+    raise UserError(f"config.model.final_norm_kind={model.final_norm_kind}: conversions know "
+                    f"models of one norm alone, here {model.norm}")
   if norms and not model.final_norm:
     raise UserError("config.model.final_norm=False: the unembedding reads the stream itself, so no "
                     "model with another stream is the same")
@@ -134,7 +137,8 @@ def _finish(new: Parameters, params: Parameters, config: Config, **fields: Any
   """Back in the parameters' type, with the config of the new model."""
   dtype = jax.tree.leaves(params)[0].dtype
   tied = config.model.tied_embeddings and "unembedding" not in new
-  model = dataclasses.replace(config.model, tied_embeddings=tied, **fields)
+  model = dataclasses.replace(config.model, tied_embeddings=tied, final_norm_kind=None,
+                              **fields)
   return (jax.tree.map(lambda leaf: leaf.astype(dtype), new),
           resolve(dataclasses.replace(config, model=model)))
 

@@ -46,10 +46,11 @@ class StackedNetwork(nnx.Module):
     logits_BxTxV = jnp.tensordot(x_BxTxD, self.unembedding_table().astype(x_BxTxD.dtype), 1,
                                  preferred_element_type=jnp.promote_types(
                                      x_BxTxD.dtype, jnp.float32))
-    return logits_BxTxV, statistics
+    cap = self.model.logit_cap
+    return logits_BxTxV if cap is None else cap * jnp.tanh(logits_BxTxV / cap), statistics
 
   def unembedding_table(self) -> jax.Array:
-    """[width, vocabulary or classes]: logits are the stream times this."""
+    """[width, vocabulary or classes]: logits are the stream times this, before any cap."""
     raise NotImplementedError
 
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,

@@ -65,7 +65,8 @@ class Transformer(StackedNetwork):
     if model.embedding_projection:
       self.embedding_projection = EmbeddingProjection(rngs, model)
     if model.final_norm:
-      self.final_norm = make_norm(model.norm, rngs, model)
+      assert model.final_norm_kind is not None, "resolve the config first"
+      self.final_norm = make_norm(model.final_norm_kind, rngs, model)
     if not model.tied_embeddings:
       self.unembedding = Linear(rngs, (model.width, vocab_size), ("embed", "vocab"),
                                 model.init_std, role="unembedding")

@@ -17,9 +17,10 @@ _LOGITS_AT_ONCE = 2 ** 21
 Sums = dict[str, jax.Array]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
-                  weights_BxT: jax.Array, z_loss: float) -> tuple[jax.Array, Sums]:
+                  weights_BxT: jax.Array, z_loss: float, cap: float | None = None
+                  ) -> tuple[jax.Array, Sums]:
   """The objective and its parts, summed over tokens in float32.
 
   Args:
@@ -28,18 +29,20 @@ def cross_entropy(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Arr
     targets_BxT: int32, the token to predict.
     weights_BxT: of each token, 0 for padding. No gradient flows to it.
     z_loss: weight of log(Z)^2, Z the softmax's denominator (Chowdhery et al. 2022, Sec. 5).
+    cap: c, logits become c tanh(logits / c) (Gemma 2).
 
   Returns:
     sum of weight x (cross-entropy + z_loss log(Z)^2), through which gradients flow; and `loss`,
     the sum of weight x cross-entropy in nats, and `count`, the sum of weights.
   """
   (objective, parts), _ = _scan(
-      x_BxTxD, table_DxV, targets_BxT, weights_BxT, z_loss, gradient=False)
+      x_BxTxD, table_DxV, targets_BxT, weights_BxT, z_loss, cap, gradient=False)
   return objective, parts
 
 
 def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
-          weights_BxT: jax.Array, z_loss: float, gradient: bool) -> tuple[Any, Any]:
+          weights_BxT: jax.Array, z_loss: float, cap: float | None, gradient: bool
+          ) -> tuple[Any, Any]:
   """Totals, and with `gradient` the objective's gradient with respect to x and the table."""
   batch, time, _ = x_BxTxD.shape
   vocab = table_DxV.shape[1]
@@ -54,6 +57,8 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
     totals, table_gradient = carry
     x, targets, weights = chunk
     logits = jnp.tensordot(x, table, 1, preferred_element_type=jnp.float32)
+    if cap is not None:
+      logits = cap * jnp.tanh(logits / cap)
     largest = jnp.max(logits, -1, keepdims=True)
     exponentials = jnp.exp(logits - largest)
     z = jnp.sum(exponentials, -1, keepdims=True)
@@ -67,7 +72,10 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
     # d/dlogits of log Z is the softmax, of its square 2 log Z times that.
     scale = (1 + 2 * z_loss * log_z)[..., None] / z
     is_target = jnp.arange(vocab) == targets[..., None]
-    slope = (weights[..., None] * (exponentials * scale - is_target)).astype(x.dtype)
+    slope = weights[..., None] * (exponentials * scale - is_target)
+    if cap is not None:
+      slope *= 1 - jnp.square(logits / cap)  # c tanh(z / c)' = 1 - tanh(z / c)^2
+    slope = slope.astype(x.dtype)
     table_gradient += jnp.einsum("btd,btv->dv", x, slope, preferred_element_type=jnp.float32)
     return (totals, table_gradient), jnp.tensordot(slope, table.T, 1)
 
@@ -91,12 +99,12 @@ def _number_of_chunks(logits_a_position: int, time: int) -> int:
 
 
 def _forward(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
-             weights_BxT: jax.Array, z_loss: float) -> tuple[Any, Any]:
-  return _scan(x_BxTxD, table_DxV, targets_BxT, weights_BxT, z_loss, gradient=True)
+             weights_BxT: jax.Array, z_loss: float, cap: float | None) -> tuple[Any, Any]:
+  return _scan(x_BxTxD, table_DxV, targets_BxT, weights_BxT, z_loss, cap, gradient=True)
 
 
-def _backward(z_loss: float, gradients: Any, cotangents: Any) -> tuple[Any, ...]:
-  del z_loss
+def _backward(z_loss: float, cap: float | None, gradients: Any, cotangents: Any) -> tuple[Any, ...]:
+  del z_loss, cap
   x_gradient, table_gradient = gradients
   scale = cotangents[0]
   return (x_gradient * scale.astype(x_gradient.dtype), table_gradient * scale, None, None)

@@ -112,7 +112,8 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
     objective, parts = (
         squared_error(x_BxTxD, table_DxV, targets, weights)
         if kind == "residual_mlp" else
-        cross_entropy(x_BxTxD, table_DxV, targets, weights, config.train.z_loss))
+        cross_entropy(x_BxTxD, table_DxV, targets, weights, config.train.z_loss,
+                      config.model.logit_cap))
     return objective, (parts, statistics)
 
   def loss(params: Any, slots: Any, batch: Batch, key: jax.Array | None,

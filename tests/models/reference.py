@@ -4,6 +4,7 @@ Written from the papers' formulas, one query at a time where attention is concer
 of a fresh model, gains 1 and offsets 0.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,8 @@ def norm(model: ModelConfig, x: Array, name: str = "") -> Array:
     return np.tanh(model.dyt_alpha * x)
   if name == "layer":
     x = x - x.mean(-1, keepdims=True)
+    model = dataclasses.replace(model, norm_eps_placement="outside" if (
+        model.norm_eps_placement == "outside") else "inside")
   mean_square = np.mean(x ** 2, -1, keepdims=True)
   if name == "crms":
     whole = np.concatenate([x, -x.sum(-1, keepdims=True)], -1)
@@ -50,13 +53,14 @@ def divide(model: ModelConfig, x: Array, mean_square: Array) -> Array:
   return x / (np.sqrt(mean_square) + model.norm_eps)
 
 
-def rotate(x_BxTxHxK: Array, theta: float) -> Array:
+def rotate(x_BxTxHxK: Array, theta: float, fraction: float) -> Array:
   """Pairs (i, i + K / 2) as complex numbers, turned by position x theta^(-2i / K)."""
-  half = x_BxTxHxK.shape[-1] // 2
-  complex_ = x_BxTxHxK[..., :half] + 1j * x_BxTxHxK[..., half:]
+  size = int(x_BxTxHxK.shape[-1] * fraction)
+  half = size // 2
+  complex_ = x_BxTxHxK[..., :half] + 1j * x_BxTxHxK[..., half:size]
   angle = np.arange(x_BxTxHxK.shape[1])[:, None] * theta ** (-2 * np.arange(half) / (2 * half))
   turned = complex_ * np.exp(1j * angle)[:, None]
-  return np.concatenate([turned.real, turned.imag], -1)
+  return np.concatenate([turned.real, turned.imag, x_BxTxHxK[..., size:]], -1)
 
 
 ACTIVATIONS: dict[str, Callable[[ModelConfig, Array], Array]] = {
@@ -64,6 +68,7 @@ ACTIVATIONS: dict[str, Callable[[ModelConfig, Array], Array]] = {
     "leaky_relu": lambda model, x: np.where(x > 0, x, model.leaky_relu_slope * x),
     "gelu": lambda model, x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi)
                                                   * (x + 0.044715 * x ** 3))),
+    "gelu_exact": lambda model, x: x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     "silu": lambda model, x: x * sigmoid(x),
     "selu": lambda model, x: 1.0507009873554805 * np.where(
         x > 0, x, 1.6732632423543772 * (np.exp(x) - 1)),
@@ -72,6 +77,7 @@ ACTIVATIONS: dict[str, Callable[[ModelConfig, Array], Array]] = {
 }
 # Form of the MLP -> phi, gated or not.
 MLPS = {"relu": ("relu", False), "leaky_relu": ("leaky_relu", False), "gelu": ("gelu", False),
+        "gelu_exact": ("gelu_exact", False),
         "silu": ("silu", False), "selu": ("selu", False), "glu": ("sigmoid", True),
         "reglu": ("relu", True), "geglu": ("gelu", True), "swiglu": ("silu", True),
         "sglu": ("identity", True)}
@@ -111,33 +117,37 @@ def check_block(config: Config, params: Any, sites: dict[str, Array]) -> None:
     def n(x: Array) -> Array:
       return norm(model, x)
 
+    def s(x: Array) -> Array:
+      return x if model.skip_gain is None else model.skip_gain * x
+
     if block == "mix":
       block = "post" if layer < math.floor(model.mix_alpha * model.depth + 1e-9) else "pre"
     if block in ("pre", "nap", "peri"):
-      expected = n(x), x + a, n(h), h + m
+      expected = n(x), s(x) + a, n(h), s(h) + m
     elif block == "post":
-      expected = x, n(x + a), h, n(h + m)
+      expected = x, n(s(x) + a), h, n(s(h) + m)
     elif block == "post_released":
-      expected = n(x), n(x) + a, n(h), n(h) + m
+      expected = n(x), s(n(x)) + a, n(h), s(n(h)) + m
     elif block == "output":
-      expected = x, x + a, h, h + m
+      expected = x, s(x) + a, h, s(h) + m
     elif block == "deepnorm":
       alpha = (2 * model.depth) ** 0.25
-      expected = x, n(alpha * x + a), h, n(alpha * h + m)
+      expected = x, n(alpha * s(x) + a), h, n(alpha * s(h) + m)
     elif block == "layernorm_scaling":
-      expected = n(x) / math.sqrt(layer + 1), x + a, n(h) / math.sqrt(layer + 1), h + m
-    elif block == "parallel":
-      expected = n(x), x, n(x), x + a + m
+      expected = n(x) / math.sqrt(layer + 1), s(x) + a, n(h) / math.sqrt(layer + 1), s(h) + m
+    elif block in ("parallel", "parallel_two_norms"):
+      expected = n(x), x, n(x), s(x) + a + m
     elif block == "residual_scaled":
-      expected = x, x + a, h, h + m
+      expected = x, s(x) + a, h, s(h) + m
     elif block == "gated_norm":
       p = layer_params(params, layer)
-      expected = (gated_norm(model, p["attention_norm"], x), x + a,
-                  gated_norm(model, p["mlp_norm"], h), h + m)
+      expected = (gated_norm(model, p["attention_norm"], x), s(x) + a,
+                  gated_norm(model, p["mlp_norm"], h), s(h) + m)
     else:
       assert block == "op", f"no formula for {block}"
       first = model.first_attention_norm and layer == 0
-      expected = norm(model, x, "layer") if first else x, x + a, model.mlp_input_scale * h, h + m
+      expected = (norm(model, x, "layer") if first else x, s(x) + a, model.mlp_input_scale * h,
+                  s(h) + m)
     what = f"{block}, block {layer}: "
     same(at["attn_in"], expected[0], what + "attn_in")
     same(h, expected[1], what + "resid_mid")
@@ -167,20 +177,29 @@ def check_attention(config: Config, params: Any, sites: dict[str, Array]) -> Non
 
     q, k, v = project("query"), project("key"), project("value")
     if model.qk_norm != "none":
-      q, k = norm(model, q, model.qk_norm), norm(model, k, model.qk_norm)
+      if model.qk_norm_over == "width":
+        flat_q, flat_k = (z.reshape(*x.shape[:2], 1, -1) for z in (q, k))
+        q = norm(model, flat_q, model.qk_norm).reshape(q.shape)
+        k = norm(model, flat_k, model.qk_norm).reshape(k.shape)
+      else:
+        q, k = norm(model, q, model.qk_norm), norm(model, k, model.qk_norm)
     if model.positions == "rotary":
-      q, k = rotate(q, model.rope_theta), rotate(k, model.rope_theta)
+      q, k = (rotate(z, model.rope_theta, model.rope_fraction) for z in (q, k))
     same(at["attn_q"], q.reshape(*x.shape[:2], -1), f"attn_q {layer}")
     same(at["attn_k"], k.reshape(*x.shape[:2], -1), f"attn_k {layer}")
 
+    scale = 1 / math.sqrt(head_dim) if model.attention_scale is None else model.attention_scale
+    windowed = model.attention_window is not None and (
+        model.full_attention_every is None or (layer + 1) % model.full_attention_every != 0)
     y = np.zeros((*x.shape[:2], model.heads, head_dim))
     for b, t, head in np.ndindex(y.shape[:3]):
       group = head // (model.heads // k.shape[2])
-      keys, values = k[b, :t + 1, group], v[b, :t + 1, group]
+      start = max(0, t + 1 - model.attention_window) if windowed else 0
+      keys, values = k[b, start:t + 1, group], v[b, start:t + 1, group]
       if model.attention_sink == "key_value":
         keys = np.vstack([keys, p["sink"]["key"][group]])
         values = np.vstack([values, p["sink"]["value"][group]])
-      weights = weigh(model, keys @ q[b, t, head] / math.sqrt(head_dim))
+      weights = weigh(model, keys @ q[b, t, head] * scale)
       y[b, t, head] = weights @ values
       if model.attention_gate == "head":
         own = x[b, t, head * head_dim:][:head_dim]

@@ -44,7 +44,7 @@ class Branch(Protocol):
 
 
 class Block(nnx.Module):
-  """Base of the blocks: h = x + MHA(x); y = h + MLP(h), each branch with a gain, and no norm.
+  """Base of the blocks: h = x + MHA(x); y = h + MLP(h), a gain a branch and a skip, and no norm.
 
   A subclass says where norms stand and what the stream does: NormedBlock for both halves in one
   line, or `attention_half` and `mlp_half` apart. The branches probe their own inputs and outputs;
@@ -56,6 +56,8 @@ class Block(nnx.Module):
     self.mlp = make_mlp(rngs, model)
     self.attention_gain = Gain(rngs, model, model.beta_attention)
     self.mlp_gain = Gain(rngs, model, model.beta_mlp)
+    self.attention_skip = Gain(rngs, model, model.skip_gain)
+    self.mlp_skip = Gain(rngs, model, model.skip_gain)
 
   @classmethod
   def plan(cls, model: ModelConfig) -> list[tuple[type["Block"], int]]:
@@ -80,11 +82,11 @@ class Block(nnx.Module):
 
   def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     """The stream entering the block -> the stream entering its MLP half."""
-    return x_BxTxD + self.attention_branch(x_BxTxD, context)
+    return self.attention_skip(x_BxTxD) + self.attention_branch(x_BxTxD, context)
 
   def mlp_half(self, h_BxTxD: jax.Array, context: Context) -> jax.Array:
     """The stream entering the MLP half -> the stream leaving the block."""
-    return h_BxTxD + self.mlp_branch(h_BxTxD, context)
+    return self.mlp_skip(h_BxTxD) + self.mlp_branch(h_BxTxD, context)
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     """The stream entering the block -> the stream leaving it."""
@@ -104,15 +106,17 @@ class NormedBlock(Block):
     """The norm of one half."""
     return make_norm(model.norm, rngs, model, before_attention=before_attention)
 
-  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+  def half(self, branch: Branch, norm: Norm, skip: Gain, x_BxTxD: jax.Array, context: Context
+           ) -> jax.Array:
     """The stream entering a half -> the stream leaving it."""
     raise NotImplementedError
 
   def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    return self.half(self.attention_branch, self.attention_norm, x_BxTxD, context)
+    return self.half(self.attention_branch, self.attention_norm, self.attention_skip, x_BxTxD,
+                     context)
 
   def mlp_half(self, h_BxTxD: jax.Array, context: Context) -> jax.Array:
-    return self.half(self.mlp_branch, self.mlp_norm, h_BxTxD, context)
+    return self.half(self.mlp_branch, self.mlp_norm, self.mlp_skip, h_BxTxD, context)
 
 
 def plan_stack(model: ModelConfig) -> list[tuple[type[Block], int]]:

@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from of_jax.config import ModelConfig
-from of_jax.models.blocks import Branch, NormedBlock
+from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.parameter import Linear
 from of_jax.models.probe import Context
@@ -24,5 +24,6 @@ class DeepNorm(NormedBlock):
     for linear in (self.attention.value, self.attention.out, *of_mlp):
       linear.rescale_init((8 * model.depth) ** -0.25)
 
-  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    return norm(self.alpha * x_BxTxD + branch(x_BxTxD, context), context)
+  def half(self, branch: Branch, norm: Norm, skip: Gain, x_BxTxD: jax.Array, context: Context
+           ) -> jax.Array:
+    return norm(self.alpha * skip(x_BxTxD) + branch(x_BxTxD, context), context)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from of_jax.models.blocks import Branch, NormedBlock
+from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
@@ -14,7 +14,8 @@ class LayerNormScaling(NormedBlock):
   Both halves of a block have the same l.
   """
 
-  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+  def half(self, branch: Branch, norm: Norm, skip: Gain, x_BxTxD: jax.Array, context: Context
+           ) -> jax.Array:
     exact = jnp.promote_types(x_BxTxD.dtype, jnp.float32)
     scale = jax.lax.rsqrt(jnp.asarray(context.layer, exact)).astype(x_BxTxD.dtype)
-    return x_BxTxD + branch(norm(x_BxTxD, context) * scale, context)
+    return skip(x_BxTxD) + branch(norm(x_BxTxD, context) * scale, context)

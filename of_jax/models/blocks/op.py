@@ -32,7 +32,7 @@ class OutlierProtected(Block):
     return [(OutlierProtectedNormedInput, 1), *rest]
 
   def mlp_half(self, h_BxTxD: jax.Array, context: Context) -> jax.Array:
-    return h_BxTxD + self.mlp_branch(h_BxTxD * self.alpha, context)
+    return self.mlp_skip(h_BxTxD) + self.mlp_branch(h_BxTxD * self.alpha, context)
 
 
 class OutlierProtectedNormedInput(OutlierProtected):
@@ -46,4 +46,5 @@ class OutlierProtectedNormedInput(OutlierProtected):
     self.attention_norm = make_norm("layer", rngs, model, before_attention=True)
 
   def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    return x_BxTxD + self.attention_branch(self.attention_norm(x_BxTxD, context), context)
+    normed_BxTxD = self.attention_norm(x_BxTxD, context)
+    return self.attention_skip(x_BxTxD) + self.attention_branch(normed_BxTxD, context)

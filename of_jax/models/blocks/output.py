@@ -2,7 +2,7 @@
 
 import jax
 
-from of_jax.models.blocks import Branch, NormedBlock
+from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
@@ -13,5 +13,6 @@ class OutputNorm(NormedBlock):
   Both papers add QK-norm (`model.qk_norm`), for nothing bounds what attention reads.
   """
 
-  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    return x_BxTxD + branch(x_BxTxD, context, norm)
+  def half(self, branch: Branch, norm: Norm, skip: Gain, x_BxTxD: jax.Array, context: Context
+           ) -> jax.Array:
+    return skip(x_BxTxD) + branch(x_BxTxD, context, norm)

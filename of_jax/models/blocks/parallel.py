@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from of_jax.config import ModelConfig
-from of_jax.models.blocks import Block
+from of_jax.models.blocks import Block, Gain
 from of_jax.models.norms import make_norm
 from of_jax.models.probe import Context
 
@@ -18,9 +18,10 @@ class Parallel(Block):
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     super().__init__(rngs, model)
     self.norm = make_norm(model.norm, rngs, model)
+    self.attention_skip = Gain(rngs, model, None)  # The one skip is mlp_skip.
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     x_BxTxD = context.probe("resid_mid", x_BxTxD)
     normed_BxTxD = self.norm(x_BxTxD, context)
-    return (x_BxTxD + self.attention_branch(normed_BxTxD, context)
+    return (self.mlp_skip(x_BxTxD) + self.attention_branch(normed_BxTxD, context)
             + self.mlp_branch(normed_BxTxD, context))

@@ -2,7 +2,7 @@
 
 import jax
 
-from of_jax.models.blocks import Branch, NormedBlock
+from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
@@ -13,5 +13,6 @@ class PostNorm(NormedBlock):
   The unembedding reads a normed stream without `model.final_norm`.
   """
 
-  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    return norm(x_BxTxD + branch(x_BxTxD, context), context)
+  def half(self, branch: Branch, norm: Norm, skip: Gain, x_BxTxD: jax.Array, context: Context
+           ) -> jax.Array:
+    return norm(skip(x_BxTxD) + branch(x_BxTxD, context), context)

@@ -2,7 +2,7 @@
 
 import jax
 
-from of_jax.models.blocks import Branch, NormedBlock
+from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
@@ -14,6 +14,7 @@ class PostNormReleased(NormedBlock):
   `model.final_norm`, which closes the last half, it is `post` of a normed embedding.
   """
 
-  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+  def half(self, branch: Branch, norm: Norm, skip: Gain, x_BxTxD: jax.Array, context: Context
+           ) -> jax.Array:
     normed_BxTxD = norm(x_BxTxD, context)
-    return normed_BxTxD + branch(normed_BxTxD, context)
+    return skip(normed_BxTxD) + branch(normed_BxTxD, context)

@@ -2,7 +2,7 @@
 
 import jax
 
-from of_jax.models.blocks import Branch, NormedBlock
+from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
@@ -13,5 +13,6 @@ class PreNorm(NormedBlock):
   With `model.beta` the branches are scaled: He et al.'s Pre-LN with down-scaled residuals.
   """
 
-  def half(self, branch: Branch, norm: Norm, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    return x_BxTxD + branch(norm(x_BxTxD, context), context)
+  def half(self, branch: Branch, norm: Norm, skip: Gain, x_BxTxD: jax.Array, context: Context
+           ) -> jax.Array:
+    return skip(x_BxTxD) + branch(norm(x_BxTxD, context), context)

@@ -16,6 +16,7 @@ class LayerNorm(Norm):
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig, width: int, axis: str,
                before_attention: bool):
     super().__init__(rngs, model, width, axis, before_attention)
+    self.eps_inside = model.norm_eps_placement != "outside"
     self.scale = parameter(rngs, (width,), constant(1.0), "norm", (axis,))
     self.bias = parameter(rngs, (width,), constant(0.0), "norm", (axis,))
 

@@ -1,0 +1,42 @@
+"""Models that were not trained here, as ordinary ones of ours.
+
+`load` detects the format: a folder with safetensors as Hugging Face's libraries or the released
+outlier-feature code write it, or a GGUF file. Nothing in a file is ever run.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from of_jax.errors import UserError
+
+if TYPE_CHECKING:  # It imports jax; what is wrong with a file is reported before that.
+  from of_jax.interop.pretrained import Pretrained
+
+
+def load(path: str | Path) -> "Pretrained":
+  """The model at `path`, its parameters in float32.
+
+  Args:
+    path: a folder with config.json and model.safetensors (or shards and their index), or a .gguf
+      file.
+
+  Raises:
+    UserError: nothing there that can be read, or a model that cannot be expressed exactly.
+  """
+  path = Path(path).expanduser()
+  if path.is_dir():
+    if not (path / "config.json").exists():
+      files = sorted(path.glob("*.gguf"))
+      raise UserError(f"{path}: has no config.json"
+                      + (f"; give the file {files[0]} itself" if files else ""))
+    if (path / "metrics.jsonl").exists():
+      raise UserError(f"{path}: a run directory of of_jax, not a foreign model")
+    from of_jax.interop.folder import load_folder
+    return load_folder(path)
+  if not path.exists():
+    raise UserError(f"{path}: no such file or folder")
+  if path.suffix != ".gguf":
+    raise UserError(f"{path}: neither a folder with config.json and model.safetensors nor a .gguf "
+                    "file")
+  from of_jax.interop.gguf import load_gguf
+  return load_gguf(path)

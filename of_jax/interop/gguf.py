@@ -1,0 +1,123 @@
+"""GGUF files: a LLaMA or Qwen3 model with its tokenizer, in the types that `gguf` dequantises."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from of_jax.errors import UserError
+from of_jax.interop import gguf_file
+from of_jax.interop.families.llama import Llama
+from of_jax.interop.families.qwen3 import Qwen3
+from of_jax.interop.gguf_tokenizer import build_tokenizer
+from of_jax.interop.settings import Settings
+from of_jax.interop.tensors import Stored, Tensors
+
+if TYPE_CHECKING:
+  from of_jax.interop.pretrained import Pretrained
+
+_FAMILIES = {"llama": Llama, "qwen3": Qwen3}
+# Our families' names of fields -> those of GGUF, behind the architecture's name.
+_FIELDS = {"hidden_size": "embedding_length", "num_hidden_layers": "block_count",
+           "intermediate_size": "feed_forward_length",
+           "num_attention_heads": "attention.head_count",
+           "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
+           "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base",
+           "max_position_embeddings": "context_length"}
+_TENSORS = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+_BLOCK_TENSORS = {
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Interleaved:
+  """Rows of queries or keys in the order that ggml's rotary pairs have.
+
+  It turns neurons 2i and 2i + 1 of a head together, we and Hugging Face i and i + K / 2: stored
+  row (head, i, side) is our row (head, side, i).
+  """
+
+  stored: Stored
+  heads: int
+
+  @property
+  def dtype(self) -> str:
+    return self.stored.dtype
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.stored.shape
+
+  def load(self, name: str) -> np.ndarray:
+    rows = self.stored.load(name)
+    pairs = rows.reshape(self.heads, -1, 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def load_gguf(path: Path) -> "Pretrained":
+  """The model of a .gguf file.
+
+  Raises:
+    UserError: an architecture, a type or a field that cannot be read as it should.
+  """
+  metadata, found = gguf_file.read(path)
+  architecture = metadata.get("general.architecture")
+  if architecture not in _FAMILIES:
+    raise UserError(f"{path}: general.architecture={str(architecture)[:40]}: of_jax reads "
+                    f"{' and '.join(_FAMILIES)} from GGUF")
+  settings = Settings(_config(path, metadata, architecture, found), str(path))
+  family = _FAMILIES[architecture](settings)
+  stored: dict[str, Stored] = {_renamed(name): tensor for name, tensor in found.items()}
+  if architecture == "llama":
+    for name, tensor in stored.items():
+      heads = {"q": family.heads, "k": family.kv_heads}.get(name.removesuffix("_proj.weight")[-1:])
+      if name.endswith(("self_attn.q_proj.weight", "self_attn.k_proj.weight")):
+        assert heads is not None
+        if not tensor.shape[0] or tensor.shape[0] % (2 * heads):
+          raise UserError(f"{path}: {tensor.shape[0]} rows of {name} are not {heads} heads of "
+                          "pairs")
+        stored[name] = _Interleaved(tensor, heads)
+  tokenizer, note = build_tokenizer(metadata, str(path))
+  from of_jax.interop.pretrained import assemble
+  model = assemble(family, Tensors(path, stored), str(path), f"{architecture} in GGUF", tokenizer)
+  report = dataclasses.replace(model.report, notes=(note,) if note else ())
+  return dataclasses.replace(model, report=report)
+
+
+def _config(path: Path, metadata: dict[str, Any], architecture: str,
+            found: dict[str, gguf_file.GGUFTensor]) -> dict[str, Any]:
+  """The metadata as the family's own config has it."""
+  fields = {ours: metadata[f"{architecture}.{theirs}"] for ours, theirs in _FIELDS.items()
+            if f"{architecture}.{theirs}" in metadata}
+  for key in ("rope.scaling.type", "rope.scale_linear", "expert_count"):
+    value = metadata.get(f"{architecture}.{key}")
+    if value not in (None, "none", 0, 1.0):
+      raise UserError(f"{path}: {architecture}.{key}={str(value)[:40]}: of_jax has no scaled "
+                      "rotary frequencies and no experts")
+  if "token_embd.weight" not in found or len(found["token_embd.weight"].shape) != 2:
+    raise UserError(f"{path}: lacks the tensor token_embd.weight, [vocabulary, width]")
+  heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
+  head_dim = fields.get("head_dim")
+  if head_dim is None and type(heads) is int and type(width) is int and heads > 0:
+    fields["head_dim"] = head_dim = width // heads
+  turned = metadata.get(f"{architecture}.rope.dimension_count", head_dim)
+  if turned != head_dim:
+    raise UserError(f"{path}: {architecture}.rope.dimension_count={turned}: must be the head's "
+                    f"{head_dim}")
+  return {**fields, "vocab_size": found["token_embd.weight"].shape[0],
+          "tie_word_embeddings": "output.weight" not in found}
+
+
+def _renamed(name: str) -> str:
+  """A tensor's name as Hugging Face has it; unknown ones stay, and so are left over."""
+  parts = name.split(".")
+  if len(parts) == 2 and parts[0] in _TENSORS:
+    return f"{_TENSORS[parts[0]]}.{parts[1]}"
+  if len(parts) == 4 and parts[0] == "blk" and parts[2] in _BLOCK_TENSORS:
+    return f"layers.{parts[1]}.{_BLOCK_TENSORS[parts[2]]}.{parts[3]}"
+  return name

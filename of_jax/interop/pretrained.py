@@ -1,0 +1,126 @@
+"""A foreign model in our terms, and how a family, a config and tensors become one."""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from of_jax.config import Config, DataConfig, ModelConfig, TrainConfig, resolve
+from of_jax.errors import UserError
+from of_jax.interop.families import Family, Tree
+from of_jax.interop.report import LoadReport
+from of_jax.interop.tensors import Tensors
+from of_jax.models.functional import Network, Parameters, build_network, named_leaves
+
+if TYPE_CHECKING:
+  from tokenizers import Tokenizer
+
+# An imported model has no corpus: a run that goes on with it names its own.
+_NO_CORPUS = "tokens:none.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A model that was not trained here, with everything that ours have.
+
+  Attributes:
+    config: resolved; `train.sequence_length` is the longest sequence it was made for.
+    model: see of_jax.models.functional.Network.
+    params: float32.
+    tokenizer: of the `tokenizers` library, None where the model came with none.
+    report: what loading did; print it.
+  """
+
+  config: Config
+  model: Network
+  params: Parameters
+  tokenizer: "Tokenizer | None"
+  report: LoadReport
+
+  def logits(self, tokens_BxT: Any) -> np.ndarray:
+    """float32 [batch, time, vocabulary], products in full float32 on every device.
+
+    Raises:
+      UserError: tokens that the vocabulary or the position table lacks.
+    """
+    tokens_BxT = np.asarray(tokens_BxT)
+    if tokens_BxT.ndim != 2 or not np.issubdtype(tokens_BxT.dtype, np.integer):
+      raise UserError(f"tokens of shape {tokens_BxT.shape} and type {tokens_BxT.dtype}: must be "
+                      "whole numbers [batch, time]")
+    vocab, longest = self.config.data.vocab_size, self.config.train.sequence_length
+    if tokens_BxT.size and not 0 <= tokens_BxT.min() <= tokens_BxT.max() < vocab:
+      raise UserError(f"tokens from {tokens_BxT.min()} to {tokens_BxT.max()}: must be at least 0 "
+                      f"and below the vocabulary's {vocab}")
+    if self.config.model.positions == "learned" and tokens_BxT.shape[1] > longest:
+      raise UserError(f"sequences of {tokens_BxT.shape[1]} tokens: the model has positions for "
+                      f"{longest}")
+    with jax.default_matmul_precision("highest"):
+      return np.asarray(self._apply(self.params, jnp.asarray(tokens_BxT, jnp.int32)))
+
+  @functools.cached_property
+  def _apply(self) -> Any:
+    return jax.jit(lambda params, tokens_BxT: self.model.apply(params, tokens_BxT)[0])
+
+
+def assemble(family: Family, tensors: Tensors, where: str, kind: str,
+             tokenizer: "Tokenizer | None") -> Pretrained:
+  """The model that a family makes of tensors.
+
+  Raises:
+    UserError: what the config and the tensors do not agree on.
+  """
+  fields = family.model_fields(tensors)
+  try:
+    config = resolve(Config(
+        model=ModelConfig(**fields),
+        train=TrainConfig(sequence_length=family.positions(tensors)),
+        data=DataConfig(corpus=_NO_CORPUS, vocab_size=family.vocab_size())))
+  except UserError as error:
+    raise UserError(f"{where}: cannot be expressed: {error}") from None
+  params = family.outside(tensors)
+  blocks = [family.block(tensors, layer) for layer in range(family.depth)]
+  tensors.finish()
+  model = build_network(config)
+  zeros: list[str] = []
+  params["stacks"], start = {}, 0
+  for name, shapes in model.shapes["stacks"].items():
+    depth = jax.tree.leaves(shapes)[0].shape[0]
+    params["stacks"][name] = _stack(shapes, blocks[start:start + depth], f"stacks/{name}", zeros)
+    start += depth
+  _check_shapes(params, model.shapes, where)
+  count = sum(leaf.size for path, leaf in named_leaves(params).items() if path not in zeros)
+  report = LoadReport(where, kind, tuple(tensors.used), tuple(tensors.ignored), tuple(zeros),
+                      family.settings.unread(), count)
+  return Pretrained(config, model, jax.tree.map(jnp.asarray, params), tokenizer, report)
+
+
+def _stack(shapes: Tree, blocks: list[Tree], path: str, zeros: list[str]) -> Tree:
+  """Blocks as one, with zeros for the biases that they lack."""
+  stacked: Tree = {}
+  for name, shape in shapes.items():
+    here = f"{path}/{name}"
+    if isinstance(shape, dict):
+      stacked[name] = _stack(shape, [block.get(name, {}) for block in blocks], here, zeros)
+      continue
+    parts = [block.get(name) for block in blocks]
+    is_bias = name == "bias" and "kernel" in shapes
+    if is_bias and all(part is None for part in parts):
+      zeros.append(here)
+    parts = [np.zeros(shape.shape[1:], np.float32) if part is None and is_bias else part
+             for part in parts]
+    assert all(part is not None for part in parts), f"{here} was not read"
+    stacked[name] = np.stack(parts)
+  for block in blocks:
+    assert block.keys() <= shapes.keys(), f"{path}: {block.keys() - shapes.keys()} have no place"
+  return stacked
+
+
+def _check_shapes(params: Tree, shapes: Tree, where: str) -> None:
+  ours = {path: leaf.shape for path, leaf in named_leaves(params).items()}
+  wanted = {path: leaf.shape for path, leaf in named_leaves(shapes).items()}
+  for path in sorted(ours.keys() | wanted.keys()):
+    assert ours.get(path) == wanted.get(path), (
+        f"{where}: {path} became {ours.get(path)}, not {wanted.get(path)}")

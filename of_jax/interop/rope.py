@@ -1,0 +1,60 @@
+"""Rotary settings and windows of attention, as Hugging Face configs of several ages spell them."""
+
+from typing import Any
+
+from of_jax.interop.settings import Settings
+
+
+def rope_fields(settings: Settings, theta: str = "rope_theta",
+                fraction: tuple[str, float] = ("partial_rotary_factor", 1.0)) -> dict[str, Any]:
+  """Fields of ModelConfig: `positions`, `rope_theta` and `rope_fraction`.
+
+  Args:
+    settings: a config with the fields themselves, as older ones have them, or with all of them in
+      `rope_parameters`.
+    theta: the older name of the base.
+    fraction: the older name of the share of a head that turns, and its default.
+
+  Raises:
+    UserError: frequencies that were stretched to reach further.
+  """
+  new = settings.part("rope_parameters")
+  old = settings.part("rope_scaling")
+  for part in (new, old):
+    for name in ("rope_type", "type"):
+      part.refuse(name, "default", what="of_jax turns by position x theta^(-2i / K) alone, with no "
+                  "scaled frequencies")
+  return {
+      "positions": "rotary",
+      "rope_theta": new.number("rope_theta", settings.number(theta, 10_000.0)),
+      "rope_fraction": new.number("partial_rotary_factor",
+                                  settings.number(fraction[0], fraction[1]))}
+
+
+def window_fields(settings: Settings, layers: list[str], window: int | None) -> dict[str, Any]:
+  """Fields of ModelConfig: `attention_window` and `full_attention_every`.
+
+  Args:
+    settings: a config that may say in `layer_types` what each block has.
+    layers: what each block has where it does not.
+    window: the size that it gives, None for no windows at all.
+
+  Raises:
+    UserError: full attention in other blocks than every n-th.
+  """
+  depth, known = len(layers), {"sliding_attention", "full_attention"}
+  layers = settings.get("layer_types") or layers
+  settings.require(isinstance(layers, list) and len(layers) == depth and set(layers) <= known,
+                   "layer_types", f"must be {depth} of {' and '.join(sorted(known))}")
+  if "sliding_attention" not in layers:
+    return {}
+  settings.require(type(window) is int and window >= 1, "sliding_window",
+                   "must be a whole number of 1 or more, for some blocks have sliding_attention")
+  if "full_attention" not in layers:
+    return {"attention_window": window}
+  every = layers.index("full_attention") + 1
+  pattern = ["full_attention" if (i + 1) % every == 0 else "sliding_attention"
+             for i in range(depth)]
+  settings.require(layers == pattern, "layer_types", "of_jax can give full attention to every n-th "
+                   "block alone")
+  return {"attention_window": window, "full_attention_every": every}

@@ -1,0 +1,117 @@
+"""A foreign model's own config, read field by field with its types checked."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from of_jax.errors import UserError
+
+_LARGEST_FILE = 10_000_000
+# Above any vocabulary or length; a list of so many blocks still fits in memory.
+_LARGEST_NUMBER = 2 ** 24
+
+
+class Settings:
+  """The fields of a config, as given. Defaults are those of the library that wrote it.
+
+  Attributes:
+    where: the file, for messages.
+  """
+
+  def __init__(self, fields: Mapping[str, Any], where: str):
+    self.where = where
+    self._fields = dict(fields)
+    self._read: set[str] = set()
+
+  @classmethod
+  def from_json(cls, path: Path) -> "Settings":
+    """Raises UserError where the file is missing or is not a JSON object."""
+    return cls(read_object(path), str(path))
+
+  def integer(self, name: str, default: int | None = None) -> int:
+    """A whole number from 1; without a default the field must be there."""
+    value = self._get(name, default)
+    self.require(type(value) is int and 1 <= value < _LARGEST_NUMBER, name,
+                 f"must be a whole number of 1 or more, below {_LARGEST_NUMBER}")
+    return int(value)
+
+  def number(self, name: str, default: float | None = None) -> float:
+    """A finite number."""
+    value = self._get(name, default)
+    # The bound also holds off NaN and infinity, which JSON's readers let through.
+    self.require(type(value) in (int, float) and abs(value) < 1e30, name, "must be a number")
+    return float(value)
+
+  def optional_number(self, name: str, default: float | None = None) -> float | None:
+    """A finite number, or None for null."""
+    return None if self.get(name, default) is None else self.number(name, default)
+
+  def flag(self, name: str, default: bool) -> bool:
+    """true or false."""
+    value = self._get(name, default)
+    self.require(type(value) is bool, name, "must be true or false")
+    return bool(value)
+
+  def choice(self, name: str, choices: Mapping[str, Any], default: str | None = None) -> Any:
+    """What `choices` gives for a text."""
+    value = self._get(name, default)
+    self.require(isinstance(value, str) and value in choices, name,
+                 f"is not one that of_jax has; those are {', '.join(choices)}")
+    return choices[value]
+
+  def get(self, name: str, default: Any = None) -> Any:
+    """The field, or the default; of any type."""
+    self._read.add(name)
+    return self._fields.get(name, default)
+
+  def part(self, name: str) -> "Settings":
+    """A field that is itself an object, or an empty one."""
+    value = self.get(name)
+    self.require(value is None or isinstance(value, dict), name, "must be an object")
+    return Settings(value or {}, f"{self.where}, {name}")
+
+  def refuse(self, name: str, *accepted: Any, what: str) -> None:
+    """Raises UserError unless the field is absent or one of `accepted`."""
+    value = self.get(name)
+    self.require(value is None or any(value is a or value == a and type(value) is not bool
+                                      for a in accepted), name, what)
+
+  def require(self, condition: bool, name: str, what: str) -> None:
+    """Raises UserError about a field unless `condition`."""
+    if not condition:
+      raise UserError(f"{self.where}: {name}={str(self._fields.get(name))[:60]}: {what}")
+
+  def set_aside(self, pattern: str) -> None:
+    """Counts fields as read whose whole names match: they do not bear on what a model computes."""
+    self._read |= {name for name in self._fields if re.fullmatch(pattern, name)}
+
+  def unread(self) -> tuple[str, ...]:
+    """Names of the fields that nobody has asked for."""
+    return tuple(sorted(self._fields.keys() - self._read))
+
+  def _get(self, name: str, default: Any) -> Any:
+    value = self.get(name)
+    if value is None:
+      value = default
+    if value is None:
+      raise UserError(f"{self.where}: lacks the field {name}")
+    return value
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """A JSON object; UserError where the file is missing, too large or something else."""
+  try:
+    if path.stat().st_size > _LARGEST_FILE:
+      raise UserError(f"{path}: {path.stat().st_size:,} bytes are no config")
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise UserError(f"{path}: no such file") from None
+  except OSError as error:
+    raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+  except (ValueError, RecursionError):
+    raise UserError(f"{path}: not JSON") from None
+  if not isinstance(value, dict):
+    raise UserError(f"{path}: not a JSON object")
+  return value

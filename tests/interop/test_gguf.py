@@ -1,0 +1,177 @@
+"""GGUF files: the same parameters as from a folder, a tokenizer, and files that lie."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from of_jax.errors import UserError
+from of_jax.interop import gguf_file, load
+from of_jax.interop.gguf_tokenizer import build_tokenizer
+from tests.golden import foreign
+from tests.interop.test_foreign import same_parameters
+
+pytest.importorskip("gguf")
+
+# The names that the format's converters give.
+NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+         "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+         "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+         "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+         "mlp.down_proj": "ffn_down"}
+
+
+def text(value: str) -> bytes:
+  return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def field(key: str, value: Any) -> bytes:
+  if isinstance(value, str):
+    return text(key) + struct.pack("<I", 8) + text(value)
+  if isinstance(value, bool):
+    return text(key) + struct.pack("<I?", 7, value)
+  if isinstance(value, int):
+    return text(key) + struct.pack("<II", 4, value)
+  if isinstance(value, float):
+    return text(key) + struct.pack("<If", 6, value)
+  items = b"".join(map(text, value))
+  return text(key) + struct.pack("<IIQ", 9, 8, len(value)) + items
+
+
+def gguf_bytes(fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
+  """A version 3 file of float32 tensors, each at a multiple of 32."""
+  head = b"GGUF" + struct.pack("<IQQ", 3, len(arrays), len(fields))
+  head += b"".join(field(*item) for item in fields.items())
+  data = b""
+  for name, array in arrays.items():
+    shape = array.shape[::-1]
+    head += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, len(data))
+    data += array.tobytes() + bytes(-array.nbytes % 32)
+  return head + bytes(-len(head) % 32) + data
+
+
+def converted(form: str, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Metadata and tensors as the format's converters make them of a folder."""
+  kind, heads = config["model_type"], config["num_attention_heads"]
+  head_dim = config.get("head_dim", config["hidden_size"] // heads)
+  fields = {"general.architecture": kind, **{f"{kind}.{key}": value for key, value in {
+      "block_count": 3, "context_length": 16, "embedding_length": 32, "feed_forward_length": 48,
+      "attention.head_count": heads, "attention.head_count_kv": config["num_key_value_heads"],
+      "attention.layer_norm_rms_epsilon": config["rms_norm_eps"], "rope.freq_base": 300.0,
+      "attention.key_length": head_dim, "rope.dimension_count": head_dim}.items()}}
+  arrays = {}
+  for name, array in foreign.weights(form).items():
+    if name.endswith(".bias"):
+      continue
+    for theirs, ours in NAMES.items():
+      name = name.replace(theirs, ours)
+    if kind == "llama" and (".attn_q." in name or ".attn_k." in name):
+      # Neuron i of a head's first half, then of its second: i, i + K / 2, i + 1, ...
+      halves = array.reshape(-1, 2, head_dim // 2, array.shape[-1])
+      array = np.concatenate([np.stack(pair, 1) for pair in halves]).reshape(array.shape)
+    arrays[name.replace("model.layers.", "blk.")] = array
+  return fields, arrays
+
+
+@pytest.mark.parametrize("form", ("llama", "qwen3"))
+def test_parameters_are_those_of_the_folder(form: str, tmp_path: Path) -> None:
+  config = {**foreign.FORMS[form], "attention_bias": False, "mlp_bias": False,
+            "rms_norm_eps": float(np.float32(0.02))}
+  folder = foreign.save_folder(tmp_path / "folder", form)
+  (folder / "config.json").write_text(json.dumps(config))
+  (folder / "model.safetensors").write_bytes(foreign.safetensors(
+      {name: array for name, array in foreign.weights(form).items() if ".bias" not in name}))
+  path = tmp_path / "model.gguf"
+  path.write_bytes(gguf_bytes(*converted(form, config)))
+  loaded = load(path)
+  same_parameters(load(folder), loaded)
+  assert "F32" in str(loaded.report) and "its tokenizer (model None" in str(loaded.report)
+
+
+def test_quantised_types_are_dequantised(tmp_path: Path) -> None:
+  """Q8_0: blocks of 32 with a float16 scale in front; worth scale x signed byte."""
+  rng = np.random.default_rng(0)
+  scales = rng.random(3).astype("<f2")
+  integers = rng.integers(-128, 128, (3, 32)).astype(np.int8)
+  block = b"".join(s.tobytes() + row.tobytes() for s, row in zip(scales, integers))
+  head = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + text("x") + struct.pack(
+      "<IQQIQ", 2, 32, 3, 8, 0)
+  path = tmp_path / "x.gguf"
+  path.write_bytes(head + bytes(-len(head) % 32) + block)
+  tensor = gguf_file.read(path)[1]["x"]
+  assert tensor.dtype == "Q8_0" and tensor.shape == (3, 32)
+  np.testing.assert_array_equal(tensor.load("x"), scales.astype("f4")[:, None] * integers)
+
+
+HEAD = b"GGUF" + struct.pack("<I", 3)
+
+
+@pytest.mark.parametrize("content, message", (
+    (b"", "not a GGUF file"),
+    (b"PK\x03\x04" + bytes(40), "does not begin with GGUF"),
+    (b"GGUF" + struct.pack(">I", 3) + bytes(16), "GGUF version 50331648"),
+    (HEAD, "truncated, or not a GGUF file"),
+    (HEAD + struct.pack("<QQ", 2 ** 60, 0), "truncated, or not a GGUF file"),
+    (HEAD + struct.pack("<QQ", 0, 2 ** 60), "truncated, or not a GGUF file"),
+    (HEAD + struct.pack("<QQ", 0, 1) + struct.pack("<Q", 2 ** 63) + bytes(99), "asks for 9,22"),
+    # An array of 2^60 numbers, then of texts, then a nest of arrays.
+    (HEAD + struct.pack("<QQ", 0, 1) + text("k") + struct.pack("<IIQ", 9, 4, 2 ** 60), "asks for"),
+    (HEAD + struct.pack("<QQ", 0, 1) + text("k") + struct.pack("<IIQ", 9, 8, 2 ** 60), "asks for"),
+    (HEAD + struct.pack("<QQ", 0, 1) + text("k") + struct.pack("<I", 9)
+     + struct.pack("<IQ", 9, 1) * 50, "a value of type 9"),
+    (HEAD + struct.pack("<QQ", 0, 1) + text("k") + struct.pack("<I", 99) + bytes(9), "of type 99"),
+    (HEAD + struct.pack("<QQ", 1, 0) + text("x") + struct.pack("<IQIQ", 1, 32, 0, 0),
+     "tensor 'x' ends at byte .* truncated"),
+    (HEAD + struct.pack("<QQ", 1, 0) + text("x") + struct.pack("<IQIQ", 1, 5, 8, 0),
+     "is not whole blocks of 32, as Q8_0 asks"),
+    (HEAD + struct.pack("<QQ", 1, 0) + text("x") + struct.pack("<IQIQ", 1, 32, 999, 0),
+     "is of type 999, which the gguf package does not know"),
+    (gguf_bytes({"general.architecture": "bert"}, {}), "general.architecture=bert: of_jax reads"),
+    (gguf_bytes({"general.architecture": "llama"}, {}), "lacks the tensor token_embd.weight"),
+), ids=range(16))
+def test_a_bad_file_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+  path = tmp_path / "model.gguf"
+  path.write_bytes(content)
+  with pytest.raises(UserError, match=message) as error:
+    load(path)
+  assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_the_metadata_says_is_checked(tmp_path: Path) -> None:
+  fields, arrays = converted("llama", foreign.FORMS["llama"])
+  path = tmp_path / "model.gguf"
+  for change, message in (({"llama.rope.scaling.type": "yarn"}, "rope.scaling.type=yarn"),
+                          ({"llama.rope.dimension_count": 4}, "must be the head's 8"),
+                          ({"llama.attention.head_count": 0}, "must be a whole number of 1 or mo"),
+                          ({"llama.block_count": 2}, "left over after loading: blk.2|layers.2")):
+    path.write_bytes(gguf_bytes({**fields, **change}, arrays))
+    with pytest.raises(UserError, match=message):
+      load(path)
+  path.write_bytes(gguf_bytes(fields, {**arrays, "rope_freqs.weight": np.ones(4, np.float32)}))
+  with pytest.raises(UserError, match="left over after loading: rope_freqs.weight"):
+    load(path)
+
+
+def test_the_tokenizer_is_built_from_the_metadata() -> None:
+  """Bytes, one merge, a control token, digits apart; a begin token where the file asks for one."""
+  letters = [chr(c) for c in range(33, 127)] + ["\u0120"]
+  tokens = ["<s>", *letters, "th", "\u0120a", "12"]
+  metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
+              "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.bos_token_id": 0,
+              "tokenizer.ggml.merges": ["t h", "\u0120 a", "1 2"],
+              "tokenizer.ggml.token_type": np.array([3] + [1] * (len(tokens) - 1))}
+  tokenizer, note = build_tokenizer(metadata, "x")
+  assert tokenizer is not None and not note
+  assert tokenizer.encode("the a12<s>").tokens == ["th", "e", "\u0120a", "1", "2", "<s>"]
+  assert tokenizer.decode(tokenizer.encode("the a12").ids) == "the a12"
+  begun, _ = build_tokenizer({**metadata, "tokenizer.ggml.add_bos_token": True,
+                              "tokenizer.ggml.pre": "gpt-2"}, "x")
+  assert begun is not None and begun.encode("12").tokens == ["<s>", "12"]
+  other, note = build_tokenizer({**metadata, "tokenizer.ggml.model": "llama"}, "x")
+  assert other is None and "its tokenizer (model llama, pre smollm) is not rebuilt" in note
+  with pytest.raises(UserError, match="x: its tokenizer cannot be built"):
+    build_tokenizer({**metadata, "tokenizer.ggml.merges": ["no merge"]}, "x")
