@@ -78,6 +78,7 @@ class Operation:
     trips: how often a step runs it.
     flops: of one run; `matrix_flops` of them are matrix products.
     bytes: that one run moves to and from main memory.
+    cycles: of one run, as the TPU compiler estimates them; 0 where it says nothing.
   """
 
   name: str
@@ -86,6 +87,7 @@ class Operation:
   flops: int
   matrix_flops: int
   bytes: int
+  cycles: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +142,11 @@ class Program:
   def bytes(self) -> int:
     """Bytes moved between the device and its main memory."""
     return sum(op.trips * op.bytes for op in self.operations)
+
+  @property
+  def cycles(self) -> int:
+    """The TPU compiler's estimate of everything that it estimates; collectives are not there."""
+    return sum(op.trips * op.cycles for op in self.operations)
 
   def by_kind(self) -> dict[str, dict[str, int]]:
     """Kind of collective -> how many runs, and the bytes of their arrays in all."""
@@ -218,8 +225,10 @@ class _Reader:
         if opcode.endswith(("-done", "-update")) or opcode in _FREE:
           continue
         flops, matrix = self._instruction_flops(instruction, computation)
+        cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
         self._operations.append(Operation(
-            instruction.name, opcode, trips, flops, matrix, self._bytes(instruction, computation)))
+            instruction.name, opcode, trips, flops, matrix, self._bytes(instruction, computation),
+            int(cycles.group(1)) if cycles else 0))
 
   def _trip_count(self, loop: _Instruction, computation: _Computation) -> int:
     """How often a loop runs its body: as the compiler notes it, else as its counter says."""
@@ -337,13 +346,16 @@ class _Reader:
 
   def _bytes(self, instruction: _Instruction, computation: _Computation) -> int:
     """What an operation reads and writes in main memory."""
-    if instruction.opcode.endswith("-start") and instruction.opcode != "copy-start":
-      # A collective reads what it sends and writes what it gets.
-      given = sum(computation[name].bytes for name in instruction.operands)
-      return given + max((array.bytes for array in instruction.arrays), default=0)
-    if instruction.opcode == "copy-start":
-      # The result is (copy, source, context).
-      return instruction.arrays[0].bytes + computation[instruction.operands[0]].bytes
+    if instruction.opcode.endswith("-start"):
+      given = [array for name in instruction.operands for array in computation[name].arrays]
+      if instruction.opcode == "copy-start":
+        # The result is (copy, source, context).
+        return instruction.arrays[0].bytes + given[0].bytes
+      # That of the others holds what they were given, then what they make, then contexts.
+      made = instruction.arrays[len(given):len(given) + 1] or instruction.arrays
+      if instruction.opcode.endswith("slice-start"):
+        return made[0].bytes + min(given[0].bytes, made[0].payload)
+      return sum(array.bytes for array in (*given, *made))
     written = self._written(instruction, computation)
     if instruction.opcode == "fusion":
       inner = self._computations[instruction.called[0]]
