@@ -1,6 +1,7 @@
-"""Compiles the real train step for a TPU slice, on a machine that has no TPU.
+r"""Compiles the real train step for a TPU slice, on a machine that has no TPU.
 
-  python -m experiments.compile_topology --config=experiments/configs/ladder.py:1b --topology=v5e:16x16 --config.mesh.data=16 --config.mesh.fsdp=16 --config.train.batch_size=512
+  python -m experiments.compile_topology --config=experiments/configs/ladder.py:320m \
+      --topology=v5e:4x8 --config.mesh.data=4 --config.mesh.fsdp=8
   python -m experiments.compile_topology --table=docs/tpu_ladder.md
 
 Needs the extra `tpu`, whose libtpu holds the compiler. The step is compiled at every telemetry
@@ -21,10 +22,9 @@ from absl import flags
 
 from experiments import cli
 from of_jax import config as config_lib
-from of_jax import presets, run_directory
+from of_jax import presets, run_directory, tpu
 from of_jax.config import Config
 from of_jax.errors import UserError
-from of_jax.train import topology
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, or FILE:ARGUMENT")
 _TOPOLOGY = flags.DEFINE_string(
@@ -60,16 +60,18 @@ class Row:
 # slices have powers of two, so larger ones take a batch that they can share.
 LADDER = (
     Row("130m", "v5e:2x4", (8, 1, 1)),
-    Row("320m", "v5e:4x8", (4, 8, 1)),
     Row("1b", "v5e:16x16", (16, 16, 1), 512),
+    Row("7b", "v5p:8x8x8", (8, 64, 1), 512),
+    Row("320m", "v5e:4x8", (4, 8, 1)),
     Row("1b", "v6e:8x8", (8, 8, 1), 448),
     Row("7b", "v5p:2x2x2", (1, 8, 1)),
-    Row("7b", "v5p:8x8x8", (8, 64, 1), 512),
 )
 
 
 def compile_levels(configs: Mapping[str, Config], slice_name: str) -> dict[str, Any]:
   """The report of the first level, with those of all levels under `telemetry`."""
+  # jax comes with it, so it is imported only once the command line is known to be good.
+  from of_jax.train import topology
   reports = {}
   for level, config in configs.items():
     print(f"{slice_name}, telemetry {level}: compiling", file=sys.stderr, flush=True)
@@ -90,8 +92,10 @@ def faults(report: Mapping[str, Any]) -> list[str]:
   return lines
 
 
-def markdown(rows: Sequence[Row], reports: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
-  """The page of the ladder, from the reports alone."""
+def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
+  """The page of the ladder, from what `_table` keeps alone."""
+  machine = reports["machine"]
+  formula = reports[rows[0].name]["telemetry"]["off"]["predicted_seconds_formula"]
   lines = [
       "# The size ladder on TPU slices, by the TPU compiler", "",
       "`python -m experiments.compile_topology --table=docs/tpu_ladder.md`: the real train step, "
@@ -99,7 +103,7 @@ def markdown(rows: Sequence[Row], reports: Mapping[str, Any], machine: Mapping[s
       "are those of the compiled program, loop bodies times their trip counts; seconds follow "
       "from them by the formula below, and chip-hours and MFU from the seconds. "
       f"jax {machine['jax']}, libtpu {machine['libtpu']}, {machine['date']}.", "",
-      f"Seconds: {topology.FORMULA}. MFU is 6 N D and attention over the seconds, at the peak of "
+      f"Seconds: {formula}. MFU is 6 N D and attention over the seconds, at the peak of "
       "bfloat16. Chip-hours are for the tokens of the whole setup.", "",
       "| size | slice | mesh (data, fsdp, tensor) | batch | GiB a chip | fits | PFLOP a step | "
       "over 6 N D | GB moved a chip | collectives, GB a chip | s a step | MFU | chip-hours |",
@@ -108,8 +112,8 @@ def markdown(rows: Sequence[Row], reports: Mapping[str, Any], machine: Mapping[s
     lines.append(_ladder_line(row, reports[row.name]))
   lines += [
       "", "## What telemetry adds", "",
-      "To the same step without it, counted in the compiled programs. Cycles are the compiler's own "
-      "estimate of what runs on a chip, vector arithmetic included, collectives not.", "",
+      "To the same step without it, counted in the compiled programs. Cycles are the compiler's "
+      "own estimate of what runs on a chip, vector arithmetic included, collectives not.", "",
       "| size | slice | level | flops | bytes moved | cycles | bytes in collectives |",
       "|---|---|---|---|---|---|---|"]
   for row in rows:
@@ -131,7 +135,7 @@ def main() -> None:
     return
   if _TOPOLOGY.value is None:
     raise UserError("--topology is missing, as in --topology=v5e:4x4")
-  topology.parse_topology(_TOPOLOGY.value)
+  tpu.parse_topology(_TOPOLOGY.value)
   config = cli.load_config(_CONFIG.value)
   levels = dict.fromkeys([config.telemetry.level, *_TELEMETRY.value])
   configs = {level: cli.load_config(_CONFIG.value, []) if level == config.telemetry.level else
@@ -147,7 +151,7 @@ def main() -> None:
 
 
 def _check_compiler() -> None:
-  topology.check_compiler()
+  tpu.check_compiler()
   # Before jax is imported, which would look for a TPU to run on.
   os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -156,12 +160,14 @@ def _table(page: pathlib.Path) -> None:
   kept = page.with_suffix(".json")
   reports: dict[str, Any] = run_directory.read_json(kept) if kept.exists() else {}
   for row in LADDER:
-    if row.name not in reports:
-      reports[row.name] = compile_levels(
-          {level: row.config(level) for level in ("off", "basic")}, row.topology)
-      reports["machine"] = _machine()
-      run_directory.write_json(kept, reports)
-  page.write_text(markdown(LADDER, reports, reports["machine"]))
+    for level in ("off", "basic"):
+      done = reports.setdefault(row.name, {"telemetry": {}})["telemetry"]
+      if level not in done:
+        # Kept one by one: a large step takes the compiler minutes.
+        done.update(compile_levels({level: row.config(level)}, row.topology)["telemetry"])
+        reports["machine"] = _machine()
+        run_directory.write_json(kept, reports)
+  page.write_text(markdown(LADDER, reports))
   print(page)
   _exit_over([line for row in LADDER for line in faults(reports[row.name])])
 
@@ -188,12 +194,11 @@ def _print(report: Mapping[str, Any]) -> None:
                 "s a step", "MFU", "cycles")
   for level, own in report["telemetry"].items():
     moved = own["collectives"] and sum(kind["bytes"] for kind in own["collectives"].values())
-    table.add_row(level, f"{own['bytes_per_chip'] / 2 ** 30:.2f}",
-                  f"{own['hbm_bytes'] / 2 ** 30:.2f}", *(
-        "-" if value is None else format(value, form) for value, form in (
-            (own["flops"], ".4g"), (own["bytes_accessed"], ".4g"), (moved, ".4g"),
-            (own["predicted_seconds"], ".4g"), (own["predicted_mfu"], ".1%"),
-            (own["cycles"], ".4g"))))
+    cells = ((own["bytes_per_chip"] / 2 ** 30, ".2f"), (own["hbm_bytes"] / 2 ** 30, ".2f"),
+             (own["flops"], ".4g"), (own["bytes_accessed"], ".4g"), (moved, ".4g"),
+             (own["predicted_seconds"], ".4g"), (own["predicted_mfu"], ".1%"),
+             (own["cycles"], ".4g"))
+    table.add_row(level, *("-" if value is None else format(value, form) for value, form in cells))
   console = Console(width=None if sys.stdout.isatty() else 140)
   console.print(f"{report['topology']}, {report['chips']} chips, mesh "
                 + " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items()))

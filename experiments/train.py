@@ -32,6 +32,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "which of them this is, from 0; default JAX_PROCESS_ID")
 
+
 def main() -> None:
   if _CONFIG.value is None:
     raise UserError("--config is missing, as in --config=experiments/configs/smoke.py")
@@ -63,7 +64,8 @@ def _place() -> tuple[str, int | None, int | None] | None:
       if value is None:
         raise UserError(f"--coordinator={coordinator}: needs --{name} too")
   if count is not None and process is not None and not 0 <= process < count:
-    raise UserError(f"--process_id={process}: must lie between 0 and --num_processes={count} less 1")
+    raise UserError(f"--process_id={process}: must be at least 0 and below {count}, the "
+                    "--num_processes")
   return coordinator, count, process
 
 

@@ -72,8 +72,9 @@ def joined(job: Job | None) -> Iterator[None]:
     if jax.process_count() == 1:
       raise
     first = (str(error).splitlines() or [""])[0]
-    _end(f"process {jax.process_index()} of {jax.process_count()}: lost another process, or failed: "
-         f"{type(error).__name__}: {first[:300]}; the same command resumes", Preempted.status)
+    _end(f"process {jax.process_index()} of {jax.process_count()}: another process is gone, or "
+         f"this one failed: {type(error).__name__}: {first[:300]}; the same command resumes",
+         Preempted.status)
   else:
     jax.distributed.shutdown()
 
