@@ -23,6 +23,7 @@ METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.json"
+SOURCE_DIFF = "source.diff"
 DONE = "DONE"
 
 
