@@ -77,12 +77,10 @@ def compile_step(config: Config, topology: str) -> dict[str, Any]:
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-      used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", str(error))
-      if not used:
+      over = _over_memory(str(error))
+      if over is None:
         raise
-      needs, has = (float(number) * {"K": 2 ** 10, "M": 2 ** 20, "G": GIB}[unit]
-                    for number, unit in (used.groups()[:2], used.groups()[2:]))
-      return {**report, "bytes_per_chip": round(needs), "hbm_bytes": round(has)}
+      return {**report, **over}
   memory = compiled.memory_analysis()
   return {**report, **_judge(compiled.as_text(), chip, mesh.size, model_flops), **_fits(
       memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -92,6 +90,17 @@ def compile_step(config: Config, topology: str) -> dict[str, Any]:
 
 def _fits(needed: int, chip: Chip) -> dict[str, Any]:
   return {"bytes_per_chip": needed, "fits": needed <= chip.hbm_bytes}
+
+
+def _over_memory(message: str) -> dict[str, Any] | None:
+  """What a program needs and a chip has, by the error of a compiler that found no room."""
+  used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", message)
+  if used is None:
+    return None
+  units = {"K": 2 ** 10, "M": 2 ** 20, "G": GIB}
+  needs, has = (round(float(number) * units[unit])
+                for number, unit in (used.groups()[:2], used.groups()[2:]))
+  return {"bytes_per_chip": needs, "hbm_bytes": has, "fits": False}
 
 
 def _judge(text: str, chip: Chip, chips: int, model_flops: int) -> dict[str, Any]:
