@@ -64,7 +64,7 @@ def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
   if shape not in chip.slices:
     chips = max(1, math.prod(shape))
     nearest = min(chip.slices, key=lambda s: (sorted(s) != sorted(shape), abs(math.log(
-        math.prod(s) / chips)), max(s)))
+        math.prod(s) / chips)), sum(s)))
     raise UserError(f"--topology={topology}: no such slice; the nearest is "
                     f"{kind}:{_shape_text(nearest)} of {math.prod(nearest)} chips")
   return chip, shape

@@ -49,8 +49,11 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
   except NotImplementedError:
     # An axis of the mesh takes whole sides of the torus: a ring of links of its own.
     torus = tuple(1 + max(device.coords[side] for device in devices) for side in range(3))
-    nearest = min(_meshes_of(torus), key=lambda mesh: sum(
-        abs(math.log(ours / theirs)) for ours, theirs in zip(mesh, sizes.values())))
+    # Of two as near, the one that splits along the same axes.
+    nearest = min(_meshes_of(torus), key=lambda mesh: tuple(
+        round(sum(distances), 9) for distances in zip(*(
+            (abs(math.log(ours / theirs)), (ours == 1) != (theirs == 1))
+            for ours, theirs in zip(mesh, sizes.values())))))
     raise UserError(
         f"config.mesh: {_shape_text(tuple(sizes.values()))} does not fit the torus "
         f"{'x'.join(map(str, torus))}; the nearest that fits is {_shape_text(nearest)}") from None
