@@ -190,14 +190,15 @@ _Computation = dict[str, _Instruction]
 
 def read(text: str) -> Program:
   """Reads the optimised HLO of one program. Raises ValueError where there is no entry."""
-  return _Reader(*_parse(text)).read()
+  header = re.search(r"^HloModule .*?num_partitions=(\d+)", text)
+  return _Reader(*_parse(text), int(header.group(1)) if header else 1).read()
 
 
 class _Reader:
 
-  def __init__(self, computations: dict[str, _Computation], entry: str):
+  def __init__(self, computations: dict[str, _Computation], entry: str, partitions: int):
     self._computations = computations
-    self._entry = entry
+    self._entry, self._partitions = entry, partitions
     self._operations: list[Operation] = []
     self._collectives: list[Collective] = []
     self._uncounted: dict[str, None] = {}
@@ -277,7 +278,7 @@ class _Reader:
       if not (fused and channel in self._started and not self._starts(fused)):
         given = sum(array.payload for name in instruction.operands
                     for array in computation[name].arrays)
-        group = _group_size(instruction)
+        group = _group_size(instruction, self._partitions)
         if kind == "all-reduce" and fused.startswith("all-reduce-scatter"):
           kind = "reduce-scatter"
         source = re.search(r'op_name="([^"]*)"', instruction.attributes)
@@ -420,9 +421,11 @@ class _Reader:
     return sum(array.payload for array in part.arrays)
 
 
-def _group_size(instruction: _Instruction) -> int:
+def _group_size(instruction: _Instruction, partitions: int) -> int:
   """Devices that take part in one collective together; 2 for the pairs of a permutation."""
   text = instruction.attributes
+  if "replica_groups={}" in text:
+    return partitions
   if "source_target_pairs" in text:
     return 2
   iota = re.search(r"replica_groups=\[\d+,(\d+)\]<=", text)
