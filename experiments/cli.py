@@ -15,7 +15,7 @@ from types import ModuleType
 from absl import flags
 
 from of_jax import config as config_lib
-from of_jax.errors import UserError
+from of_jax.errors import Preempted, UserError
 
 # XLA on CPU calls OpenBLAS's decompositions from threads of its own. Theirs on top wait for each
 # other by spinning: ten times the processor time where cores are shared. Read when jax is imported.
@@ -43,6 +43,9 @@ def run(main: Callable[[], None]) -> None:
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
+  except Preempted as stopped:
+    print(f"{stopped}; the same command resumes", file=sys.stderr)
+    sys.exit(stopped.status)
   except BrokenPipeError:
     # What reads our output has had enough, as `head` has.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

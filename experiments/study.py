@@ -5,11 +5,16 @@
 Finished runs are skipped and a partial one is resumed, so the same command goes on after an
 interruption. --config.a.b=value overrides a field of every run. DIR gets study.json (the claims
 and their rules, written before the first run), a folder a run, figure.svg and report.html.
+
+Started several times, on one machine or on many that share DIR (the tasks of a SLURM array), the
+workers share the runs: each takes one that nobody holds. What a killed one held, another takes, from
+its last checkpoint.
 """
 
 import os
 import pathlib
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +23,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, report, studies
+from of_jax import run_directory
 from of_jax.analysis import record, terminal
 from of_jax.analysis.runs import Run
 from of_jax.config import Config
@@ -26,6 +32,8 @@ from of_jax.run_directory import DONE
 
 Train = Callable[[Config, pathlib.Path], None]
 Analyse = Callable[[pathlib.Path, str], None]
+# While other workers hold all the runs that are left.
+_SECONDS_BETWEEN_LOOKS = 5.0
 
 
 def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
@@ -86,23 +94,38 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
         "paper_setup": dict(scale.paper), "command": _command()})
 
   write()
-  for number, (name, config) in enumerate(planned.items(), 1):
-    done = (root / name / DONE).exists()
-    console.print(f"run {number} of {len(planned)}: {name}{' (finished before)' if done else ''}",
-                  style="bold", highlight=False)
-    if not done:
-      try:
-        train(config, root / name)
-      except UserError:
-        _forget(root, planned, previous)
-        raise
-      write()
-    missing = [a for a in scale.analyses if not (root / name / f"{a}.json").exists()]
-    for analysis in missing:
-      console.print(f"  {analysis} of its checkpoints", highlight=False)
-      (analyse or analyse_run)(root / name, analysis)
-    if missing:
-      write()
+  numbers = {name: number for number, name in enumerate(planned, 1)}
+  left = dict(planned)
+
+  def say(name: str, how: str = "") -> None:
+    console.print(f"run {numbers[name]} of {len(planned)}: {name}{how}", style="bold",
+                  highlight=False)
+
+  while left:
+    waiting = True
+    for name, config in list(left.items()):
+      with run_directory.claimed(root, name) as is_ours:
+        done = (root / name / DONE).exists()
+        if not (is_ours or done):
+          continue
+        waiting = False
+        del left[name]
+        say(name, " (finished before, or by another worker)" if done else "")
+        if not done:
+          try:
+            train(config, root / name)
+          except UserError:
+            _forget(root, planned, previous)
+            raise
+        missing = [a for a in scale.analyses
+                   if is_ours and not (root / name / f"{a}.json").exists()]
+        for analysis in missing:
+          console.print(f"  {analysis} of its checkpoints", highlight=False)
+          (analyse or analyse_run)(root / name, analysis)
+      if missing or not done:
+        write()
+    if left and waiting:
+      time.sleep(_SECONDS_BETWEEN_LOOKS)
   write()
   page = report.write(root, console)
   console.print(f"wall time of this command: {terminal.duration(time.time() - started)}",
@@ -164,6 +187,7 @@ def _forget(root: pathlib.Path, planned: Mapping[str, Config],
   """Removes the record of a study whose first run was refused: nothing was trained."""
   if previous is None and not any((root / name).exists() for name in planned):
     (root / record.STUDY).unlink()
+    shutil.rmtree(root / run_directory.CLAIMS, ignore_errors=True)
     if not any(root.iterdir()):
       root.rmdir()
 

@@ -3,8 +3,16 @@
   python -m experiments.train --config=experiments/configs/smoke.py --workdir=runs/smoke
 
 Any field is set as in --config.optim.learning_rate=3e-3. Started again, the same command resumes
-after the last checkpoint and ends in the same bits; a finished run is left as it is.
+after the last checkpoint and ends in the same bits; a finished run is left as it is. SIGTERM saves
+and ends with status 75, which says: start me again.
+
+Several processes of one job are started with the same command and where they meet, each with its
+own number: --coordinator=HOST:PORT --num_processes=4 --process_id=0, or with --coordinator=auto
+where the cluster knows (Cloud TPU, GKE, SLURM). They share the workdir.
 """
+
+import os
+import re
 
 from absl import flags
 
@@ -16,6 +24,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "run directory: made, or resumed
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "run directory, or DIR@STEP, whose parameters to start from; "
     "the same as --config.train.init_from")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, or auto; default JAX_COORDINATOR_ADDRESS, and "
+    "without it one process")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "processes of the job; default JAX_NUM_PROCESSES")
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "which of them this is, from 0; default JAX_PROCESS_ID")
 
 
 def main() -> None:
@@ -25,9 +40,42 @@ def main() -> None:
     raise UserError("--workdir is missing, as in --workdir=runs/smoke")
   extra = [("train.init_from", _INIT_FROM.value)] if _INIT_FROM.value else []
   config = cli.load_config(_CONFIG.value, extra)
+  place = _place()
   # jax comes with the trainer, so it is imported only once the command line is known to be good.
-  from of_jax.train import train
-  train(config, _WORKDIR.value)
+  from of_jax.train import distributed, train
+  with distributed.joined(distributed.Job(*place) if place else None):
+    train(config, _WORKDIR.value)
+
+
+def _place() -> tuple[str, int | None, int | None] | None:
+  """Coordinator, number of processes and this one's; None where there is one process."""
+  coordinator = _COORDINATOR.value or os.environ.get("JAX_COORDINATOR_ADDRESS")
+  count = _number(_NUM_PROCESSES.value, "num_processes", "JAX_NUM_PROCESSES")
+  process = _number(_PROCESS_ID.value, "process_id", "JAX_PROCESS_ID")
+  if not coordinator:
+    for name, value in (("num_processes", count), ("process_id", process)):
+      if value is not None and not (name == "num_processes" and value == 1):
+        raise UserError(f"--{name}={value}: needs --coordinator=HOST:PORT, or auto")
+    return None
+  if coordinator != "auto":
+    if not re.fullmatch(r".+:\d+", coordinator):
+      raise UserError(f"--coordinator={coordinator}: not HOST:PORT, and not auto")
+    for name, value in (("num_processes", count), ("process_id", process)):
+      if value is None:
+        raise UserError(f"--coordinator={coordinator}: needs --{name} too")
+  if count is not None and process is not None and not 0 <= process < count:
+    raise UserError(f"--process_id={process}: must be at least 0 and below {count}, the "
+                    "--num_processes")
+  return coordinator, count, process
+
+
+def _number(flag: int | None, name: str, variable: str) -> int | None:
+  text = os.environ.get(variable)
+  if flag is not None or not text:
+    return flag
+  if not text.isdigit():
+    raise UserError(f"{variable}={text}: not a whole number, as --{name} is")
+  return int(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises: its message is the whole report."""
+"""What ends a run early without a fault in it: a user's mistake, or word from the scheduler."""
 
 
 class UserError(Exception):
@@ -7,3 +7,12 @@ class UserError(Exception):
   The message is one line that says what is wrong, which value it had, and what would be
   right. Binaries print it behind `error: ` and exit with status 1, without a traceback.
   """
+
+
+class Preempted(Exception):
+  """A run was told to stop and is saved; the same command resumes.
+
+  Binaries exit with `status`: EX_TEMPFAIL, and not 0, which schedulers take for finished.
+  """
+
+  status = 75

@@ -5,6 +5,7 @@ analysis never needs the trainer. See the README for what each file holds.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -23,9 +24,12 @@ METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.json"
+SOURCE_DIFF = "source.diff"
 DONE = "DONE"
 # Copies of the files that telemetry.user_metrics names.
 USER_METRICS = "user_metrics"
+# Of a study's folder.
+CLAIMS = ".claims"
 
 
 def plain(value: Any) -> Any:
@@ -103,6 +107,27 @@ def locked(directory: Path) -> Iterator[None]:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise UserError(f"{directory}: another process is writing this run directory") from None
+    except OSError as error:
+      # Network file systems may not lock a folder. Nothing is held then.
+      if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP):
+        raise
     yield
   finally:
     os.close(handle)
+
+
+@contextlib.contextmanager
+def claimed(root: Path, name: str) -> Iterator[bool]:
+  """Holds one run of a study against other workers, on whatever machine that shares `root`.
+
+  Yields whether it is ours; the kernel lets go if this process dies.
+  """
+  (root / CLAIMS).mkdir(parents=True, exist_ok=True)
+  # Open for writing: NFS grants exclusive locks on nothing else.
+  with (root / CLAIMS / name).open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      yield False
+      return
+    yield True

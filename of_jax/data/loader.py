@@ -11,6 +11,7 @@ from of_jax.data.images import Images
 from of_jax.errors import UserError
 
 Batch = dict[str, npt.NDArray[np.generic]]
+Rows = npt.NDArray[np.int64]
 
 
 class Shuffled:
@@ -20,26 +21,27 @@ class Shuffled:
   """
 
   def __init__(self, train_examples: int, validation_examples: int, data: DataConfig,
-               train: TrainConfig, process_index: int, process_count: int):
+               train: TrainConfig, rows: Rows | None):
     import grain
     self._batch_size = train.batch_size
-    share = self._batch_size // process_count
-    self._rows = slice(process_index * share, (process_index + 1) * share)
+    self._rows = np.arange(self._batch_size) if rows is None else rows
     self._order = grain.MapDataset.range(train_examples).seed(train.seed).shuffle().repeat()
     self._evaluated = np.arange(data.eval_sequences) * validation_examples // data.eval_sequences
 
   def train_batch(self, step: int) -> Batch:
     """This process's rows of the batch of `step`, which counts from 0."""
     first = step * self._batch_size
-    examples = [self._order[first + row] for row in range(self._batch_size)[self._rows]]
+    examples = [self._order[first + int(row)] for row in self._rows]
     return self._batch("train", np.asarray(examples, np.int64), len(examples))
 
   def eval_batches(self) -> list[Batch]:
     """This process's rows of every evaluation batch: examples evenly spread over validation."""
     batches = []
     for start in range(0, len(self._evaluated), self._batch_size):
-      examples = self._evaluated[start:start + self._batch_size][self._rows]
-      batches.append(self._batch("validation", examples, self._rows.stop - self._rows.start))
+      examples = self._evaluated[start:start + self._batch_size]
+      # Rows ascend, so those that only fill the last batch come last.
+      filled = self._rows[self._rows < len(examples)]
+      batches.append(self._batch("validation", examples[filled], len(self._rows)))
     return batches
 
   def _batch(self, part: str, examples: npt.NDArray[np.int64], rows: int) -> Batch:
@@ -62,20 +64,19 @@ class Batches(Shuffled):
   """
 
   def __init__(self, corpus: Corpus, data: DataConfig, train: TrainConfig,
-               process_index: int = 0, process_count: int = 1):
+               rows: Rows | None = None):
     """Plans the order of windows; reads no token.
 
     Args:
       corpus: from `corpora.prepare`.
       data, train: of the resolved config; `train.batch_size` counts all processes' rows.
-      process_index, process_count: this process's rows of a batch are the contiguous share
-        number `process_index`; the whole batch is the same for every count.
+      rows: this process's rows of a batch, ascending; default all. The whole batch is the same
+        however processes share it.
 
     Raises:
       UserError: too few tokens, or a special token is asked for that the corpus does not have.
     """
     self._corpus, self._length = corpus, train.sequence_length
-    _check_share(train, process_count)
     where = f"config.data.corpus={data.corpus}"
     if data.begin_token and corpus.begin_token is None:
       raise UserError(f"config.data.begin_token=True: {data.corpus} has no begin token"
@@ -89,7 +90,7 @@ class Batches(Shuffled):
                              "train.batch_size", train.batch_size)
     windows = _require(where, "validation", corpus.validation, self._length,
                        "data.eval_sequences", data.eval_sequences)
-    super().__init__(train_windows, windows, data, train, process_index, process_count)
+    super().__init__(train_windows, windows, data, train, rows)
 
   def _batch(self, part: str, windows: npt.NDArray[np.int64], rows: int) -> Batch:
     tokens = self._corpus.train if part == "train" else self._corpus.validation
@@ -122,13 +123,12 @@ class ImageBatches(Shuffled):
   """
 
   def __init__(self, images: Images, data: DataConfig, train: TrainConfig,
-               process_index: int = 0, process_count: int = 1):
+               rows: Rows | None = None):
     """Plans the order of images; reads none. Arguments as of `Batches`.
 
     Raises:
       UserError: too few images.
     """
-    _check_share(train, process_count)
     for part, count, field, need in (
         ("train", len(images.train), "train.batch_size", train.batch_size),
         ("validation", len(images.validation), "data.eval_sequences", data.eval_sequences)):
@@ -136,8 +136,7 @@ class ImageBatches(Shuffled):
         raise UserError(f"config.data.corpus={data.corpus}: has {count:,} {part} images, fewer "
                         f"than {field}={need}")
     self._images = images
-    super().__init__(len(images.train), len(images.validation), data, train, process_index,
-                     process_count)
+    super().__init__(len(images.train), len(images.validation), data, train, rows)
 
   def _batch(self, part: str, examples: npt.NDArray[np.int64], rows: int) -> Batch:
     images, labels = ((self._images.train, self._images.train_labels) if part == "train"
@@ -152,17 +151,11 @@ class ImageBatches(Shuffled):
 
 
 def make_batches(corpus: Corpus | Images, data: DataConfig, train: TrainConfig,
-                 process_index: int = 0, process_count: int = 1) -> Shuffled:
+                 rows: Rows | None = None) -> Shuffled:
   """The batches of a corpus of tokens or of images."""
   if isinstance(corpus, Images):
-    return ImageBatches(corpus, data, train, process_index, process_count)
-  return Batches(corpus, data, train, process_index, process_count)
-
-
-def _check_share(train: TrainConfig, process_count: int) -> None:
-  if train.batch_size % process_count:
-    raise UserError(f"config.train.batch_size={train.batch_size}: cannot be split over "
-                    f"{process_count} processes")
+    return ImageBatches(corpus, data, train, rows)
+  return Batches(corpus, data, train, rows)
 
 
 def _require(where: str, part: str, tokens: Tokens, length: int, field: str, need: int) -> int:

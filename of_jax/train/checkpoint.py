@@ -92,7 +92,7 @@ class Checkpoints:
     abstract = _abstract(shapes, shardings)
     loaded = self._checkpointer.load_checkpointables(
         step, {name: abstract[name] for name in ("params", "opt_state")})
-    count = jax.device_put(jax.numpy.int32(step), shardings["step"])
+    count = jax.device_put(np.int32(step), shardings["step"])
     return {"params": loaded["params"], "opt_state": loaded["opt_state"], "step": count}
 
 

@@ -1,6 +1,7 @@
 """What a run's numbers depend on beside its config: versions, code, machine, data, sizes."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from of_jax.models.functional import Network, named_leaves
 
 _PACKAGES = ("of_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
              "tokenizers", "numpy")
+# What a launcher says of itself, and of what the program cannot see.
+_LAUNCH = {"launcher": "OF_JAX_LAUNCHER", "image": "OF_JAX_IMAGE", "topology": "OF_JAX_TOPOLOGY"}
 # Dense bfloat16 peaks that the makers state, in flops a second; by jax's device_kind.
 _PEAK_FLOPS = {
     "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "TPU v4": 275e12,
@@ -44,6 +47,8 @@ def machine() -> dict[str, Any]:
       "versions": {"python": platform.python_version(), **{
           name: _version(name) for name in _PACKAGES}},
       "git": _git(),
+      "launch": {name: os.environ[variable] for name, variable in _LAUNCH.items()
+                 if os.environ.get(variable)},
       "devices": {"platform": device.platform, "kind": device.device_kind,
                   "count": jax.device_count(), "processes": jax.process_count()},
   }
@@ -93,14 +98,23 @@ def _version(package: str) -> str | None:
     return None
 
 
+def uncommitted() -> str:
+  """What `git diff HEAD` says of the clone that runs: files that git tracks, as a patch."""
+  try:
+    return _run_git("diff", "HEAD", "--binary", "--", ":/")
+  except (OSError, subprocess.SubprocessError):
+    return ""
+
+
 def _git() -> dict[str, Any]:
   """Commit and dirty flag of the clone that runs; None where it is no clone."""
-
-  def run(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, check=True, text=True,
-                          capture_output=True, timeout=10).stdout.strip()
-
   try:
-    return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain"))}
+    return {"commit": _run_git("rev-parse", "HEAD").strip(),
+            "dirty": bool(_run_git("status", "--porcelain").strip())}
   except (OSError, subprocess.SubprocessError):
     return {"commit": None, "dirty": None}
+
+
+def _run_git(*arguments: str) -> str:
+  return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, check=True, text=True,
+                        errors="replace", capture_output=True, timeout=10).stdout

@@ -13,16 +13,17 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingProgress:
-  """Shows step, loss, tokens or images a second and the time left."""
+  """Shows step, loss, tokens or images a second and the time left; nothing unless `shown`."""
 
-  def __init__(self, name: str, start: int, steps: int, unit: str = "tokens"):
+  def __init__(self, name: str, start: int, steps: int, unit: str = "tokens",
+               shown: bool = True):
     self._name, self._start, self._steps, self._unit = name, start, steps, unit
-    self._first = start + 1
+    self._first, self._speaks = start + 1, shown
     self._begun = self._shown = time.monotonic()
     self._bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
-        console=Console(file=sys.stderr)) if sys.stderr.isatty() else None
+        console=Console(file=sys.stderr)) if shown and sys.stderr.isatty() else None
     if self._bar:
       self._task = self._bar.add_task(name, total=steps, completed=start, status="compiling")
 
@@ -46,8 +47,8 @@ class TrainingProgress:
     now = time.monotonic()
     if self._bar:
       self._bar.update(self._task, completed=step, status=status)
-    elif step == self._steps or (
-        step > self._first and now - self._shown >= _SECONDS_BETWEEN_LINES):
+    elif self._speaks and (step == self._steps or (
+        step > self._first and now - self._shown >= _SECONDS_BETWEEN_LINES)):
       left = (now - self._begun) / max(1, step - self._start) * (self._steps - step)
       print(f"{self._name}: step {step}/{self._steps}  {status}  {left:.0f} s left", flush=True)
       self._shown = now
@@ -59,5 +60,5 @@ class TrainingProgress:
       text += f"  accuracy {float(metrics['accuracy']):.2%}"
     if self._bar:
       self._bar.console.print(text, highlight=False)
-    else:
+    elif self._speaks:
       print(text, flush=True)

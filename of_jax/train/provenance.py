@@ -15,7 +15,7 @@ from of_jax.data.folder import Described
 from of_jax.errors import UserError
 from of_jax.models.functional import Network
 from of_jax.optim import describe, lay_out
-from of_jax.train import checkpoint
+from of_jax.train import checkpoint, distributed, environment
 from of_jax.train.step import Trainer
 
 
@@ -26,7 +26,7 @@ def check_workdir(workdir: Path, config: Config) -> None:
   parent = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
   if not os.access(parent, os.W_OK):
     raise UserError(f"--workdir={workdir}: {parent} is not writable; give another folder")
-  if workdir.exists():
+  if workdir.exists() and distributed.is_writer():
     # Tried now, so that nobody waits for data and compiler to hear it.
     with run_directory.locked(workdir):
       pass
@@ -93,7 +93,7 @@ def _shorten(steps: list[int]) -> str:
 
 def write_config(workdir: Path, config: Config, network: Network) -> None:
   """config.json: everything, defaults included, and what the optimiser does with each leaf."""
-  if jax.process_index() == 0:
+  if distributed.is_writer():
     layout = lay_out(config.optim, network.roles, network.axes, network.shapes)
     run_directory.write_json(workdir / run_directory.CONFIG, {
         **config_lib.to_dict(config), config_lib.PARAMETERS: describe(config.optim, layout)})
@@ -104,16 +104,22 @@ def write_config(workdir: Path, config: Config, network: Network) -> None:
 
 def write_environment(workdir: Path, described: dict[str, Any], corpus: Described,
                       resumed_at: int | None) -> None:
-  """env.json and the tokenizer; a resumed run adds to env.json where and how it went on."""
-  if jax.process_index():
+  """env.json, what the code's clone has not committed, and the tokenizer.
+
+  A resumed run adds to env.json where and how it went on, and a patch of its own if it has one.
+  """
+  if not distributed.is_writer():
     return
-  saved_at = workdir / run_directory.ENVIRONMENT
+  saved_at, patch = workdir / run_directory.ENVIRONMENT, run_directory.SOURCE_DIFF
+  changes = environment.uncommitted() if described["git"]["dirty"] else ""
   if resumed_at is not None and saved_at.exists():
     saved = run_directory.read_json(saved_at)
-    keys = ("command", "versions", "git", "devices", "mesh")
+    keys = ("command", "versions", "git", "launch", "devices", "mesh")
     saved.setdefault("resumed", []).append(
         {"after_step": resumed_at, **{key: described[key] for key in keys}})
-    described = saved
+    described, patch = saved, f"{Path(patch).stem}_after_{resumed_at}.diff"
   run_directory.write_json(saved_at, described)
+  if changes:
+    (workdir / patch).write_text(changes)
   if corpus.tokenizer_path is not None:
     shutil.copyfile(corpus.tokenizer_path, workdir / run_directory.TOKENIZER)

@@ -1,9 +1,13 @@
 """The device mesh, and where every array of the train state lies on it."""
 
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -16,15 +20,17 @@ from of_jax.models.functional import Network
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(config: Config) -> Mesh:
-  """The mesh (data, fsdp, tensor) of the config over this job's devices.
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
+  """The mesh (data, fsdp, tensor) of the config over this job's devices, or over those given.
 
   Raises:
     UserError: more devices asked for than there are, devices that the other axes do not divide,
-      or a batch that the mesh cannot split.
+      a batch that the mesh cannot split, or a mesh that the torus of a TPU slice does not have.
   """
   sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
-  count = jax.device_count()
+  is_described = devices is not None
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   fixed = int(np.prod([size for size in sizes.values() if size != -1]))
   for axis, size in sizes.items():
     if size == -1:
@@ -33,12 +39,35 @@ def make_mesh(config: Config) -> Mesh:
                         f"other axes' {fixed}")
       sizes[axis] = count // fixed
   total = int(np.prod(list(sizes.values())))
-  if total > count or (total < count and jax.process_count() > 1):
-    shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-    raise UserError(f"config.mesh: {shape} needs {total} devices, and there are {count}")
+  if total > count or (total < count and (jax.process_count() > 1 or is_described)):
+    raise UserError(f"config.mesh: {_shape_text(tuple(sizes.values()))} needs {total} devices, "
+                    f"and there are {count}")
   check_batch_splits(config, sizes["data"] * sizes["fsdp"])
-  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3,
-                       devices=jax.devices()[:total])
+  try:
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3,
+                         devices=devices[:total])
+  except NotImplementedError:
+    # An axis of the mesh takes whole sides of the torus: a ring of links of its own.
+    torus = tuple(1 + max(device.coords[side] for device in devices) for side in range(3))
+    # Of two as near, the one that splits along the same axes.
+    nearest = min(_meshes_of(torus), key=lambda mesh: tuple(
+        round(sum(distances), 9) for distances in zip(*(
+            (abs(math.log(ours / theirs)), (ours == 1) != (theirs == 1))
+            for ours, theirs in zip(mesh, sizes.values())))))
+    raise UserError(
+        f"config.mesh: {_shape_text(tuple(sizes.values()))} does not fit the torus "
+        f"{'x'.join(map(str, torus))}; the nearest that fits is {_shape_text(nearest)}") from None
+
+
+def _meshes_of(torus: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+  """The meshes whose axes are products of whole sides of a torus."""
+  for owners in itertools.product(range(len(AXES)), repeat=len(torus)):
+    yield tuple(math.prod(side for side, owner in zip(torus, owners) if owner == axis)
+                for axis in range(len(AXES)))
+
+
+def _shape_text(sizes: tuple[int, ...]) -> str:
+  return " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes))
 
 
 def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTransformation
@@ -77,8 +106,34 @@ def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTrans
   return {"params": parameters, "opt_state": state, "step": replicated}
 
 
-def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-  """This process's rows of a batch -> global arrays, split over data and fsdp."""
-  return {name: jax.make_array_from_process_local_data(
-      NamedSharding(mesh, partition.batch_spec(rows.ndim)), rows)
-      for name, rows in batch.items()}
+def local_rows(mesh: Mesh, batch_size: int) -> npt.NDArray[np.int64]:
+  """The rows of a batch that the devices of this process hold, ascending.
+
+  On a torus they need not be consecutive, and processes that share a `tensor` axis hold the same.
+  """
+  held = NamedSharding(mesh, partition.batch_spec(1)).addressable_devices_indices_map((batch_size,))
+  parts = [np.arange(batch_size)[index] for index in held.values() if index is not None]
+  return np.unique(np.concatenate(parts))
+
+
+def place_batch(mesh: Mesh, batch: dict[str, np.ndarray], batch_size: int | None = None
+                ) -> dict[str, jax.Array]:
+  """Rows of a batch -> global arrays, split over data and fsdp.
+
+  Args:
+    mesh: whose devices share the batch.
+    batch: the `local_rows` of a batch of `batch_size`, which defaults to as many as there are.
+  """
+  def place(rows: npt.NDArray[Any]) -> jax.Array:
+    size = len(rows) if batch_size is None else batch_size
+    held = local_rows(mesh, size)
+
+    def part(index: tuple[slice, ...]) -> npt.NDArray[Any]:
+      first, last, _ = index[0].indices(size)
+      at = int(np.searchsorted(held, first))
+      return rows[at:at + last - first]
+
+    return jax.make_array_from_callback(
+        (size, *rows.shape[1:]), NamedSharding(mesh, partition.batch_spec(rows.ndim)), part)
+
+  return {name: place(rows) for name, rows in batch.items()}

@@ -13,6 +13,7 @@ import numpy as np
 from of_jax import run_directory
 from of_jax.config import Config, TrainConfig, to_dict
 from of_jax.errors import UserError
+from of_jax.train import distributed
 
 Record = Mapping[str, Any]
 
@@ -106,7 +107,7 @@ class RunLog:
     train = config.train
     self._metrics: list[Writer] = []
     self._timing: list[Writer] = []
-    if jax.process_index() == 0:
+    if distributed.is_writer():
       self._metrics.append(JsonLines(workdir / run_directory.METRICS))
       self._timing.append(JsonLines(workdir / run_directory.TIMING))
       if train.tensorboard:

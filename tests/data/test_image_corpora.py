@@ -361,7 +361,7 @@ def test_evaluation_images_are_fixed_spread_and_padded():
 
 
 def test_processes_share_a_batch_of_images():
-  parts = [ImageBatches(numbered(), DATA, TRAIN, i, 2) for i in range(2)]
+  parts = [ImageBatches(numbered(), DATA, TRAIN, np.arange(2) + 2 * i) for i in range(2)]
   whole = ImageBatches(numbered(), DATA, TRAIN)
   for ours, theirs in ((whole.train_batch(3), [p.train_batch(3) for p in parts]),
                        (whole.eval_batches()[1], [p.eval_batches()[1] for p in parts])):
@@ -369,13 +369,12 @@ def test_processes_share_a_batch_of_images():
       assert np.array_equal(np.concatenate([part[key] for part in theirs]), value), key
 
 
-@pytest.mark.parametrize("corpus, processes, message", [
-    (numbered(train=3), 1, "digits: has 3 train images, fewer than train.batch_size=4"),
-    (numbered(validation=5), 1, "has 5 validation images, fewer than data.eval_sequences=6"),
-    (numbered(), 3, "batch_size=4: cannot be split over 3 processes")])
-def test_too_few_images_are_one_line(corpus, processes, message):
+@pytest.mark.parametrize("corpus, message", [
+    (numbered(train=3), "digits: has 3 train images, fewer than train.batch_size=4"),
+    (numbered(validation=5), "has 5 validation images, fewer than data.eval_sequences=6")])
+def test_too_few_images_are_one_line(corpus, message):
   with pytest.raises(UserError) as error:
-    ImageBatches(corpus, DATA, TRAIN, 0, processes)
+    ImageBatches(corpus, DATA, TRAIN)
   assert message in str(error.value)
 
 

@@ -25,8 +25,8 @@ def corpus(train=None, validation=None, **fields) -> Corpus:
   return Corpus(train, validation, **{**values, **fields})
 
 
-def batches(data=DATA, train=TRAIN, process=(0, 1), **fields) -> Batches:
-  return Batches(corpus(**fields), data, train, *process)
+def batches(data=DATA, train=TRAIN, rows=None, **fields) -> Batches:
+  return Batches(corpus(**fields), data, train, rows)
 
 
 def starts(loader: Batches, steps) -> list[int]:
@@ -63,20 +63,20 @@ def test_batches_depend_on_seed_and_step_and_on_nothing_else():
   assert starts(other, range(5)) != starts(loader, range(5))
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_hold_contiguous_rows_of_the_same_global_batch(count):
+@pytest.mark.parametrize("shares", [[[0, 1], [2, 3]], [[0, 3], [1, 2]], [[0, 2], [0, 2], [1, 3]]])
+def test_processes_hold_rows_of_the_same_global_batch(shares):
+  """Consecutive or not, alone or, where a mesh axis of other use spans them, together."""
   data = dataclasses.replace(DATA, cross_documents=False)
-  parts = [batches(data, process=(i, count), end_token=5) for i in range(count)]
+  parts = [batches(data, rows=np.asarray(rows), end_token=5) for rows in shares]
   whole = batches(data, end_token=5)
   for step in (0, 5):
-    expected = whole.train_batch(step)
-    for key, value in expected.items():
-      joined = np.concatenate([part.train_batch(step)[key] for part in parts])
-      assert np.array_equal(joined, value), key
+    for key, value in whole.train_batch(step).items():
+      for rows, part in zip(shares, parts):
+        assert np.array_equal(part.train_batch(step)[key], value[rows]), key
   for i, expected in enumerate(whole.eval_batches()):
     for key, value in expected.items():
-      joined = np.concatenate([part.eval_batches()[i][key] for part in parts])
-      assert np.array_equal(joined, value), key
+      for rows, part in zip(shares, parts):
+        assert np.array_equal(part.eval_batches()[i][key], value[rows]), key
 
 
 def test_evaluation_is_fixed_spread_and_padded_with_weight_zero():
@@ -119,13 +119,10 @@ def test_documents_count_from_zero_and_begin_after_each_end_token():
      "train.sequence_length=8, fewer than train.batch_size=4; 33 tokens would do"),
     ({"validation": np.zeros(T * 6, np.uint16)}, {}, "48 validation tokens make 5 windows of "
      "train.sequence_length=8, fewer than data.eval_sequences=6; 49 tokens would do"),
-    ({"process": (0, 3)}, {}, "batch_size=4: cannot be split over 3 processes"),
 ])
 def test_what_cannot_be_batched_is_one_line(fields, changes, message):
-  process = fields.get("process", (0, 1))
-  tokens = {k: v for k, v in fields.items() if k != "process"}
   with pytest.raises(UserError) as error:
-    Batches(corpus(**tokens), dataclasses.replace(DATA, **changes), TRAIN, *process)
+    Batches(corpus(**fields), dataclasses.replace(DATA, **changes), TRAIN)
   assert message in str(error.value)
 
 

@@ -1,5 +1,6 @@
 """The study: what it trains, skips, refuses and records. The trainer is a stand-in."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -13,6 +14,7 @@ from rich.console import Console
 from experiments import cli, studies, study
 from experiments.studies import op_block
 from of_jax import config as config_lib
+from of_jax import run_directory
 from of_jax.analysis import plots
 from of_jax.errors import UserError
 from tests.analysis import synthetic
@@ -161,6 +163,39 @@ def test_each_run_is_analysed_once_before_its_claims_are_judged(tmp_path, few, m
   (tmp_path / few[1] / "sparsity.json").unlink()
   execute(tmp_path, analyse=analyse)
   assert analysed[4:] == [(few[1], "sparsity")]
+
+
+def test_workers_share_the_runs_and_take_over_what_a_dead_one_held(tmp_path, few, monkeypatch):
+  """Another worker holds one run: it is left, and taken once the holder is gone."""
+  holder = contextlib.ExitStack()
+  assert holder.enter_context(run_directory.claimed(tmp_path, few[1]))
+  first, second = Trainer(), Trainer()
+
+  def both(config, path):
+    # While this worker trains its first run, a second one finds that run and the held one taken.
+    if path.name == few[0]:
+      with run_directory.claimed(tmp_path, few[0]) as is_ours:
+        assert not is_ours
+      execute(tmp_path, second)
+    first(config, path)
+
+  def look(seconds):
+    # The second worker has nothing left but what others hold; then the dead one's claim falls.
+    assert second.trained == few[2:] and first.trained == []
+    holder.close()
+    monkeypatch.setattr(study.time, "sleep", stop)
+
+  def stop(seconds):
+    raise TimeoutError
+
+  monkeypatch.setattr(study.time, "sleep", look)
+  with pytest.raises(TimeoutError):
+    execute(tmp_path, both)
+  assert second.trained == [*few[2:], few[1]]
+  execute(tmp_path, first)
+  assert first.trained == [few[0]]
+  runs = json.loads((tmp_path / "study.json").read_text())["runs"]
+  assert [run["name"] for run in runs if run["final_loss"] is not None] == few
 
 
 def test_overrides_reach_every_run_and_are_recorded(tmp_path, few, override):

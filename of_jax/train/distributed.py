@@ -1,0 +1,154 @@
+"""Several processes of one job: joining, agreeing, ending together, and being told to stop.
+
+Exit statuses, for launchers: 0 finished, 1 a user's mistake, 75 (EX_TEMPFAIL) to be started again:
+told to stop and saved, or another process was lost. 75 and not 0, which schedulers take for done.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from of_jax.errors import Preempted, UserError
+
+# Seconds without a sign of life after which a process is given up. JAX's default of 100 would let
+# the others wait for minutes.
+_HEARTBEAT = 20
+_JOINING = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """Where the processes of a job meet.
+
+  Attributes:
+    coordinator: HOST:PORT of process 0, or `auto` for what the cluster says: Cloud TPU, GKE, SLURM
+      and Open MPI, as jax.distributed finds them.
+    processes, process: how many there are, and which is this. With `auto` the cluster says.
+  """
+
+  coordinator: str
+  processes: int | None = None
+  process: int | None = None
+
+
+@contextmanager
+def joined(job: Job | None) -> Iterator[None]:
+  """Joins the job's processes for the block; alone, with None, does nothing.
+
+  Without an error the processes part together. With one, this process ends at once, with status 1
+  for a UserError and 75 otherwise: it would wait for the others, and they for it.
+  """
+  if job is None:
+    yield
+    return
+  try:
+    jax.distributed.initialize(
+        None if job.coordinator == "auto" else job.coordinator, job.processes, job.process,
+        initialization_timeout=_JOINING, heartbeat_timeout_seconds=_HEARTBEAT,
+        shutdown_timeout_seconds=60)
+  except (RuntimeError, ValueError) as error:
+    raise UserError(f"--coordinator={job.coordinator}: the processes did not meet: "
+                    f"{str(error).splitlines()[0]}") from error
+  try:
+    yield
+  except Preempted:
+    # All were told, and stopped at the same step.
+    jax.distributed.shutdown()
+    raise
+  except UserError as error:
+    _end(f"error: {error}", 1)
+  except Exception as error:
+    if jax.process_count() == 1:
+      raise
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+      traceback.print_exc()
+    first = (str(error).splitlines() or [""])[0]
+    _end(f"process {jax.process_index()} of {jax.process_count()}: another process is gone, or "
+         f"this one failed: {type(error).__name__}: {first[:300]}; the same command resumes",
+         Preempted.status)
+  else:
+    jax.distributed.shutdown()
+
+
+def is_writer() -> bool:
+  """Whether this process writes the run directory's files and talks to the user."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+  """Returns when every process has come here."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+    multihost_utils.sync_global_devices(name)
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+  """Raises UserError, in every process, unless all have the same facts, which JSON can hold."""
+  if jax.process_count() == 1:
+    return
+  from jax.experimental import multihost_utils
+  names = list(facts)
+  ours = np.stack([np.frombuffer(hashlib.sha256(json.dumps(
+      facts[name], sort_keys=True).encode()).digest()[:4], np.uint32) for name in names])
+  everyone = np.asarray(multihost_utils.process_allgather(ours))
+  for name, hashes in zip(names, everyone.reshape(-1, len(names)).T):
+    others = [str(i) for i, value in enumerate(hashes) if value != hashes[0]]
+    if others:
+      raise UserError(f"{name}: process {', '.join(others)} has another than process 0; start all "
+                      "processes with the same command, on the same data and code")
+
+
+class Interruption:
+  """SIGTERM, as schedulers and Cloud TPU's maintenance send it, becomes a step to stop after.
+
+  Of several processes one may be told alone: all stop after the same step. While nothing has been
+  trained there is nothing to save, and Preempted is raised at once.
+  """
+
+  def __init__(self) -> None:
+    self._told = self._running = False
+    self._previous: Any = None
+
+  def __enter__(self) -> Self:
+    # With several processes jax.distributed takes the signal and tells the others.
+    if (jax.process_count() == 1
+        and threading.current_thread() is threading.main_thread()):
+      self._previous = signal.signal(signal.SIGTERM, self._take)
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+               trace: TracebackType | None) -> None:
+    if self._previous is not None:
+      signal.signal(signal.SIGTERM, self._previous)
+
+  def stops_at(self, step: int) -> bool:
+    """Whether to save after this step and stop. To be asked at every step."""
+    self._running = True
+    if jax.process_count() == 1:
+      return self._told
+    from jax.experimental import multihost_utils
+    return bool(multihost_utils.reached_preemption_sync_point(step))
+
+  def _take(self, number: int, frame: FrameType | None) -> None:
+    self._told = True
+    if not self._running:
+      raise Preempted("told to stop before the first step; nothing new to save")
+
+
+def _end(message: str, status: int) -> None:
+  """Ends this process without waiting for anyone."""
+  print(message, file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(status)

@@ -1,0 +1,236 @@
+"""Several processes of one job, as they truly run: joined by gloo, killed, stopped, resumed."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from of_jax import config as config_lib
+from of_jax import run_directory
+from of_jax.train import train
+from of_jax.train.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+FIELDS = ("model.width=32", "model.depth=2", "model.embedding_scale=8", "train.batch_size=8",
+          "train.sequence_length=16", "train.eval_every=6", "train.checkpoint_every=100",
+          "train.checkpoint_log_base=4", "train.tensorboard=false", "data.vocab_size=64",
+          "data.eval_sequences=12", "optim.learning_rate=1e-3", "optim.warmup_steps=0")
+# The data axis takes the devices that are there, so that their number is no part of the config.
+SHARED = ("mesh.data=-1",)
+
+
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+  yield
+  for process in STARTED:
+    if process.poll() is None:
+      process.kill()
+      process.communicate()
+
+
+def free_port() -> int:
+  with socket.socket() as listening:
+    listening.bind(("localhost", 0))
+    return int(listening.getsockname()[1])
+
+
+def start(token_file: Path, workdir: Path, processes: int, devices: int, *fields: str,
+          steps: int = STEPS) -> list[subprocess.Popen[str]]:
+  """One run on `processes` processes of `devices` CPU devices each."""
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+  place = [f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}"]
+  command = [sys.executable, "-m", "experiments.train", "--config=experiments/configs/smoke.py",
+             f"--workdir={workdir}", f"--config.data.corpus=tokens:{token_file}",
+             *(f"--config.{field}" for field in (*FIELDS, f"train.steps={steps}", *fields))]
+  job = [subprocess.Popen(
+      [*command, *([*place, f"--process_id={process}"] if processes > 1 else [])], cwd=ROOT,
+      env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+      for process in range(processes)]
+  STARTED.extend(job)
+  return job
+
+
+def finish(started: list[subprocess.Popen[str]], status: int = 0) -> list[str]:
+  """What every process wrote to its standard error, once all ended with `status`."""
+  try:
+    ended = [process.communicate(timeout=900) for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  for process, (_, err) in zip(started, ended):
+    assert process.returncode == status, err[-3000:]
+  return [err for _, err in ended]
+
+
+def losses(workdir: Path) -> np.ndarray:
+  records = list(run_directory.read_lines(workdir / "metrics.jsonl"))
+  steps = [record["step"] for record in records if record["split"] == "train"]
+  assert steps == list(range(1, len(steps) + 1)), "a step is missing or logged twice"
+  return np.asarray([record["loss"] for record in records])
+
+
+def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
+  with Checkpoints(workdir) as checkpoints:
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoints.load_host(step))
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def wait_for_lines(workdir: Path, lines: int, started: list[subprocess.Popen[str]]) -> None:
+  """Until metrics.jsonl holds as many: whatever follows happens in the middle of training."""
+  metrics = workdir / run_directory.TIMING
+  deadline = time.monotonic() + 600
+  while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
+    assert time.monotonic() < deadline and all(p.poll() is None for p in started)
+    time.sleep(0.01)
+
+
+def test_two_processes_train_what_one_does(token_file: Path, tmp_path: Path) -> None:
+  """The same losses to rounding, from the same batches; one writer; both end with 0."""
+  one, two = tmp_path / "one", tmp_path / "two"
+  pair = start(token_file, two, 2, 1, "mesh.data=1", "mesh.fsdp=2", "model.depth=1",
+               "telemetry.level=off", steps=3)
+  errors = finish(pair)
+  assert not any("Traceback" in error for error in errors)
+  sections = run_directory.read_json(two / run_directory.CONFIG)
+  train(config_lib.from_dict(sections), one, lambda line: None)
+  np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
+  assert (two / "DONE").exists()
+  environment = json.loads((two / "env.json").read_text())
+  assert environment["devices"]["processes"] == 2 and environment["mesh"]["fsdp"] == 2
+
+
+@pytest.fixture(scope="module")
+def whole(token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A run of two processes of four devices that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  finish(start(token_file, workdir, 2, 4, *SHARED))
+  return workdir
+
+
+def same_bits(ours: Path, theirs: Path) -> None:
+  assert (ours / "metrics.jsonl").read_bytes() == (theirs / "metrics.jsonl").read_bytes()
+  left, right = saved(ours, STEPS), saved(theirs, STEPS)
+  assert left.keys() == right.keys() and len(left) > 20
+  for name, leaf in left.items():
+    np.testing.assert_array_equal(leaf, right[name], err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_is_killed(token_file: Path, tmp_path: Path, whole: Path, killed: int) -> None:
+  """The other ends within a minute and says why; started again, the run ends in the same bits."""
+  workdir = tmp_path / "run"
+  pair = start(token_file, workdir, 2, 4, *SHARED)
+  wait_for_lines(workdir, 5, pair)
+  pair[killed].send_signal(signal.SIGKILL)
+  died = time.monotonic()
+  _, errors = pair[1 - killed].communicate(timeout=300)
+  assert time.monotonic() - died < 60
+  assert pair[1 - killed].returncode not in (0, 1)
+  assert "another process is gone" in errors or "distributed service detected" in errors
+  pair[killed].communicate()
+  assert not (workdir / "DONE").exists(), "killed too late to test anything"
+  finish(start(token_file, workdir, 2, 4, *SHARED))
+  same_bits(workdir, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, devices", [(1, 8), (2, 4)])
+def test_told_to_stop(token_file: Path, tmp_path: Path, whole: Path, processes: int, devices: int
+                      ) -> None:
+  """One process hears SIGTERM: all save after one step and end with 75; the restart finishes."""
+  workdir = tmp_path / "run"
+  job = start(token_file, workdir, processes, devices, *SHARED)
+  wait_for_lines(workdir, 5, job)
+  job[-1].send_signal(signal.SIGTERM)
+  errors = finish(job, status=75)
+  assert all("told to stop; saved step" in error for error in errors)
+  step = int(errors[0].split("saved step ")[1].split(" of ")[0])
+  assert 5 <= step < STEPS and (workdir / "checkpoints" / str(step)).is_dir()
+  assert losses(workdir).size >= step and not (workdir / "DONE").exists()
+  finish(start(token_file, workdir, processes, devices, *SHARED))
+  if processes == 2:
+    same_bits(workdir, whole)
+  else:
+    np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-5)
+
+
+# Restores the last checkpoint on whatever devices the job has, and writes what process 0 sees.
+RESTORE = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from of_jax import config as config_lib, run_directory
+from of_jax.train import distributed
+from of_jax.train.checkpoint import Checkpoints
+from of_jax.train.sharding import make_mesh
+from of_jax.train.step import make_trainer
+workdir, out, coordinator, processes, process = sys.argv[1:]
+job = distributed.Job(coordinator, int(processes), int(process)) if processes != "1" else None
+with distributed.joined(job):
+  config = config_lib.resolve(config_lib.from_dict(
+      run_directory.read_json(Path(workdir) / "config.json")))
+  mesh = make_mesh(config)
+  with jax.set_mesh(mesh), Checkpoints(Path(workdir)) as checkpoints:
+    trainer = make_trainer(config, mesh)
+    shapes = jax.eval_shape(trainer.init, jax.random.key(0))
+    state = checkpoints.restore(shapes, trainer.shardings, checkpoints.latest)
+    state = {name: state[name] for name in ("params", "opt_state")}
+    whole = multihost_utils.process_allgather(state, tiled=True) if job else state
+    leaves = {jax.tree_util.keystr(path): np.asarray(leaf)
+              for path, leaf in jax.tree_util.tree_leaves_with_path(whole)}
+  if jax.process_index() == 0:
+    np.savez(out, **leaves)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, devices", [(1, 1), (1, 2), (1, 4), (4, 1)])
+def test_resumes_elsewhere(token_file: Path, tmp_path: Path, whole: Path, processes: int,
+                           devices: int) -> None:
+  """The restored state is the same bits, the next loss the same to 1e-6, the others to 1e-5."""
+  workdir = tmp_path / "run"
+  shutil.copytree(whole, workdir)
+  (workdir / "DONE").unlink()
+  shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+  port, out = free_port(), tmp_path / "restored.npz"
+  finish([subprocess.Popen(
+      [sys.executable, "-c", RESTORE, str(workdir), str(out), f"localhost:{port}", str(processes),
+       str(process)], cwd=ROOT, env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE) for process in range(processes)])
+  expected, restored = saved(workdir, 4), np.load(out)
+  assert set(restored) == set(expected) and len(expected) > 20
+  for name, leaf in expected.items():
+    np.testing.assert_array_equal(restored[name], leaf, err_msg=name)
+  finish(start(token_file, workdir, processes, devices, *SHARED))
+  ours, theirs = losses(workdir), losses(whole)
+  np.testing.assert_allclose(ours[4], theirs[4], rtol=1e-6)
+  np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, mesh", [(1, (8, 1, 1)), (4, (1, 4, 2)), (4, (1, 2, 4))])
+def test_other_meshes_over_processes(token_file: Path, tmp_path: Path, whole: Path, processes: int,
+                                     mesh: tuple[int, int, int]) -> None:
+  """Eight devices however they are shared, a tensor axis across processes among them."""
+  workdir = tmp_path / "run"
+  fields = [f"mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), mesh)]
+  finish(start(token_file, workdir, processes, 8 // processes, *fields))
+  np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-5)

@@ -1,0 +1,141 @@
+"""TPU slices by name, and the report on a step compiled for one; where libtpu is, the real one."""
+
+import importlib.util
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from experiments import compile_topology
+from of_jax import tpu
+from of_jax.config import Config
+from of_jax.errors import UserError
+from of_jax.train import sharding, topology
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is the extra `tpu`")
+
+
+def test_slices_that_exist() -> None:
+  for name, chips in (("v5e:1x1", 1), ("v5e:2x4", 8), ("v6e:16x16", 256), ("v5p:2x2x1", 4),
+                      ("v5p:4x4x12", 192), ("v5p:8x8x16", 1024)):
+    assert math.prod(tpu.parse_topology(name)[1]) == chips
+  assert max(math.prod(shape) for shape in tpu.CHIPS["v5p"].slices) == 1024
+
+
+@pytest.mark.parametrize("name, message", [
+    ("v5e:8x4", "the nearest is v5e:4x8 of 32 chips"),
+    ("v5e:3x3", "the nearest is v5e:2x4 of 8 chips"),
+    ("v6e:16x32", "the nearest is v6e:16x16 of 256 chips"),
+    ("v5p:8x8x4", "the nearest is v5p:4x8x8 of 256 chips"),
+    ("v5p:16x16x16", "of 1024 chips"),
+    ("v5p:0x1x1", "the nearest is v5p:2x2x1 of 4 chips"),
+    ("v5p:4", "the nearest is v5p:2x2x1 of 4 chips"),
+    ("v5p", "no shape; v5p is given as in v5p:"),
+    ("v5e:4*4", "no shape; v5e is given as in v5e:4x8"),
+    ("h100:8", "there are v5e, v6e, v5p")])
+def test_a_slice_that_does_not_exist_is_one_line(name: str, message: str) -> None:
+  with pytest.raises(UserError) as error:
+    tpu.parse_topology(name)
+  assert message in str(error.value) and str(error.value).startswith(f"--topology={name}: ")
+
+
+def test_meshes_of_a_torus_take_whole_sides() -> None:
+  assert set(sharding._meshes_of((4, 8))) == {
+      (32, 1, 1), (1, 32, 1), (1, 1, 32), (4, 8, 1), (8, 4, 1), (4, 1, 8), (8, 1, 4), (1, 4, 8),
+      (1, 8, 4)}
+
+
+def test_a_program_without_room() -> None:
+  message = ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+             "space hbm. Used 18.50G of 15.75G hbm. Exceeded hbm capacity by 2.75G.")
+  assert topology._over_memory(message) == {
+      "bytes_per_chip": round(18.5 * 2 ** 30), "hbm_bytes": round(15.75 * 2 ** 30), "fits": False}
+  assert topology._over_memory("INTERNAL: something else") is None
+
+
+def test_the_compilers_warnings_fail_it() -> None:
+  log = ["I0000 00:00:1795 12 a.cc:1] all is well",
+         "W0000 00:00:1795 12 spmd_partitioner.cc:652] [SPMD] Involuntary full rematerialization.",
+         "W0000 00:00:1795 12 spmd_partitioner.cc:652] [SPMD] Involuntary full rematerialization."]
+  found = topology._warnings(log)
+  assert found == ["[SPMD] Involuntary full rematerialization."]
+  good = {"topology": "v5e:2x2", "fits": True, "bytes_per_chip": 2 ** 30, "hbm_bytes": 2 ** 34,
+          "warnings": [], "uncounted": []}
+  assert compile_topology.faults({"telemetry": {"off": good}}) == []
+  bad = {**good, "fits": False, "warnings": found, "uncounted": ["trips of while.1"]}
+  assert compile_topology.faults({"telemetry": {"off": good, "basic": bad}}) == [
+      "v5e:2x2, telemetry basic: needs 1.0 GiB a chip, and there are 16.0",
+      "v5e:2x2, telemetry basic: the compiler warns: [SPMD] Involuntary full rematerialization.",
+      "v5e:2x2, telemetry basic: trips of while.1 could not be counted"]
+
+
+def test_seconds_follow_the_formula() -> None:
+  """A program of one product, one copy and one sum over two chips, by hand."""
+  text = """HloModule m
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+ENTRY %main (x: f32[512,512]) -> f32[512,512] {
+  %x = f32[512,512]{1,0} parameter(0)
+  %y = f32[512,512]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %z = f32[512,512]{1,0} copy(%y)
+  ROOT %r = f32[512,512]{1,0} all-reduce(%z), replica_groups={{0,1}}, to_apply=%add
+}
+"""
+  chip = tpu.Chip(flops=1e9, hbm_bytes=1, hbm_bandwidth=1e9, link_bandwidth=1e6, slices=())
+  report = topology._judge(text, chip, 2, model_flops=2 ** 29)
+  size = 512 * 512 * 4
+  product, copied, summed = 2 * 512 ** 3 / 1e9, 2 * size / 1e9, 2 * size / 1e9
+  sent = 2 * (1 / 2) * size / 1e6
+  assert report["predicted_seconds"] == pytest.approx(product + copied + summed + sent)
+  assert report["flops"] == 2 * (2 * 512 ** 3)
+  assert report["predicted_mfu"] == pytest.approx(
+      2 ** 29 / (report["predicted_seconds"] * 2 * 1e9))
+  unknown = text.replace("copy(%y)", 'custom-call(%y), custom_call_target="Mystery"')
+  report = topology._judge(unknown, chip, 2, model_flops=2 ** 29)
+  assert report["predicted_seconds"] is None and report["uncounted"] == ["Mystery"]
+
+
+def test_the_page_of_the_ladder() -> None:
+  off: dict[str, Any] = {
+      "topology": "v5e:2x4", "chips": 8, "fits": True, "bytes_per_chip": 2 ** 32,
+      "hbm_bytes": 2 ** 34, "flops": 1.2e15, "model_flops": 1e15, "bytes_accessed": 4e9,
+      "collectives": {"all-reduce": {"count": 3, "bytes": 5 * 10 ** 8}}, "predicted_seconds": 0.9,
+      "predicted_seconds_formula": "FORMULA", "predicted_mfu": 0.41, "cycles": 1000,
+      "warnings": [], "uncounted": []}
+  basic = {**off, "flops": 1.206e15, "bytes_accessed": 4.04e9, "cycles": 1100,
+           "collectives": {"all-reduce": {"count": 4, "bytes": 5 * 10 ** 8 + 640}}}
+  row = compile_topology.Row("130m", "v5e:2x4", (8, 1, 1), 64)
+  text = compile_topology.markdown([row], {
+      row.name: {"telemetry": {"off": off, "basic": basic}},
+      "machine": {"jax": "0", "libtpu": "0", "date": "today"}})
+  # 80,000 steps of 32 sequences are 40,000 of 64: 40,000 x 0.9 s x 8 chips = 80 chip-hours.
+  assert ("| 130m | v5e:2x4 | 8 x 1 x 1 | 64 x 128 | 4.0 of 16.00 | yes | 1.2 | 1.200 | 4 | 0.5 | "
+          "0.9 | 41% | 80 |") in text
+  assert "| 130m | v5e:2x4 | basic | +0.50% | +1.00% | +10.00% | +640 |" in text
+  assert text.endswith("Nothing.\n")
+
+
+@needs_libtpu
+def test_a_mesh_that_the_torus_does_not_have(make_config: Callable[..., Config]) -> None:
+  config = make_config(mesh__data=16, mesh__fsdp=2, train__batch_size=32)
+  with pytest.raises(UserError, match="torus 4x8x1; the nearest that fits is data 8 x fsdp 4"):
+    sharding.make_mesh(config, topology.devices("v5e:4x8"))
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [True, False])
+def test_flops_of_the_tpu_program(make_config: Callable[..., Config], scan: bool) -> None:
+  config = make_config(mesh__data=2, mesh__fsdp=2, model__scan_layers=scan, model__depth=4,
+                       telemetry__level="off")
+  report = topology.compile_step(config, "v5e:2x2")
+  assert report["matrix_flops"] == pytest.approx(report["model_flops"], rel=0.02)
+  assert report["fits"] and not report["warnings"] and not report["uncounted"]
+  assert report["predicted_seconds"] > 0 and report["cycles"] > 0
