@@ -30,7 +30,7 @@ class TrainingProgress:
   def __enter__(self) -> Self:
     if self._bar:
       self._bar.start()
-    else:
+    elif self._speaks:
       print(f"{self._name}: compiling, then {self._steps - self._start} steps", flush=True)
     return self
 
