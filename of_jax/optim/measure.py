@@ -56,6 +56,9 @@ METRICS: dict[str, Metric] = {metric.id: metric for metric in (
            "0 to 1", _HEO, lambda s, _: s["radial"] / s["u2"]),
     Metric("projection_factor", "mean over matrices of |w at init| / |w before projection|",
            "ratio", "0 and above", _LYLE, lambda s, _: s["factor"] / s["factors"]),
+    Metric("projection_factor_writers", "the same mean over matrices that write to the residual "
+           "stream, whose function it changes", "ratio", "0 and above", _LYLE,
+           lambda s, _: s["writer"] / s["writers"]),
     Metric("preconditioner_condition", "largest over matrices and sides of max(e) / min(e), e the "
            "factor's eigenvalues: q^T L q in the basis in use, or as of the last refresh",
            "ratio", "1 to 2^23 / side, where float32 ends",
@@ -94,8 +97,8 @@ def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: ja
   for role, stacks in groups.items():
     # The stacks in their order, then what is outside of them.
     ordered = sorted(stacks, key=_place)
-    parts = [_finish([(named[p], moves[p], nu.get(p), factors.get(p), conditions.get(p), views[p])
-                      for p in stacks[stack]], rate * multipliers[stacks[stack][0]])
+    parts = [_finish([(named[p], moves[p], nu.get(p), factors.get(p), conditions.get(p),
+                       axes[p][-1:] == ("embed",), views[p]) for p in stacks[stack]], rate * multipliers[stacks[stack][0]])
              for stack in ordered]
     common = set.intersection(*(set(part) for part in parts))
     measured[role] = {name: jnp.concatenate([part[name] for part in parts])
@@ -107,7 +110,7 @@ def _place(stack: tuple[Any, ...] | None) -> float:
   return float("inf") if stack is None else float(stack[1].key)
 
 
-def _finish(leaves: list[tuple[Any, Any, Any, Any, Any, MatrixView]], rate: jax.Array
+def _finish(leaves: list[tuple[Any, Any, Any, Any, Any, bool, MatrixView]], rate: jax.Array
             ) -> dict[str, jax.Array]:
   # Scaled by the largest entry, so that no fourth power can overflow or vanish.
   largest = jnp.max(jnp.stack([
@@ -118,7 +121,7 @@ def _finish(leaves: list[tuple[Any, Any, Any, Any, Any, MatrixView]], rate: jax.
   def add(name: str, values: jax.Array) -> None:
     total[name] = total.get(name, jnp.zeros(())) + values
 
-  for w, u, v, factor, condition, view in leaves:
+  for w, u, v, factor, condition, writes, view in leaves:
     w, u = (view.split(x.astype(jnp.float32)) for x in (w, u))
     u = u / scale
     norm = jnp.sum(jnp.square(w), (1, 2))
@@ -135,10 +138,14 @@ def _finish(leaves: list[tuple[Any, Any, Any, Any, Any, MatrixView]], rate: jax.
     if factor is not None:
       add("factor", factor)
       add("factors", jnp.ones_like(factor))
+    if factor is not None and writes:
+      add("writer", factor)
+      add("writers", jnp.ones_like(factor))
     if condition is not None:
       total["condition"] = jnp.maximum(total.get("condition", condition), condition)
   known = {"nu_tail": all(v is not None for _, _, v, *_ in leaves),
            "projection_factor": "factor" in total,
+           "projection_factor_writers": "writer" in total,
            "preconditioner_condition": "condition" in total}
   found = {metric.id: metric.finish(total, rate) for metric in METRICS.values()
            if known.get(metric.id, True)}
