@@ -98,7 +98,8 @@ def measure_step(layout: Layout, params: Any, updates: Any, state: Any, rate: ja
     # The stacks in their order, then what is outside of them.
     ordered = sorted(stacks, key=_place)
     parts = [_finish([(named[p], moves[p], nu.get(p), factors.get(p), conditions.get(p),
-                       axes[p][-1:] == ("embed",), views[p]) for p in stacks[stack]], rate * multipliers[stacks[stack][0]])
+                       axes[p][-1:] == ("embed",), views[p]) for p in stacks[stack]],
+                     rate * multipliers[stacks[stack][0]])
              for stack in ordered]
     common = set.intersection(*(set(part) for part in parts))
     measured[role] = {name: jnp.concatenate([part[name] for part in parts])

@@ -94,7 +94,8 @@ def scale_by_muon(momentum: float = 0.95, nesterov: bool = True, steps: int | ja
 def muon(learning_rate: optax.ScalarOrSchedule, momentum: float = 0.95, nesterov: bool = True,
          weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-10, *,
          steps: int | jax.Array = 5, scale: Literal["width", "rms"] = "width",
-         hidden: Any | None = None, mask: Any | None = None, views: Any | None = None) -> optax.GradientTransformation:
+         hidden: Any | None = None, mask: Any | None = None, views: Any | None = None
+         ) -> optax.GradientTransformation:
   """Muon (Jordan et al. 2024, github.com/KellerJordan/Muon) with AdamW for what is not for it.
 
   w <- w - lr (u + weight_decay w), see `scale_by_muon`.
