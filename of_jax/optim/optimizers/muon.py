@@ -40,8 +40,8 @@ def orthogonalize(matrices_BxRxC: jax.Array, steps: int | jax.Array = 5) -> jax.
     polynomial = b * gram + c * jnp.matmul(gram, gram, precision="highest")
     return a * x_BxRxC + jnp.matmul(polynomial, x_BxRxC, precision="highest")
 
-  x_BxRxC = jax.lax.fori_loop(0, steps, iterate, x_BxRxC)
-  return x_BxRxC.swapaxes(1, 2) if tall else x_BxRxC
+  found: jax.Array = jax.lax.fori_loop(0, steps, iterate, x_BxRxC)
+  return found.swapaxes(1, 2) if tall else found
 
 
 def accumulate(updates: optax.Updates, trace: optax.Updates, momentum: float | jax.Array,
