@@ -105,6 +105,8 @@ def configs(size: str) -> list[tuple[str, Config]]:
   """(label, config) of every width of a size, each with every optimiser and telemetry level."""
   if size != "smoke" and size not in presets.SIZES:
     raise UserError(f"--sizes={size}: no such size; there are smoke, {', '.join(presets.SIZES)}")
+  cli.refuse_overrides({"model.width": "--widths", "optim.name": "--optimisers",
+                        "telemetry.level": "--telemetry"})
   base = presets.smoke() if size == "smoke" else presets.preset(size)
   result = []
   for width in _WIDTHS.value or [str(base.model.width)]:

@@ -8,7 +8,7 @@ import inspect
 import os
 import runpy
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -57,6 +57,13 @@ def run(main: Callable[[], None]) -> None:
 def overrides() -> list[tuple[str, str]]:
   """The (dotted path, text) pairs of the command line's `--config.path=text`, in order."""
   return list(_overrides)
+
+
+def refuse_overrides(taken: Mapping[str, str]) -> None:
+  """Raises UserError for a `--config.PATH` that a flag of the binary decides, as `taken` says."""
+  for path, text in _overrides:
+    if path in taken:
+      raise UserError(f"--config.{path}={text}: {taken[path]} decides it here")
 
 
 def load_config(spec: str, extra: Iterable[tuple[str, str]] = ()) -> config_lib.Config:

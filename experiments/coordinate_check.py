@@ -38,6 +38,9 @@ QUANTITIES = {"stream_rms": "RMS of what the unembedding reads",
 
 def configs() -> list[tuple[str, int, Config]]:
   """(scaling, width, config), resolved."""
+  cli.refuse_overrides({"model.width": "--widths", "optim.scaling": "--scalings",
+                        "train.steps": "--steps", "optim.base_width": "--widths",
+                        "model.heads": "--widths"})
   try:
     widths = [int(text) for text in _WIDTHS.value]
   except ValueError:

@@ -115,6 +115,10 @@ def validate(config: "Config", check: Check, roles: Sequence[str]) -> None:
         f"is part of optim.schedule=wsd and does nothing in {optim.schedule}")
   check(optim.schedule == "wsd" or optim.decay_shape == "linear", "optim.decay_shape",
         f"is part of optim.schedule=wsd and does nothing in {optim.schedule}")
+  check(optim.schedule == "wsd" or optim.decay_fraction == 0.2, "optim.decay_fraction",
+        f"is part of optim.schedule=wsd and does nothing in {optim.schedule}")
+  check(optim.schedule in ("linear", "cosine", "wsd") or optim.final_fraction == 0,
+        "optim.final_fraction", f"does nothing in optim.schedule={optim.schedule}")
   check(optim.decay_steps is None or optim.decay_steps <= config.train.steps, "optim.decay_steps",
         f"is longer than the training, train.steps={config.train.steps}")
 

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from of_jax import config_images, config_model, config_optim, config_telemetry
+from of_jax import config_images, config_model, config_optim, config_telemetry, config_values
 from of_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ ROLES = (*TRAINED_ROLES, "running")
 def _require(condition: bool, path: str, config: "Config", what: str) -> None:
   if not condition:
     section, name = path.split(".")
-    raise UserError(f"config.{path}={getattr(getattr(config, section), name)}: {what}")
+    raise UserError(
+        f"config.{path}={config_values.show(getattr(getattr(config, section), name))}: {what}")
 
 
 _AT_LEAST_ONE = (

@@ -13,8 +13,8 @@ steps, and what the paper sees in 200 epochs of CIFAR-10 is not expected of them
 first and the third claim are expected to fail.
 
 Should print, at smoke: SGD's kurtosis falling from 1.40 and 1.22 to 1.18 and 1.15, Adam's peaking
-at 1.66 to 1.74 with whitened images and at 1.57 to 1.69 without; accuracies of 96.9 % to 99.6 %. The
-second claim alone is reproduced.
+at 1.66 to 1.74 with whitened images and at 1.57 to 1.69 without; accuracies of 96.9 % to 99.6 %.
+The second claim alone is reproduced.
 
 Source of the paper's numbers: He et al. 2024, "Understanding and Minimising Outlier Features in
 Transformer Training" (arXiv 2405.19279 v2), cited below as the paper.

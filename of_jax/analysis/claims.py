@@ -145,7 +145,7 @@ def outliers_need_small_scale(
 
 
 def smaller_peaks(pairs: Sequence[tuple[str, str]], what: str, metric: str = "kurtosis",
-                  factor: float = 1) -> Callable[[Runs], Verdict]:
+                  factor: float = 1, worse_by: float | None = None) -> Callable[[Runs], Verdict]:
   """Judges that in every pair the first run's peak of a metric is below the second's.
 
   Args:
@@ -153,11 +153,18 @@ def smaller_peaks(pairs: Sequence[tuple[str, str]], what: str, metric: str = "ku
     what: the sentence's subject, such as "the smaller learning rate".
     metric: of the stream entering the blocks.
     factor: how many times the first the second must exceed.
+    worse_by: inconclusive where a first's final validation loss is higher by more than this: what
+      learns little grows little.
   """
   def judge(runs: Runs) -> Verdict:
     found = problems(runs, [n for pair in pairs for n in pair])
     if found:
       return unjudged(found)
+    for first, second in pairs:
+      worse = runs[first].final_loss - runs[second].final_loss
+      if worse_by is not None and worse > worse_by:
+        return unjudged({first: f"its loss is {worse:.3f} above that of {second}, more than "
+                                f"{worse_by:g}: it learnt too little to compare"})
     peaks = {n: runs[n].peak(metric) for pair in pairs for n in pair}
     holds = [factor * peaks[a] < peaks[b] for a, b in pairs]
     by = "" if factor == 1 else f" by a factor of {factor:g}"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from of_jax import config_optim, config_values
 from of_jax.analysis.record import flatten, varying
 from of_jax.analysis.runs import Run, loss_unit
 from of_jax.config import Config
@@ -103,10 +104,13 @@ def print_plan(out: Console, planned: Mapping[str, Config],
   flat = {name: flatten(config) for name, config in planned.items()}
   usual = {field: collections.Counter(str(values[field]) for values in flat.values()).most_common(1)
            for field in varying(list(planned.values()))}
+  # What an optimiser does not read is none in its run, and says nothing.
+  not_everybodys = {f"optim.{field}" for field in config_optim.all_own_fields()}
   table = Table("run", "what is not as in most runs", "done")
   for name, values in flat.items():
-    own = [f"{field.rpartition('.')[2]}={values[field]}" for field, [(value, _)] in usual.items()
-           if values[field] is not None and str(values[field]) != value]
+    own = [f"{field.rpartition('.')[2]}={config_values.show(values[field])}"
+           for field, [(value, _)] in usual.items() if str(values[field]) != value
+           and not (values[field] is None and field in not_everybodys)]
     table.add_row(escape(name), escape(", ".join(own)),
                   "yes" if root is not None and (root / name / DONE).exists() else "")
   out.print(table)

@@ -2,6 +2,12 @@
 
 Every optimiser is an optax.GradientTransformation. On plain arrays, one of two axes or more is
 [..., in, out] and batched over what leads; `views` and `mask` say otherwise.
+
+What gradients of an unusual size do, in all of them: zeros leave weight decay and what momentum
+there is; sizes from 1e-20 to 1e15 leave parameters and state finite. Squares end at 1.8e19 in
+float32: above, adafactor, soap, rotated_adafactor and shampoo give NaN, unless the gradient is
+clipped before (`optim.clip_norm`), which makes zeros of it. A NaN makes NaN of its own matrix and
+of that one's state, and of all where the gradient is clipped by the norm of all.
 """
 
 from of_jax.optim.build import build_optimizer, describe

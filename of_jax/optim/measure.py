@@ -44,6 +44,9 @@ METRICS = {
     "projection_factor": (
         "full", "mean over matrices of |w at init| / |w before projection|", "ratio",
         "0 and above", "Lyle et al. 2024, 2407.01800, Sec. 3"),
+    "projection_factor_writers": (
+        "full", "the same mean over matrices that write to the residual stream, whose function it "
+        "changes", "ratio", "0 and above", "Lyle et al. 2024, 2407.01800, Sec. 3"),
     "preconditioner_condition": (
         "full", "largest over matrices and sides of max(e) / min(e), e the factor's eigenvalues: "
         "q^T L q in the basis in use, or as of the last refresh", "ratio",
@@ -61,6 +64,7 @@ _FINISH: dict[str, Callable[[Sums, jax.Array], jax.Array]] = {
     "effective_lr_squared": lambda s, rate: rate / s["w2"],
     "radial_share": lambda s, _: s["radial"] / s["u2"],
     "projection_factor": lambda s, _: s["factor"] / s["factors"],
+    "projection_factor_writers": lambda s, _: s["writer"] / s["writers"],
     "preconditioner_condition": lambda s, _: s["condition"],
 }
 
@@ -99,7 +103,7 @@ def measure_step(layout: Layout, params: Any, gradients: Any, updates: Any, stat
     # The stacks in their order, then what is outside of them.
     ordered = sorted(stacks, key=_place)
     parts = [_finish([_Leaf(named[p], slopes[p], moves[p], nu.get(p), factors.get(p),
-                            conditions.get(p), views[p])
+                            conditions.get(p), axes[p][-1:] == ("embed",), views[p])
                       for p in stacks[stack]], rate * multipliers[stacks[stack][0]])
              for stack in ordered]
     common = set.intersection(*(set(part) for part in parts))
@@ -113,7 +117,10 @@ def _place(stack: tuple[Any, ...] | None) -> float:
 
 
 class _Leaf(NamedTuple):
-  """One parameter in one stack; what an optimiser does not have is None."""
+  """One parameter in one stack; what an optimiser does not have is None.
+
+  `writes`: to the residual stream.
+  """
 
   weight: jax.Array
   gradient: jax.Array
@@ -121,6 +128,7 @@ class _Leaf(NamedTuple):
   nu: jax.Array | None
   factor: jax.Array | None
   condition: jax.Array | None
+  writes: bool
   view: MatrixView
 
 
@@ -133,7 +141,7 @@ def _finish(leaves: list[_Leaf], rate: jax.Array) -> dict[str, jax.Array]:
   def add(name: str, values: jax.Array) -> None:
     total[name] = total.get(name, jnp.zeros(())) + values
 
-  for w, g, u, v, factor, condition, view in leaves:
+  for w, g, u, v, factor, condition, writes, view in leaves:
     w, g, u = (view.split(x.astype(jnp.float32)) for x in (w, g, u))
     g, u = g / scale_g[:, None, None], u / scale_u[:, None, None]
     norm = jnp.sum(jnp.square(w), (1, 2))
@@ -152,10 +160,14 @@ def _finish(leaves: list[_Leaf], rate: jax.Array) -> dict[str, jax.Array]:
     if factor is not None:
       add("factor", factor)
       add("factors", jnp.ones_like(factor))
+    if factor is not None and writes:
+      add("writer", factor)
+      add("writers", jnp.ones_like(factor))
     if condition is not None:
       total["condition"] = jnp.maximum(total.get("condition", condition), condition)
   known = {"nu_tail": all(leaf.nu is not None for leaf in leaves),
            "projection_factor": "factor" in total,
+           "projection_factor_writers": "writer" in total,
            "preconditioner_condition": "condition" in total}
   found = {id_: finish(total, rate) for id_, finish in _FINISH.items() if known.get(id_, True)}
   return {name: jnp.where(jnp.isfinite(value), value, jnp.nan) for name, value in found.items()}

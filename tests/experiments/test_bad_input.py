@@ -73,6 +73,8 @@ def test_train(mistake: str, tmp_path: Path) -> None:
     (["experiments.study", "--study=op_block", "--scale=smok", "--root=x"], "smoke"),
     (["experiments.benchmark", "--sizes=huge"], "no such size; there are smoke"),
     (["experiments.benchmark", "--optimisers=adam"], "did you mean adamw?"),
+    (["experiments.benchmark", "--config.model.width=32"], "--widths decides it here"),
+    (["experiments.coordinate_check", "--out=x", "--config.train.steps=3"], "--steps decides it"),
     (["experiments.benchmark", "--optimisers=adamw:max_precond_dim=8"], "does not read it"),
     (["experiments.report", "--root=nowhere"], "nowhere"),
     (["experiments.prepare_data", "--corpus=wikipedia"], "wikipedia"),

@@ -227,7 +227,8 @@ def test_dry_run_lists_and_leaves_nothing(tmp_path, few):
 def test_dry_run_says_only_what_a_run_has():
   out = io.StringIO()
   study.list_runs("optimisers", "smoke", None, console=Console(file=out, width=300))
-  assert "name=soap" in out.getvalue() and "=None" not in out.getvalue()
+  assert "name=soap" in out.getvalue() and "clip_norm=none" in out.getvalue()
+  assert "b1=none" not in out.getvalue() and "=None" not in out.getvalue()
 
 
 @pytest.mark.parametrize("path, text, message", [

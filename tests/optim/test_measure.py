@@ -74,12 +74,31 @@ def test_every_metric_is_its_formula() -> None:
       if role == "hidden":
         expected["projection_factor"].append(np.mean([
             leaf(factors, name, layer or 0) for name, layer in group]))
-    del expected["preconditioner_condition"]
+    # There are no preconditioners, and stack 1 has no matrix that writes to the stream.
+    del expected["preconditioner_condition"], expected["projection_factor_writers"]
     if role != "hidden":
       del expected["projection_factor"]
     assert found[role].keys() == expected.keys()
     for name, values in expected.items():
       np.testing.assert_allclose(found[role][name], values, rtol=1e-5, err_msg=f"{role} {name}")
+
+
+def test_projection_of_what_writes_to_the_stream() -> None:
+  """Of a layer's two matrices, grown twofold and threefold, the one whose columns are neurons."""
+  params = {"stacks": {"0": {"a": jnp.ones((2, 4, 6)), "b": jnp.ones((2, 6, 4))}}}
+  roles, axes = ({"stacks": {"0": {name: tree["stacks"]["0"][name] for name in "ab"}}}
+                 for tree in (ROLES, AXES))
+  optim = config_lib.apply_overrides(Config(), [
+      ("optim.name", "sgd"), ("optim.momentum", "0"), ("optim.weight_decay", "0"),
+      ("optim.clip_norm", "none"), ("optim.projection_every", "1")]).optim
+  optimizer = build_optimizer(optim, lambda step: 1.0, roles, axes, params)
+  gradients = {"stacks": {"0": {"a": -params["stacks"]["0"]["a"],
+                                "b": -2 * params["stacks"]["0"]["b"]}}}
+  updates, state = optimizer.update(gradients, optimizer.init(params), params)
+  found = measure_step(lay_out(optim, roles, axes, params), params, gradients, updates, state,
+                       jnp.float32(1))["hidden"]
+  np.testing.assert_allclose(found["projection_factor_writers"], [1 / 3] * 2, rtol=1e-6)
+  np.testing.assert_allclose(found["projection_factor"], [(1 / 2 + 1 / 3) / 2] * 2, rtol=1e-6)
 
 
 def test_condition_of_the_preconditioner() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+import of_jax.optim
 from of_jax import config as config_lib
 from of_jax import variants
 from of_jax.config import Config, OptimConfig
@@ -68,6 +69,8 @@ def test_table_has_every_optimizer() -> None:
 LEAVES = {
     "table": ("embedding", ("vocab", "embed"), (16, 8)),
     "query": ("hidden", ("layers", "embed", "heads", "head_dim"), (2, 8, 4, 2)),
+    # The same numbers as `query`, whose heads are columns of one matrix.
+    "twin": ("hidden", ("layers", "embed", "mlp"), (2, 8, 8)),
     "down": ("hidden", ("layers", "mlp", "embed"), (2, 16, 8)),
     "offset": ("bias", ("layers", "heads", "head_dim"), (2, 4, 2)),
     "norm": ("norm", ("layers", "channel"), (2, 8)),
@@ -84,8 +87,8 @@ NETWORK: Any = types.SimpleNamespace(
 
 @pytest.mark.parametrize("row", TABLE)
 def test_conforms(row: str, make_config: MakeConfig, tmp_path: Path) -> None:
-  """On eight devices: dtypes, shardings, one executable, the single device's numbers, gradients of
-  every size, and the state through a checkpoint.
+  """On eight devices: dtypes, shardings, one executable, the single device's numbers, heads as
+  columns, gradients of every size, and the state through a checkpoint.
   """
   config = make_config(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
   mesh = make_mesh(config)
@@ -94,9 +97,13 @@ def test_conforms(row: str, make_config: MakeConfig, tmp_path: Path) -> None:
                               NETWORK.shapes)
   shardings = state_shardings(mesh, NETWORK, optimizer)
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: np.asarray(rng.normal(size=x.shape), np.float32), NETWORK.shapes)
-  grads = [jax.tree.map(lambda x: np.asarray(rng.normal(size=x.shape), np.float32), params)
-           for _ in range(2)]
+
+  def draw() -> dict[str, Any]:
+    leaves = {name: np.asarray(rng.normal(size=x.shape), np.float32)
+              for name, x in NETWORK.shapes.items()}
+    return leaves | {"twin": leaves["query"].reshape(2, 8, 8)}
+
+  params, grads = draw(), [draw(), draw()]
 
   def step(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
     updates, state = optimizer.update(grads, state, params)
@@ -125,8 +132,13 @@ def test_conforms(row: str, make_config: MakeConfig, tmp_path: Path) -> None:
     single, single_state = alone(g, single_state, single)
   for name, leaf in single.items():
     np.testing.assert_allclose(moved[name], leaf, rtol=1e-4, atol=1e-5, err_msg=name)
+  np.testing.assert_allclose(single["twin"], single["query"].reshape(2, 8, 8), rtol=1e-5,
+                             atol=1e-6)
 
-  check_gradients_of_every_size(optimizer, alone, params)
+  check_gradients_of_every_size(row, alone, params, optimizer.init(params))
+  half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), NETWORK.shapes)
+  updates, _ = jax.eval_shape(optimizer.update, half, jax.eval_shape(optimizer.init, half), half)
+  assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(updates))
 
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save({"params": moved, "opt_state": state}, 2)
@@ -139,28 +151,62 @@ def test_conforms(row: str, make_config: MakeConfig, tmp_path: Path) -> None:
     assert ours.sharding == theirs.sharding
 
 
-def check_gradients_of_every_size(optimizer: optax.GradientTransformation,
-                                  step: Callable[..., Any], params: dict[str, Any]) -> None:
-  """Zero gradients leave decay alone; sizes from 1e-20 to 1e15 are finite; NaN shows, in place."""
-  state = optimizer.init(params)
-  rng = np.random.default_rng(1)
-  noise = jax.tree.map(lambda x: np.asarray(rng.normal(size=x.shape), np.float32), params)
-  still, _ = step(jax.tree.map(np.zeros_like, params), state, params)
+def check_gradients_of_every_size(row: str, step: Callable[..., Any], params: dict[str, Any],
+                                  state: Any) -> None:
+  """Two steps each, since SOAP's first moves nothing. Zero gradients leave the decay of the roles
+  that decay; from 1e-20 to 1e15 all is finite; NaN shows, in place.
+  """
+  noise = jax.tree.map(lambda x: np.asarray(
+      np.random.default_rng(1).normal(size=x.shape), np.float32), params)
+
+  def twice(grads: dict[str, Any]) -> tuple[Any, Any]:
+    return step(grads, *reversed(step(grads, state, params)))
+
+  still, _ = twice(jax.tree.map(np.zeros_like, params))
+  projects = "projection_every" in TABLE[row][0]
   for name, leaf in still.items():
-    start = params[name]
+    role, start = LEAVES[name][0], params[name]
     ratio = np.linalg.norm(leaf) / np.linalg.norm(start)
     assert np.linalg.norm(leaf / ratio - start) < 1e-5 * np.linalg.norm(start), name
-    assert 1 - 0.01 * 0.1 * 10 - 1e-6 < ratio < 1 + 1e-6, name
+    if projects and role != "unembedding":
+      continue
+    # Rates 0.01 and 0.005 at decay 0.1; AdamP and SGDP take all of a weight that no gradient turns
+    # for scale-invariant, and decay it by a tenth; SOAP's first step does not decay.
+    decay = 0.1 * (0.01 * (row not in ("soap", "rotated_adafactor")) + 0.005)
+    tenth = 0.1 if row in ("adamp", "sgdp") else 1
+    if role not in ("embedding", "hidden", "unembedding"):
+      decay = 0
+    assert any(abs(ratio - 1 + share * decay) < 2e-6 for share in (1, tenth)), (name, ratio)
   for size in (1e-20, 1e15):
-    moved, _ = step(jax.tree.map(lambda x: np.float32(size) * x, noise), state, params)
-    for name, leaf in moved.items():
-      assert np.all(np.isfinite(leaf)), (name, size)
-  # SOAP's first step moves nothing, whatever it is given.
-  _, state = step(noise, state, params)
-  bad = {**noise, "head": np.full_like(noise["head"], np.nan)}
-  moved, _ = step(bad, state, params)
+    for leaf in jax.tree.leaves(twice(jax.tree.map(lambda x: np.float32(size) * x, noise))):
+      assert np.all(np.isfinite(leaf)), size
+  _, warm = step(noise, state, params)
+  moved, _ = step({**noise, "head": np.full_like(noise["head"], np.nan)}, warm, params)
   for name, leaf in moved.items():
     assert np.all(np.isnan(leaf) if name == "head" else np.isfinite(leaf)), name
+
+
+# Arguments that shape arrays, which no traced number can.
+STATIC = {"soap": "max_precond_dim", "rotated_adafactor": "max_precond_dim",
+          "shampoo": "max_precond_dim"}
+
+
+@pytest.mark.parametrize("name", ("adafactor", "adamp", "muon", "rotated_adafactor", "sgdp",
+                                  "shampoo", "sinkgd", "soap"))
+def test_hyperparameters_may_be_injected(name: str) -> None:
+  """Traced, as in a jitted step: every number of the factory is part of the state."""
+  params = {"w": jnp.ones((3, 4)), "b": jnp.ones(4)}
+  make = getattr(of_jax.optim, name)
+  optimizer = optax.inject_hyperparams(make, static_args=STATIC.get(name, ()))(learning_rate=0.1)
+  state = optimizer.init(params)
+  updates, after = jax.eval_shape(optimizer.update, params, state, params)
+  assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+  assert "learning_rate" in after.hyperparams
+  if name == "sinkgd":
+    # The number of iterations, changed in the state, is what acts.
+    state.hyperparams["iterations"] = jnp.int32(0)
+    none, _ = optimizer.update(params, state, params)
+    np.testing.assert_allclose(none["w"], -0.1 * params["w"])
 
 
 @pytest.mark.parametrize("row", TABLE)

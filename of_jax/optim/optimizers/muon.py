@@ -19,7 +19,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 _FLOOR = 1e-7
 
 
-def orthogonalize(matrices_BxRxC: jax.Array, steps: int = 5) -> jax.Array:
+def orthogonalize(matrices_BxRxC: jax.Array, steps: int | jax.Array = 5) -> jax.Array:
   """Brings the singular values of each matrix near 1 and keeps its singular vectors.
 
   X <- X / |X|; then `steps` times X <- a X + (b A + c A^2) X with A = X X^T, on the side that is
@@ -34,11 +34,14 @@ def orthogonalize(matrices_BxRxC: jax.Array, steps: int = 5) -> jax.Array:
   x_BxRxC = x_BxRxC.swapaxes(1, 2) if tall else x_BxRxC
   norm = jnp.sqrt(jnp.sum(jnp.square(x_BxRxC), (1, 2), keepdims=True))
   x_BxRxC /= norm + _FLOOR
-  for _ in range(steps):
+
+  def iterate(_: Any, x_BxRxC: jax.Array) -> jax.Array:
     gram = jnp.matmul(x_BxRxC, x_BxRxC.swapaxes(1, 2), precision="highest")
     polynomial = b * gram + c * jnp.matmul(gram, gram, precision="highest")
-    x_BxRxC = a * x_BxRxC + jnp.matmul(polynomial, x_BxRxC, precision="highest")
-  return x_BxRxC.swapaxes(1, 2) if tall else x_BxRxC
+    return a * x_BxRxC + jnp.matmul(polynomial, x_BxRxC, precision="highest")
+
+  found: jax.Array = jax.lax.fori_loop(0, steps, iterate, x_BxRxC)
+  return found.swapaxes(1, 2) if tall else found
 
 
 def accumulate(updates: optax.Updates, trace: optax.Updates, momentum: float | jax.Array,
@@ -48,7 +51,7 @@ def accumulate(updates: optax.Updates, trace: optax.Updates, momentum: float | j
   return (optax.tree.update_moment(updates, trace, momentum, 1) if nesterov else trace), trace
 
 
-def scale_by_muon(momentum: float = 0.95, nesterov: bool = True, steps: int = 5,
+def scale_by_muon(momentum: float = 0.95, nesterov: bool = True, steps: int | jax.Array = 5,
                   scale: Literal["width", "rms"] = "width", views: Any | None = None
                   ) -> optax.GradientTransformation:
   """The orthogonalised momentum of matrices.
@@ -90,8 +93,9 @@ def scale_by_muon(momentum: float = 0.95, nesterov: bool = True, steps: int = 5,
 
 def muon(learning_rate: optax.ScalarOrSchedule, momentum: float = 0.95, nesterov: bool = True,
          weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-10, *,
-         steps: int = 5, scale: Literal["width", "rms"] = "width", hidden: Any | None = None,
-         mask: Any | None = None, views: Any | None = None) -> optax.GradientTransformation:
+         steps: int | jax.Array = 5, scale: Literal["width", "rms"] = "width",
+         hidden: Any | None = None, mask: Any | None = None, views: Any | None = None
+         ) -> optax.GradientTransformation:
   """Muon (Jordan et al. 2024, github.com/KellerJordan/Muon) with AdamW for what is not for it.
 
   w <- w - lr (u + weight_decay w), see `scale_by_muon`.

@@ -36,7 +36,8 @@ def rotated_adafactor(
 
   r and c are moving averages, of decay b2, of the means of G'^2 over columns and rows. As in He et
   al., what else AdaFactor has is left out: the step does not grow with the parameter's norm, the
-  update's RMS is not clipped, the decay does not depend on the step. Arguments as in `soap`.
+  update's RMS is not clipped, the decay does not depend on the step. Arguments as in `soap`,
+  `max_precond_dim` static under `optax.inject_hyperparams` too.
   """
   return optax.chain(
       scale_by_rotated_adafactor(b1, b2, shampoo_beta, eps, precondition_frequency,

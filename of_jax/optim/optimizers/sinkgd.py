@@ -19,31 +19,37 @@ _FLOOR = 1e-30
 
 
 def normalize(matrices_BxRxC: jax.Array, norms: Sequence[str] = ("rows", "columns"),
-              iterations: int = 5) -> jax.Array:
+              iterations: int | jax.Array = 5) -> jax.Array:
   """Brings each matrix onto the unit ball of every norm in turn, `iterations` times over.
 
   `rows`, `columns` and `matrix` divide each row, each column or the matrix by its RMS. `spectrum`
   makes all singular values equal, at RMS 1 over the entries: the Newton-Schulz form of
   (X X^T)^(-1/2) X (of_jax.optim.optimizers.muon), which SWAN uses (Ma et al. 2024, 2412.13148).
   With rows and columns this is the Sinkhorn-like iteration of Scetbon et al. 2025 (2502.06742,
-  Alg. 3), whose fixed point has rows and columns of RMS 1; the last norm holds exactly.
+  Alg. 3), whose fixed point has rows and columns of RMS 1; the last norm holds exactly, the others
+  to the more digits the more iterations: the paper's 5 come near, 40 reach 1e-5 of it on random
+  matrices.
 
   What is all zeros stays so; the result does not depend on the gradient's size.
   """
   x_BxRxC = matrices_BxRxC.astype(jnp.float32)
   # Brought to a largest entry of 1 first, so that no square overflows or vanishes.
   x_BxRxC = x_BxRxC / jnp.maximum(jnp.max(jnp.abs(x_BxRxC), (1, 2), keepdims=True), _FLOOR)
-  for _ in range(iterations):
+
+  def iterate(_: Any, x_BxRxC: jax.Array) -> jax.Array:
     for norm in norms:
       if norm == "spectrum":
         x_BxRxC = orthogonalize(x_BxRxC) * max(x_BxRxC.shape[1:]) ** 0.5
       else:
         square = jnp.mean(jnp.square(x_BxRxC), _AXES[norm], keepdims=True)
         x_BxRxC = x_BxRxC * jax.lax.rsqrt(jnp.maximum(square, _FLOOR))
-  return x_BxRxC
+    return x_BxRxC
+
+  normalized: jax.Array = jax.lax.fori_loop(0, iterations, iterate, x_BxRxC)
+  return normalized
 
 
-def scale_by_mngd(norms: Sequence[str] = ("rows", "columns"), iterations: int = 5,
+def scale_by_mngd(norms: Sequence[str] = ("rows", "columns"), iterations: int | jax.Array = 5,
                   views: Any | None = None) -> optax.GradientTransformation:
   """Multi-normalised gradient descent (Scetbon et al. 2025, 2502.06742, Alg. 1), stateless.
 
@@ -74,7 +80,7 @@ def scale_by_mngd(norms: Sequence[str] = ("rows", "columns"), iterations: int = 
   return optax.GradientTransformation(init, update)
 
 
-def sinkgd(learning_rate: optax.ScalarOrSchedule, iterations: int = 5,
+def sinkgd(learning_rate: optax.ScalarOrSchedule, iterations: int | jax.Array = 5,
            norms: Sequence[str] = ("rows", "columns"), weight_decay: float = 0.0, b1: float = 0.9,
            b2: float = 0.999, eps: float = 1e-8, *, hidden: Any | None = None,
            mask: Any | None = None, views: Any | None = None) -> optax.GradientTransformation:
