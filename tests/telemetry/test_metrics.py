@@ -73,7 +73,7 @@ def of_tokens(x_BxTxD: np.ndarray) -> dict[str, np.ndarray]:
       "excess_kurtosis_token": np.mean(np.maximum(
           np.mean(x ** 4, 1) / (np.sum(centred ** 2, 1) / np.float64(d - 1)) ** 2 - 3, 0)),
       "top_neurons": np.where(is_known, top, np.nan),
-      "top_neuron_share": s2[top] / s2.sum(),
+      "top_neuron_share": np.where(is_known, s2[top] / s2.sum(), np.nan),
       "top_neuron_mean": np.where(is_known, x.mean(0)[top] / np.sqrt(s2[top]), np.nan),
       "active_fraction_token": rate.mean(),
       "active_fraction_sequence": np.mean(active.max(1)),
@@ -91,7 +91,7 @@ def check(measured: dict[str, jax.Array], x_BxTxD: np.ndarray, names: set[str] |
   """Of `names` alone, or of every metric."""
   expected = reference(x_BxTxD)
   if names is not None:
-    expected = {name: expected[name] for name in names}
+    measured, expected = ({name: of[name] for name in names} for of in (measured, expected))
   assert measured.keys() == expected.keys()
   for name, value in measured.items():
     kind = name.removesuffix("_no_first")
