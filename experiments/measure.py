@@ -7,6 +7,7 @@ On one device, whatever mesh trained the run. The data are the run's own evaluat
 --analyse asks for what is more than a number a layer. DIR gets measure.json and figures.
 """
 
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -183,7 +184,9 @@ def _check() -> str | list[int]:
 def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
   for name in names:
     if name not in known:
-      raise UserError(f"--{flag}={name}: there are {', '.join(known)}")
+      close = difflib.get_close_matches(name, known, n=1)
+      raise UserError(f"--{flag}={name}: " + (
+          f"no such name; did you mean {close[0]}?" if close else f"there are {', '.join(known)}"))
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import dataclasses
 import difflib
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from of_jax import variants
@@ -94,8 +94,12 @@ def _declared(name: str, folder: str, file: str) -> Declared:
   kind, sites, every, metrics = (variants.literal(folder, file, constant)
                                  for constant in ("KIND", "SITES", "EVERY", "METRICS"))
   return Declared(name, kind, tuple(sites), every, tuple(
-      Metric(id_, name, level, *about, kind == "activations")
-      for id_, (level, *about) in metrics.items()))
+      _metric(id_, name, row, kind == "activations") for id_, row in metrics.items()))
+
+
+def _metric(id_: str, family: str, row: Sequence[str], has_no_first: bool) -> Metric:
+  level, formula, unit, range_, reference = row
+  return Metric(id_, family, level, formula, unit, range_, reference, has_no_first)
 
 
 @functools.cache
@@ -218,7 +222,7 @@ def user_family(text: str) -> Declared:
       raise UserError(f"{where}: the class does not state metrics = "
                       '{"id": ("formula", "unit", "range", "reference")}')
   return Declared(text, "activations", (), 0, tuple(
-      Metric(id_, text, "basic", *row, isinstance(node, ast.ClassDef))
+      _metric(id_, text, ("basic", *row), isinstance(node, ast.ClassDef))
       for id_, row in rows.items()))
 
 

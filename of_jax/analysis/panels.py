@@ -98,7 +98,7 @@ def timeline(run: Run) -> list[Panel]:
   births, shared = found.births(), [math.nan, *found.persistence()]
   for layer, sightings in enumerate(found.layers):
     neurons = sorted({one.neuron for one in sightings})
-    lines = tuple(Line(_born(neuron, births[layer]), [one.step for one in mine],
+    lines = tuple(Line(_named(mine[-1], births[layer]), [one.step for one in mine],
                        [neuron] * len(mine), [_finite(one.share) for one in mine])
                   for neuron in neurons
                   for mine in [[one for one in sightings if one.neuron == neuron]])
@@ -108,7 +108,7 @@ def timeline(run: Run) -> list[Panel]:
       panels.append(Panel(
           f"layer {layer}{below}", "step", "index of the neuron", "the neurons of largest mean "
           "square over tokens in the stream entering the block; a dot's area is the neuron's share "
-          "of the layer's sum of squares", lines))
+          "of the layer's sum of squares; its sign that of its mean", lines))
   return panels
 
 
@@ -122,8 +122,11 @@ def of_run(run: Run) -> dict[str, list[Panel]]:
   return {title: shown for title, shown in found.items() if shown}
 
 
-def _born(neuron: int, births: Mapping[int, int]) -> str:
-  return f"neuron {neuron}" + (f", since step {births[neuron]:,}" if neuron in births else "")
+def _named(last: identity.Sighting, births: Mapping[int, int]) -> str:
+  """The neuron, the sign of its mean when it was last seen, and since when it is always there."""
+  sign = "" if math.isnan(last.mean) else " (+)" if last.mean >= 0 else " (-)"
+  return f"neuron {last.neuron}{sign}" + (
+      f", since step {births[last.neuron]:,}" if last.neuron in births else "")
 
 
 def _of_outlier_dimensions(analysis: Mapping[str, Any]) -> list[Panel]:

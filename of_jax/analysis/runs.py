@@ -168,9 +168,18 @@ def load_run(path: str | pathlib.Path) -> Run:
 
 
 def read_analysis(run: Run, name: str) -> Mapping[str, Any] | None:
-  """What of_jax.analysis.over_training left in the run directory as NAME.json; None without."""
+  """What of_jax.analysis.over_training left in the run directory as NAME.json; None without.
+
+  Raises:
+    UserError: a file of that name that holds something else.
+  """
   path = run.path / f"{name}.json"
-  return _read_object(path) if path.is_file() else None
+  if not path.is_file():
+    return None
+  value = _read_object(path)
+  if value.get("analysis") != name or not value.get("steps"):
+    raise UserError(f"{path}: not the analysis of that name; remove it and run the study again")
+  return value
 
 
 def read_config(path: pathlib.Path) -> config_lib.Config:

@@ -89,7 +89,8 @@ class Activations:
   @functools.cached_property
   def within_BxT(self) -> jax.Array:
     """True for the tokens whose squares are finite."""
-    return self.max_BxT <= _LARGEST_SQUARED
+    within_BxT: jax.Array = self.max_BxT <= _LARGEST_SQUARED
+    return within_BxT
 
   @functools.cached_property
   def is_within_G(self) -> jax.Array:

@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from of_jax.telemetry.activations import FIRST, REST, Activations
 
 Statistics = dict[str, jax.Array]
 # An integer cannot be NaN: the smallest one stands for undefined, and is null in JSON.
-UNDEFINED = jnp.iinfo(jnp.int32).min
+UNDEFINED = np.iinfo(np.int32).min
 
 
 class Family:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +52,10 @@ class Telemetry:
     return cls(tuple((site, names) for site, names in plan if names), selection.ids)
 
   @classmethod
-  def at_level(cls, level: str, model_kind: str = "transformer") -> "Telemetry":
+  def at_level(cls, level: Literal["off", "basic", "full"], model_kind: str = "transformer"
+               ) -> "Telemetry":
     """What `telemetry.level` alone asks for of activations inside the train step."""
-    return cls.of(dataclasses.replace(TelemetryConfig(), level=level), model_kind)
+    return cls.of(TelemetryConfig(level=level), model_kind)
 
   @property
   def sites(self) -> tuple[str, ...]:

@@ -147,9 +147,9 @@ def test_panels_hold_the_numbers_and_say_what_they_are(tmp_path) -> None:
   assert shown["Spectra"][0].lines[0].y == [3.0] and shown["Spectra"][1].lines[0].y == [3.0]
   timeline = shown["The largest neurons over training, stream entering each block"]
   dots = {line.name: line for line in timeline[0].lines}
-  assert set(dots) == {"neuron 2", "neuron 4, since step 2", "neuron 9, since step 3"}
-  assert dots["neuron 4, since step 2"].x == [2, 3] and dots["neuron 4, since step 2"].sizes == [
-      0.5, 0.5]
+  assert set(dots) == {"neuron 2 (+)", "neuron 4 (-), since step 2", "neuron 9 (+), since step 3"}
+  stays = dots["neuron 4 (-), since step 2"]
+  assert stays.x == [2, 3] and stays.y == [4, 4] and stays.sizes == [0.5, 0.5]
   assert "50% of the last" in timeline[1].title
 
   drawn = page_data.page_data({"run": run})["analyses"]

@@ -167,21 +167,21 @@ def test_batches_of_tokens(run: Path, token_file: Path) -> None:
 def test_what_interventions_do_to_an_array() -> None:
   """Against NumPy float64: at the layer that is named, at the neurons that are, and nowhere else.
   """
-  x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 8)), jnp.float32)
   mean = np.array([[1.5, -2], [0.25, 4]], np.float32)
-  chosen = [1, 6]
+  chosen, wide = [1, 6], np.asarray(x, np.float64)
   sylvester = np.array([[1, 1], [1, -1]]) / np.sqrt(2)
   expected = {
       "zero": np.zeros((2, 3, 2)), "mean": np.broadcast_to(mean[1], (2, 3, 2)),
-      "clip": np.clip(x[..., chosen].astype(np.float64), -0.5, 0.5),
-      "rotate": x[..., chosen].astype(np.float64) @ sylvester}
+      "clip": np.clip(wide[..., chosen], -0.5, 0.5),
+      "rotate": wide[..., chosen] @ sylvester}
   for kind, value in expected.items():
     one = Intervention(kind, "mlp_in", (1, 6), 1, 0.5 if kind == "clip" else None)
     change = interventions.apply([one], [mean if kind == "mean" else None])
     got = np.asarray(jax.jit(lambda a, layer: change("mlp_in", a, layer))(x, 2))
     np.testing.assert_allclose(got[..., chosen], value, rtol=1e-6, atol=1e-7, err_msg=kind)
     rest = [j for j in range(8) if j not in chosen]
-    np.testing.assert_array_equal(got[..., rest], x[..., rest])
+    np.testing.assert_array_equal(got[..., rest], wide[..., rest])
     np.testing.assert_array_equal(change("mlp_in", x, 1), x, err_msg=f"{kind} at another layer")
     np.testing.assert_array_equal(change("mlp_out", x, 2), x, err_msg=f"{kind} at another site")
   matrix = interventions.hadamard(12)
@@ -292,15 +292,17 @@ def test_the_binary(run: Path, tmp_path: Path) -> None:
   assert {"share", "loss", "loss_pruned", "loss_change"} <= set(sparse["pruning"])
 
 
-def test_a_mistake_of_the_binary_is_one_line_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
-  out = f"--out={tmp_path / 'out'}"
+@pytest.mark.parametrize("argument, message", (
+    ("--step=7", "no checkpoint at step 7; there are 0, 1, 2, 3"),
+    pytest.param("--tokens=DIR/large.npy", "token 64 is not in [0, 64)", marks=pytest.mark.slow),
+    pytest.param("--corpus=python_stdlib", "without a tokenizer", marks=pytest.mark.slow),
+    pytest.param("--intervene=zero:final:0:99", "neuron 99; there are 0 to 31",
+                 marks=pytest.mark.slow)))
+def test_a_mistake_of_the_binary_is_one_line_and_leaves_nothing(
+    argument: str, message: str, run: Path, tmp_path: Path) -> None:
   np.save(tmp_path / "large.npy", np.full(100, 64))
-  for arguments, message in (
-      ((f"--run={run}", "--step=7"), "no checkpoint at step 7; there are 0, 1, 2, 3"),
-      ((f"--run={run}", f"--tokens={tmp_path / 'large.npy'}"), "token 64 is not in [0, 64)"),
-      ((f"--run={run}", "--corpus=python_stdlib"), "without a tokenizer"),
-      ((f"--run={run}", "--intervene=zero:final:0:99"), "neuron 99; there are 0 to 31")):
-    done = measure(*arguments, out)
-    assert done.returncode == 1 and message in done.stderr, done.stderr
-    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+  done = measure(f"--run={run}", argument.replace("DIR", str(tmp_path)),
+                 f"--out={tmp_path / 'out'}")
+  assert done.returncode == 1 and message in done.stderr, done.stderr
+  assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
+  assert not (tmp_path / "out").exists()

@@ -81,7 +81,7 @@ def test_train(mistake: str, tmp_path: Path) -> None:
     (["experiments.prepare_data", "--config.data.corpus=x"], "takes no config"),
     (["experiments.measure"], "--run is missing"),
     (["experiments.measure", "--run=nowhere"], "nowhere: not a run directory"),
-    (["experiments.measure", "--run=x", "--metrics=kurtosys"], "there are kurtosis"),
+    (["experiments.measure", "--run=x", "--metrics=kurtosys"], "did you mean kurtosis?"),
     (["experiments.measure", "--run=x", "--tokens=a", "--text=b"], "give one of them"),
 ), ids=lambda value: value[0] if isinstance(value, list) else "")
 def test_other_binaries(arguments: list[str], message: str) -> None:

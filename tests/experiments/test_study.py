@@ -156,13 +156,18 @@ def test_each_run_is_analysed_once_before_its_claims_are_judged(tmp_path, few, m
   def analyse(path, name):
     assert (path / "DONE").exists()
     analysed.append((path.name, name))
-    (path / f"{name}.json").write_text("{}")
+    (path / f"{name}.json").write_text(json.dumps(
+        {"analysis": name, "tokens": 1, "batch_tokens": 1, "definition": "",
+         "steps": [{"step": 0, "layers": []}]}))
 
   execute(tmp_path, analyse=analyse)
   assert analysed == [(name, "sparsity") for name in few]
   (tmp_path / few[1] / "sparsity.json").unlink()
   execute(tmp_path, analyse=analyse)
   assert analysed[4:] == [(few[1], "sparsity")]
+  (tmp_path / few[0] / "sparsity.json").write_text("{}")
+  with pytest.raises(UserError, match="not the analysis of that name"):
+    execute(tmp_path, analyse=analyse)
 
 
 def test_workers_share_the_runs_and_take_over_what_a_dead_one_held(tmp_path, few, monkeypatch):

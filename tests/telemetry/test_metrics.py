@@ -73,7 +73,7 @@ def of_tokens(x_BxTxD: np.ndarray) -> dict[str, np.ndarray]:
       "excess_kurtosis_token": np.mean(np.maximum(
           np.mean(x ** 4, 1) / (np.sum(centred ** 2, 1) / np.float64(d - 1)) ** 2 - 3, 0)),
       "top_neurons": np.where(is_known, top, np.nan),
-      "top_neuron_share": s2[top] / s2.sum(),
+      "top_neuron_share": np.where(is_known, s2[top] / s2.sum(), np.nan),
       "top_neuron_mean": np.where(is_known, x.mean(0)[top] / np.sqrt(s2[top]), np.nan),
       "active_fraction_token": rate.mean(),
       "active_fraction_sequence": np.mean(active.max(1)),
@@ -91,7 +91,7 @@ def check(measured: dict[str, jax.Array], x_BxTxD: np.ndarray, names: set[str] |
   """Of `names` alone, or of every metric."""
   expected = reference(x_BxTxD)
   if names is not None:
-    expected = {name: expected[name] for name in names}
+    measured, expected = ({name: of[name] for name in names} for of in (measured, expected))
   assert measured.keys() == expected.keys()
   for name, value in measured.items():
     kind = name.removesuffix("_no_first")
@@ -194,7 +194,11 @@ def test_a_square_that_overflows_stays_in_its_group(value: float) -> None:
 
 def test_statistics_add_up() -> None:
   x = massive_first_token()
-  check(finished(merged(statistics_of(x[:2]), statistics_of(x[2:]))), x)
+  found = finished(merged(statistics_of(x[:2]), statistics_of(x[2:])))
+  # A median does not add up: of several batches it is the mean of theirs, by definition.
+  medians = [np.median(np.abs(part)) for part in (x[:2], x[2:])]
+  assert float(found["massive_ratio"]) == pytest.approx(np.abs(x).max() / np.mean(medians), 1e-5)
+  check(found, x, set(found) - {"massive_ratio", "massive_ratio_no_first"})
 
 
 def test_padding_is_left_out() -> None:
@@ -221,8 +225,15 @@ def test_signal_propagation_identity() -> None:
   n, d = flat.shape
   features, inputs = flat.T @ flat, flat @ flat.T
   off_diagonal = np.sum(features ** 2) - np.sum(np.diag(features) ** 2)
-  kurtosis = float(measured(x.astype(np.float32))["kurtosis"])
-  np.testing.assert_allclose(n ** 2 * d * kurtosis + off_diagonal, np.sum(inputs ** 2), rtol=1e-5)
+  found = {name: float(value) for name, value in measured(x.astype(np.float32)).items()
+           if value.ndim == 0}
+  np.testing.assert_allclose(n ** 2 * d * found["kurtosis"] + off_diagonal, np.sum(inputs ** 2),
+                             rtol=1e-5)
+  # The same of measured values alone: X X^T / d has its diagonal's mean square beside the rest.
+  norms = np.mean((np.diag(inputs) / d) ** 2)
+  np.testing.assert_allclose(
+      found["kurtosis"] + (d - 1) * found["feature_correlation_rms"] ** 2,
+      d * (norms / n + (1 - 1 / n) * found["input_correlation_rms"] ** 2), rtol=1e-5)
 
 
 def test_known_values() -> None:

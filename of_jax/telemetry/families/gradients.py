@@ -53,36 +53,36 @@ leave_squares.defvjp(_forward, _backward)
 
 
 class SlotObserver:
-  """An observer that keeps of a site what holds its squares: zeros [width]."""
+  """An observer that keeps of a site what shall hold its squares: zeros."""
 
   def __init__(self, sites: Collection[str]):
     self._sites = sites
 
-  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array) -> jax.Array | None:
+  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array) -> Statistics | None:
     del first_BxT
-    return jnp.zeros(x_BxTxD.shape[-1], jnp.float32) if site in self._sites else None
+    zeros_D = jnp.zeros(x_BxTxD.shape[-1], jnp.float32)
+    return {"sum_square": zeros_D} if site in self._sites else None
 
 
-def leave_squares_in(slots: Mapping[str, jax.Array]
+def leave_squares_in(slots: Mapping[str, Statistics]
                      ) -> Callable[[str, jax.Array, jax.Array | int], jax.Array]:
-  """What to pass as a model's `intervene`; slots are site -> [layers, width]."""
+  """What to pass as a model's `intervene`; slots are site -> `sum_square` [layers, width]."""
 
   def intervene(site: str, x_BxTxD: jax.Array, layer: jax.Array | int) -> jax.Array:
     if site not in slots:
       return x_BxTxD
     # Layers count from 1, and what is outside of them is layer 0.
     slot_D = jax.lax.dynamic_index_in_dim(
-        slots[site], jnp.maximum(layer - 1, 0), keepdims=False)
+        slots[site]["sum_square"], jnp.maximum(layer - 1, 0), keepdims=False)
     left: jax.Array = leave_squares(x_BxTxD, slot_D)
     return left
 
   return intervene
 
 
-def statistics_of_squares(squares: Mapping[str, jax.Array], weights_BxT: jax.Array
+def statistics_of_squares(squares: Mapping[str, Statistics], weights_BxT: jax.Array
                           ) -> dict[str, dict[str, Statistics]]:
   """The family's statistics of each site, from the gradients of the slots."""
   tokens = jnp.sum(weights_BxT > 0, dtype=jnp.float32)
-  return {site: {"gradients": {"sum_square": squares_LxD,
-                               "count": jnp.full(squares_LxD.shape[:1], tokens)}}
-          for site, squares_LxD in squares.items()}
+  return {site: {"gradients": {**left, "count": jnp.full(left["sum_square"].shape[:1], tokens)}}
+          for site, left in squares.items()}

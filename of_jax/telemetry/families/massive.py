@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from of_jax.telemetry.activations import REST, Activations, as_float
 from of_jax.telemetry.family import Family, Statistics, group
@@ -57,7 +58,7 @@ def _median(bits_BxTxD: jax.Array, counted_BxT: jax.Array) -> jax.Array:
   lower = jax.lax.fori_loop(0, 31, next_bit, jnp.int32(0))
   # The upper middle value is the same one, unless no further value is as small.
   is_above = (bits_BxTxD > lower) & counted_BxT[..., None]
-  above = jnp.min(jnp.where(is_above, bits_BxTxD, jnp.iinfo(jnp.int32).max))
+  above = jnp.min(jnp.where(is_above, bits_BxTxD, np.iinfo(np.int32).max))
   next_rank = rank[0] + ((rank[1] + 1) >> _BASE_BITS), (rank[1] + 1) & ((1 << _BASE_BITS) - 1)
   is_even = total[1] % 2 == 0
   differs = is_even & _at_most(below(lower + 1), next_rank)
