@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from of_jax import presets
+from of_jax.config import resolve
 from of_jax.errors import UserError
 from of_jax.interop import load
 from of_jax.interop.pretrained import Pretrained
@@ -97,6 +99,11 @@ def test_a_gain_that_all_blocks_share_is_a_fixed_field(tmp_path: Path) -> None:
   assert not model.beta_trainable and model.skip_gain is None and model.final_norm_kind == "layer"
   assert model.beta_attention == model.beta_mlp == pytest.approx(0.2) and model.first_attention_norm
   assert "attention_gain" not in ours.params["stacks"]["1"]
+  released = resolve(presets.preset("released_op")).model
+  for name in ("block", "norm", "norm_eps_placement", "final_norm", "final_norm_kind", "mlp",
+               "qk_norm", "qk_bias", "linear_bias", "tied_embeddings", "positions",
+               "embedding_scale", "mlp_input_scale", "attention_cap", "attention_scale"):
+    assert getattr(model, name) == getattr(released, name), name
   trained = load(saved(tmp_path, "of_op", {"trainable_mlp_block_gains": True}))
   assert trained.config.model.beta_trainable
   np.testing.assert_allclose(
