@@ -3,9 +3,10 @@
   python -m experiments.load --model=PATH --out=DIR
   python -m experiments.train --config=experiments/configs/loaded.py:DIR --workdir=RUN
 
-goes on with it on the standard library of Python, or on any --config.data.corpus. DIR may also be a run directory. Model, vocabulary and tokenizer are those of DIR, which
-train.init_from names; everything else is the default, with a tenth of its learning rate. Set
-train.sequence_length for models with rotary positions: the longest they were made for may be long.
+goes on with it on the standard library of Python, or on any --config.data.corpus. DIR may also be
+a run directory. Model, vocabulary and tokenizer are those of DIR, which train.init_from names;
+everything else is the default, with a tenth of its learning rate. Set train.sequence_length for
+models with rotary positions: the longest they were made for may be long.
 """
 
 from pathlib import Path

@@ -40,7 +40,8 @@ def test_equals_the_plain_form(at_once: int, z_loss: float, cap: float | None,
   (objective, parts), gradients = jax.jit(
       jax.value_and_grad(fused, (0, 1), has_aux=True))(x, table)
   (expected, expected_loss), expected_gradients = jax.value_and_grad(
-      lambda x, table: plain(x, table, targets, weights, z_loss, cap), (0, 1), has_aux=True)(x, table)
+      lambda x, table: plain(x, table, targets, weights, z_loss, cap), (0, 1),
+      has_aux=True)(x, table)
   np.testing.assert_allclose(objective * 3, expected, rtol=1e-6)
   np.testing.assert_allclose(parts["loss"], expected_loss, rtol=1e-6)
   assert parts["count"] == weights.sum()
