@@ -91,6 +91,7 @@ class SimplifiedTransformers(Family):
         # Their cap is a constant in the code, 30.
         "attention_cap": settings.choice("dot_norm_type", {"tanh": 30.0, "none": None}, "none")}
     if settings.get("activation_function", "leaky_relu") != "leaky_relu":
+      settings.set_aside("lrelu_neg_slope")
       return {**fields, "mlp": settings.choice("activation_function", PLAIN)}
     slope = settings.number("lrelu_neg_slope", 0.0)
     settings.require(slope >= 0, "lrelu_neg_slope", "must not be negative")
