@@ -111,6 +111,23 @@ def test_a_gain_that_all_blocks_share_is_a_fixed_field(tmp_path: Path) -> None:
       [foreign.weights("of_op")[f"transformer.h.{i}.mlp_block_skip_gain"][0] for i in (1, 2)])
 
 
+def test_biases_that_are_zero_may_be_left_out_and_others_are_kept(tmp_path: Path) -> None:
+  whole = load(foreign.save_folder(tmp_path / "whole", "of_op"))
+  assert not whole.config.model.linear_bias
+  arrays = foreign.weights("of_op")
+  short = foreign.save_folder(tmp_path / "short", "of_op")
+  (short / "model.safetensors").write_bytes(foreign.safetensors(
+      {name: a for name, a in arrays.items() if not name.endswith(("attn.bias", "proj.bias",
+                                                                   "c_fc.bias"))
+       or "qk_attn" in name}))
+  same_parameters(whole, load(short))
+  name = "transformer.h.1.mlp.c_fc.bias"
+  kept = load(saved(tmp_path / "kept", "of_op", tensors={name: np.ones(48, np.float32)}))
+  assert kept.config.model.linear_bias
+  np.testing.assert_array_equal(kept.params["stacks"]["1"]["mlp"]["up"]["bias"],
+                                np.stack([np.ones(48), np.zeros(48)]))
+
+
 def test_shards_half_types_and_names_without_prefix(tmp_path: Path) -> None:
   """The same parameters from two shards, and the nearest ones from half precision."""
   whole = load(foreign.save_folder(tmp_path / "whole", "gpt2"))
