@@ -2,16 +2,21 @@
 
   python -m experiments.load --model=FOLDER_OR_FILE.gguf --check
 
-Seconds for a model of a hundred million parameters. --check needs transformers and torch, which
-nothing else here does, and a Hugging Face folder.
+Seconds for a model of a hundred million parameters. --out=DIR leaves it as a run leaves its own,
+for training to go on with: see experiments/configs/loaded.py. --check needs transformers and
+torch, which nothing else here does, and a Hugging Face folder.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import cli
 from of_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from of_jax.interop.pretrained import Pretrained
 
 _MODEL = flags.DEFINE_string(
     "model", None, "A folder with config.json and safetensors, of Hugging Face or the released OF "
@@ -19,13 +24,13 @@ _MODEL = flags.DEFINE_string(
 _TENSORS = flags.DEFINE_bool("tensors", False, "Also print a line for every tensor.")
 _CHECK = flags.DEFINE_bool(
     "check", False, "Compare the stream before each block, and the logits, with transformers.")
+_OUT = flags.DEFINE_string(
+    "out", "", "Write config, parameters and tokenizer here, as a run directory without a run.")
 _TOKENS = flags.DEFINE_integer("tokens", 64, "check: length of the two random sequences.")
 
 
 def main() -> None:
   # Here, because they import jax: a mistake on the command line is reported before that.
-  import numpy as np
-
   from of_jax.interop import load
 
   path = Path(_MODEL.value).expanduser()
@@ -33,8 +38,35 @@ def main() -> None:
   print(model.report)
   if _TENSORS.value:
     print(model.report.table())
-  if not _CHECK.value:
-    return
+  if _OUT.value:
+    _save(model, Path(_OUT.value).expanduser())
+  if _CHECK.value:
+    _check(model, path)
+
+
+def _save(model: "Pretrained", out: Path) -> None:
+  """A run directory whose step 0 is the model."""
+  import numpy as np
+
+  from of_jax import run_directory
+  from of_jax.config import to_dict
+  from of_jax.train.checkpoint import Checkpoints
+  if out.is_file() or out.is_dir() and any(out.iterdir()):
+    raise UserError(f"--out={out}: exists and is no empty folder; give a new one")
+  out.mkdir(parents=True, exist_ok=True)
+  with Checkpoints(out) as checkpoints:
+    checkpoints.save({"params": model.params, "opt_state": {"count": np.zeros((), np.int32)}}, 0)
+    checkpoints.wait()
+  if model.tokenizer is not None:
+    (out / run_directory.TOKENIZER).write_text(model.tokenizer.to_str(), encoding="utf-8")
+  # Last, so that what has a config is whole.
+  run_directory.write_json(out / run_directory.CONFIG, to_dict(model.config))
+  print(f"  written to {out}")
+
+
+def _check(model: "Pretrained", path: Path) -> None:
+  import numpy as np
+
   if not path.is_dir() or "simplified_transformers" in model.report.kind:
     raise UserError(f"--check: transformers reads Hugging Face folders; {path} is none")
   from of_jax.interop import check

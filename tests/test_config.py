@@ -82,6 +82,15 @@ def test_overrides_are_typed() -> None:
     ("model.attention_gate_init", "0.5", "is part of model.attention_gate=head"),
     ("model.attention_gate", "heads", "not one of element, head, none; did you mean head?"),
     ("train.checkpoint_log_base", "1", "must be at least 2"),
+    ("model.rope_fraction", "0.5", "is part of model.positions=rotary and does nothing in learned"),
+    ("model.qk_norm_over", "width", "there is no norm of queries and keys"),
+    ("model.attention_window", "0", "must be at least 1"),
+    ("model.full_attention_every", "2", "set model.attention_window"),
+    ("model.attention_scale", "0", "must be above 0"),
+    ("model.logit_cap", "-1", "must be above 0"),
+    ("model.skip_gain", "0", "must be above 0"),
+    ("model.final_norm_kind", "layer", "does nothing without a norm there"),
+    ("model.final_norm_kind", "layr", "did you mean layer?"),
 ))
 def test_a_mistake_is_one_line(path: str, text: str, message: str) -> None:
   with pytest.raises(UserError) as caught:
@@ -106,6 +115,9 @@ def test_a_mistake_is_one_line(path: str, text: str, message: str) -> None:
     ("model.block=nap", "model.qk_norm", "none", "a norm before every nonlinearity"),
     ("model.block=nap", "model.attention_gate", "element", "the gate's sigmoid"),
     ("model.kv_heads=2", "mesh.tensor", "4", "does not divide model.kv_heads=2"),
+    ("model.positions=rotary", "model.rope_fraction", "0.1", "turns 3 of model.head_dim=32"),
+    ("model.positions=rotary", "model.rope_fraction", "1.5", "must lie between 0 and 1"),
+    ("model.positions=rotary", "model.rope_fraction", "0", "must be above 0"),
 ))
 def test_what_cannot_go_together_is_one_line(first: str, path: str, text: str, message: str
                                              ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from of_jax.errors import UserError
@@ -42,7 +43,7 @@ def our_stream(model: Pretrained, tokens_BxT: np.ndarray) -> list[np.ndarray]:
 
   @jax.jit
   def run(params: Any) -> Any:
-    return model.model.apply(params, tokens_BxT, observe=observe)
+    return model.model.apply(params, jnp.asarray(tokens_BxT), observe=observe)
 
   with jax.default_matmul_precision("highest"):
     logits, sites = jax.device_get(run(model.params))

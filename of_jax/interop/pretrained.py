@@ -109,10 +109,9 @@ def _stack(shapes: Tree, blocks: list[Tree], path: str, zeros: list[str]) -> Tre
     is_bias = name == "bias" and "kernel" in shapes
     if is_bias and all(part is None for part in parts):
       zeros.append(here)
-    parts = [np.zeros(shape.shape[1:], np.float32) if part is None and is_bias else part
-             for part in parts]
-    assert all(part is not None for part in parts), f"{here} was not read"
-    stacked[name] = np.stack(parts)
+    assert is_bias or all(part is not None for part in parts), f"{here} was not read"
+    zero = np.zeros(shape.shape[1:], np.float32)
+    stacked[name] = np.stack([zero if part is None else part for part in parts])
   for block in blocks:
     assert block.keys() <= shapes.keys(), f"{path}: {block.keys() - shapes.keys()} have no place"
   return stacked

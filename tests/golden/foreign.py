@@ -293,6 +293,7 @@ def _released(form: str) -> dict[str, np.ndarray]:
 
   def run(tokens: Any) -> Any:
     import torch
+
     # What GPT2Model.forward does around the blocks; its own call no longer fits their blocks.
     x = body.wte(tokens) + body.wpe(torch.arange(tokens.shape[1]))
     for block in body.h:

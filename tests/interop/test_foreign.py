@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from of_jax import presets
+from of_jax.config import resolve
 from of_jax.errors import UserError
 from of_jax.interop import load
 from of_jax.interop.pretrained import Pretrained
@@ -97,11 +99,33 @@ def test_a_gain_that_all_blocks_share_is_a_fixed_field(tmp_path: Path) -> None:
   assert not model.beta_trainable and model.skip_gain is None and model.final_norm_kind == "layer"
   assert model.beta_attention == model.beta_mlp == pytest.approx(0.2) and model.first_attention_norm
   assert "attention_gain" not in ours.params["stacks"]["1"]
+  released = resolve(presets.preset("released_op")).model
+  for name in ("block", "norm", "norm_eps_placement", "final_norm", "final_norm_kind", "mlp",
+               "qk_norm", "qk_bias", "linear_bias", "tied_embeddings", "positions",
+               "embedding_scale", "mlp_input_scale", "attention_cap", "attention_scale"):
+    assert getattr(model, name) == getattr(released, name), name
   trained = load(saved(tmp_path, "of_op", {"trainable_mlp_block_gains": True}))
   assert trained.config.model.beta_trainable
   np.testing.assert_allclose(
       trained.params["stacks"]["1"]["mlp_skip"]["value"],
       [foreign.weights("of_op")[f"transformer.h.{i}.mlp_block_skip_gain"][0] for i in (1, 2)])
+
+
+def test_biases_that_are_zero_may_be_left_out_and_others_are_kept(tmp_path: Path) -> None:
+  whole = load(foreign.save_folder(tmp_path / "whole", "of_op"))
+  assert not whole.config.model.linear_bias
+  arrays = foreign.weights("of_op")
+  short = foreign.save_folder(tmp_path / "short", "of_op")
+  (short / "model.safetensors").write_bytes(foreign.safetensors(
+      {name: a for name, a in arrays.items() if not name.endswith(("attn.bias", "proj.bias",
+                                                                   "c_fc.bias"))
+       or "qk_attn" in name}))
+  same_parameters(whole, load(short))
+  name = "transformer.h.1.mlp.c_fc.bias"
+  kept = load(saved(tmp_path / "kept", "of_op", tensors={name: np.ones(48, np.float32)}))
+  assert kept.config.model.linear_bias
+  np.testing.assert_array_equal(kept.params["stacks"]["1"]["mlp"]["up"]["bias"],
+                                np.stack([np.ones(48), np.zeros(48)]))
 
 
 def test_shards_half_types_and_names_without_prefix(tmp_path: Path) -> None:

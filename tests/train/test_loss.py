@@ -11,17 +11,19 @@ from of_jax.train import loss
 from of_jax.train.loss import cross_entropy
 
 
-def plain(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
-          ) -> Any:
+def plain(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float,
+          cap: float | None) -> Any:
   logits = (x @ table).astype(jnp.float32)
+  if cap is not None:
+    logits = cap * jnp.tanh(logits / cap)
   log_z = jax.nn.logsumexp(logits, -1)
   ce = log_z - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
   return jnp.sum(weights * (ce + z_loss * log_z ** 2)), jnp.sum(weights * ce)
 
 
 @pytest.mark.parametrize("at_once", (2 ** 30, 4 * 37 * 2, 1))
-@pytest.mark.parametrize("z_loss", (0.0, 0.1))
-def test_equals_the_plain_form(at_once: int, z_loss: float,
+@pytest.mark.parametrize("z_loss, cap", ((0.0, None), (0.1, None), (0.1, 15.0)))
+def test_equals_the_plain_form(at_once: int, z_loss: float, cap: float | None,
                                monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(loss, "_LOGITS_AT_ONCE", at_once)
   rng = np.random.default_rng(0)
@@ -31,20 +33,21 @@ def test_equals_the_plain_form(at_once: int, z_loss: float,
   weights = (rng.random((4, 12)) < 0.8).astype(np.float32)
 
   def fused(x: jax.Array, table: jax.Array) -> Any:
-    objective, parts = cross_entropy(x, table, targets, weights, z_loss)
+    objective, parts = cross_entropy(x, table, targets, weights, z_loss, cap)
     # Scaled, so that a lost cotangent shows.
     return objective / 3, parts
 
   (objective, parts), gradients = jax.jit(
       jax.value_and_grad(fused, (0, 1), has_aux=True))(x, table)
   (expected, expected_loss), expected_gradients = jax.value_and_grad(
-      lambda x, table: plain(x, table, targets, weights, z_loss), (0, 1), has_aux=True)(x, table)
+      lambda x, table: plain(x, table, targets, weights, z_loss, cap), (0, 1),
+      has_aux=True)(x, table)
   np.testing.assert_allclose(objective * 3, expected, rtol=1e-6)
   np.testing.assert_allclose(parts["loss"], expected_loss, rtol=1e-6)
   assert parts["count"] == weights.sum()
   for ours, theirs in zip(gradients, expected_gradients):
     np.testing.assert_allclose(ours * 3, theirs, atol=1e-5 * np.abs(theirs).max())
-  alone, _ = jax.jit(lambda: cross_entropy(x, table, targets, weights, z_loss))()
+  alone, _ = jax.jit(lambda: cross_entropy(x, table, targets, weights, z_loss, cap))()
   np.testing.assert_allclose(alone, expected, rtol=1e-6)
 
 

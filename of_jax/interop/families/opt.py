@@ -25,7 +25,8 @@ class OPT(Family):
     self.originally_tied = settings.flag("tie_word_embeddings", True)
     self.tied = self.originally_tied and self.embedding_width == self.width
     self.norm_before = settings.flag("do_layer_norm_before", True)
-    self.has_final_norm = self.norm_before and not settings.flag("_remove_final_layer_norm", False)
+    removed = settings.flag("_remove_final_layer_norm", False)
+    self.has_final_norm = self.norm_before and not removed
     self.bias = settings.flag("enable_bias", True)
 
   def model_fields(self, tensors: Tensors) -> Tree:

@@ -91,6 +91,7 @@ class SimplifiedTransformers(Family):
         # Their cap is a constant in the code, 30.
         "attention_cap": settings.choice("dot_norm_type", {"tanh": 30.0, "none": None}, "none")}
     if settings.get("activation_function", "leaky_relu") != "leaky_relu":
+      settings.set_aside("lrelu_neg_slope")
       return {**fields, "mlp": settings.choice("activation_function", PLAIN)}
     slope = settings.number("lrelu_neg_slope", 0.0)
     settings.require(slope >= 0, "lrelu_neg_slope", "must not be negative")
@@ -124,8 +125,9 @@ class SimplifiedTransformers(Family):
     """Whether the biases that their code keeps at zero are not."""
     sizes = {"attn.v_attn": self.width, "attn.c_proj": self.width, "mlp.c_fc": self.hidden,
              "mlp.c_proj": self.width}
-    return any(tensors.look(f"h.{layer}.{name}.bias", (size,)).any()
-               for layer in range(self.depth) for name, size in sizes.items())
+    found = ((f"h.{layer}.{name}.bias", (size,))
+             for layer in range(self.depth) for name, size in sizes.items())
+    return any(tensors.look(name, shape).any() for name, shape in found if name in tensors)
 
   def outside(self, tensors: Tensors) -> Tree:
     tree = self.tables(tensors, "wte", "lm_head")
@@ -167,9 +169,9 @@ class SimplifiedTransformers(Family):
     return {"scale": tensors.take(f"{name}.scale", (self.width,))}
 
   def _linear(self, tensors: Tensors, name: str, inputs: int, outputs: int) -> Tree:
-    """Without its bias where that is zero, as their code keeps it."""
-    tree = self.linear(tensors, name, (inputs,), (outputs,), out_first=False, bias=True)
-    return tree if tree["bias"].any() else {"kernel": tree["kernel"]}
+    """Without its bias where that is zero, as their code keeps it, or left out."""
+    tree = self.linear(tensors, name, (inputs,), (outputs,), out_first=False)
+    return tree if np.any(tree.get("bias", 0)) else {"kernel": tree["kernel"]}
 
   def _attention(self, tensors: Tensors, at: str) -> Tree:
     heads = (self.heads, self.head_dim)
