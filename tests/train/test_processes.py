@@ -57,7 +57,11 @@ def free_port() -> int:
 def start(token_file: Path, workdir: Path, processes: int, devices: int, *fields: str,
           steps: int = STEPS) -> list[subprocess.Popen[str]]:
   """One run on `processes` processes of `devices` CPU devices each."""
-  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+  # Jobs that run the same program share its compilation, most of a short run's time.
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices),
+                 "JAX_COMPILATION_CACHE_DIR": str(token_file.parent / "compiled"),
+                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                 "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
   place = [f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}"]
   command = [sys.executable, "-m", "experiments.train", "--config=experiments/configs/smoke.py",
              f"--workdir={workdir}", f"--config.data.corpus=tokens:{token_file}",
