@@ -100,7 +100,7 @@ def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
 
 
 def wait_for_lines(workdir: Path, lines: int, started: list[subprocess.Popen[str]]) -> None:
-  """Until metrics.jsonl holds as many: whatever follows happens in the middle of training."""
+  """Until timing.jsonl holds as many, which are written at checkpoints: 1, 4 and so on."""
   metrics = workdir / run_directory.TIMING
   deadline = time.monotonic() + 600
   while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
@@ -226,7 +226,7 @@ def test_a_process_is_killed(token_file: Path, tmp_path: Path, whole: Path, kill
   """The other ends within a minute and says why; started again, the run ends in the same bits."""
   workdir = tmp_path / "run"
   pair = start(token_file, workdir, 2, 4, *SHARED)
-  wait_for_lines(workdir, 5, pair)
+  wait_for_lines(workdir, 4, pair)
   pair[killed].send_signal(signal.SIGKILL)
   died = time.monotonic()
   _, errors = pair[1 - killed].communicate(timeout=300)
@@ -240,24 +240,24 @@ def test_a_process_is_killed(token_file: Path, tmp_path: Path, whole: Path, kill
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes, devices", [(1, 8), (2, 4)])
-def test_told_to_stop(token_file: Path, tmp_path: Path, whole: Path, processes: int, devices: int
-                      ) -> None:
-  """One process hears SIGTERM: all save after one step and end with 75; the restart finishes."""
+def test_one_of_two_is_told_to_stop(token_file: Path, tmp_path: Path, whole: Path) -> None:
+  """Both save after the same step and end with 75; started again, they end in the same bits."""
   workdir = tmp_path / "run"
-  job = start(token_file, workdir, processes, devices, *SHARED)
-  wait_for_lines(workdir, 5, job)
-  job[-1].send_signal(signal.SIGTERM)
+  job = start(token_file, workdir, 2, 4, *SHARED)
+  deadline = time.monotonic() + 600
+  # Early, since the two take a second or two to agree on a step, and have but twelve.
+  while not (workdir / "checkpoints" / "0").exists():
+    assert time.monotonic() < deadline and all(process.poll() is None for process in job)
+    time.sleep(0.01)
+  job[1].send_signal(signal.SIGTERM)
   errors = finish(job, status=75)
-  assert all("told to stop; saved step" in error for error in errors)
-  step = int(errors[0].split("saved step ")[1].split(" of ")[0])
-  assert 5 <= step < STEPS and (workdir / "checkpoints" / str(step)).is_dir()
-  assert losses(workdir).size >= step and not (workdir / "DONE").exists()
-  finish(start(token_file, workdir, processes, devices, *SHARED))
-  if processes == 2:
-    same_bits(workdir, whole)
-  else:
-    np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-5)
+  steps = {int(error.split("told to stop; saved step ")[1].split(" of ")[0]) for error in errors}
+  assert len(steps) == 1 and not (workdir / "DONE").exists()
+  step = steps.pop()
+  assert 1 <= step < STEPS and losses(workdir).size >= step
+  assert (workdir / "checkpoints" / str(step)).is_dir()
+  finish(start(token_file, workdir, 2, 4, *SHARED))
+  same_bits(workdir, whole)
 
 
 # Restores the last checkpoint on whatever devices the job has, and writes what process 0 sees.
