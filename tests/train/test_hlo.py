@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from of_jax.config import Config
-from of_jax.train import environment, hlo
+from of_jax.train import environment, hlo, hlo_products
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.step import make_trainer
 
@@ -113,4 +113,4 @@ def test_products_of_a_convolution_that_count() -> None:
     occupied = {index * left + pad for index in range(length)}
     expected = sum(p * stride + k * right in occupied
                    for p in range(result) for k in range(kernel))
-    assert hlo._valid_pairs(length, kernel, result, stride, pad, left, right) == expected
+    assert hlo_products.valid_pairs(length, kernel, result, stride, pad, left, right) == expected
