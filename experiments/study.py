@@ -7,8 +7,8 @@ interruption. --config.a.b=value overrides a field of every run. DIR gets study.
 and their rules, written before the first run), a folder a run, figure.svg and report.html.
 
 Started several times, on one machine or on many that share DIR (the tasks of a SLURM array), the
-workers share the runs: each takes one that nobody holds. What a killed one held, another takes, from
-its last checkpoint.
+workers share the runs: each takes one that nobody holds. What a killed one held, another takes up
+after its last checkpoint.
 """
 
 import os

@@ -76,7 +76,7 @@ python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
 
 # What a worker is asked: is the trainer that was started there still there? By its process id, as
 # its name is also in the question.
-alive="[ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null"
+alive="[ ! -f status ] && [ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null"
 
 # A trainer that was killed leaves libtpu's lock, over which the next one would fail.
 start() {
@@ -92,7 +92,7 @@ of_jax --coordinator=auto$words >>../train.log 2>&1 </dev/null &"
 status() {
   tpu describe --format='value(state)'
   on_workers "if $alive; then echo running; elif [ -f status ]; then echo ended with \$(cat status); \
-else echo not started; fi"
+elif [ -f train.pid ]; then echo killed; else echo not started; fi"
 }
 
 # SIGTERM to the trainer, not to the shell that notes its status.

@@ -33,6 +33,18 @@ trap 'echo told >>"$HOME/trainer"; exit 75' TERM
 printf '%s\\n' "$@" "$OF_JAX_TOPOLOGY" >"$HOME/trainer"
 for i in $(seq 300); do sleep 0.1; done
 """
+# In place of this machine's Python: process 1 ends with 75 at its first start.
+LOCAL_PYTHON = """#!/usr/bin/env bash
+[[ $1 == -c ]] && echo 1234 && exit
+trap 'echo told >>"$HOME/log"; exit 75' TERM
+echo "${*: -1}" >>"$HOME/log"
+if [[ -n ${SLOW:-} ]]; then for i in $(seq 300); do sleep 0.1; done; fi
+if [[ ${*: -1} == --process_id=1 && ! -f $HOME/again ]]; then touch "$HOME/again"; exit 75; fi
+"""
+# In place of sudo: removes files, but none outside HOME.
+SUDO = """#!/bin/sh
+rm -f status "$HOME/lock"
+"""
 
 
 def launch(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -99,7 +111,7 @@ def test_what_a_worker_is_told_does_it(tmp_path: Path) -> None:
   python = tmp_path / "of_jax" / ".venv" / "bin" / "python"
   python.parent.mkdir(parents=True)
   for path, text in ((tmp_path / "bin" / "gcloud", GCLOUD), (python, PYTHON),
-                     (tmp_path / "bin" / "sudo", '#!/bin/sh\nshift 2\nrm -f status "$HOME/lock"\n')):
+                     (tmp_path / "bin" / "sudo", SUDO)):
     path.write_text(text)
     path.chmod(0o755)
   (tmp_path / "lock").touch()
@@ -129,6 +141,28 @@ def test_what_a_worker_is_told_does_it(tmp_path: Path) -> None:
   pod("stop")
   wait_for(tmp_path / "status", "75")
   assert "told" in (tmp_path / "trainer").read_text() and "ended with 75" in pod("status")
+
+
+def test_local_starts_again_and_passes_sigterm_on(tmp_path: Path) -> None:
+  """Process 1 is to be started again once; later all are told to stop, and are not."""
+  python = tmp_path / "python"
+  python.write_text(LOCAL_PYTHON)
+  python.chmod(0o755)
+  arguments, environment = ("2", f"--workdir={tmp_path / 'run'}"), {
+      "PYTHON": str(python), "HOME": str(tmp_path)}
+  result = launch("local.sh", *arguments, **environment)
+  assert result.returncode == 0 and "status 75; start 2 of at most 4" in result.stderr
+  started = (tmp_path / "log").read_text().split()
+  assert sorted(started) == ["--process_id=0"] * 2 + ["--process_id=1"] * 2
+
+  job = subprocess.Popen(["bash", "launch/local.sh", *arguments], cwd=ROOT,
+                         env={**os.environ, **environment, "SLOW": "1"})
+  deadline = time.monotonic() + 60
+  while len((tmp_path / "log").read_text().split()) < 6 and time.monotonic() < deadline:
+    time.sleep(0.05)
+  job.terminate()
+  assert job.wait(timeout=60) == 75
+  assert (tmp_path / "log").read_text().split().count("told") == 2
 
 
 @pytest.mark.parametrize("script, arguments, message", [

@@ -10,7 +10,9 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+
+from of_jax.train.hlo_products import convolution_flops, dot_flops
+from of_jax.train.hlo_text import Computation, Instruction, group_size, origin, parse, window_of
 
 # One flop an element of the result, as XLA counts them; matrix products are counted apart.
 _ELEMENTWISE = frozenset({
@@ -32,41 +34,6 @@ _WITHOUT_FLOPS = frozenset({
     "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone",
     "GatherScatterIndicesBitpacked", "ConcatBitcast", "SliceBitcast", "Sharding"})
 _SLICES = frozenset({"dynamic-slice", "slice", "gather"})
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "token": 0, "opaque": 0, "bf16": 16}
-
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<= ]*)\](\{[^{}]*\})?")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation|"
-                     r"called_computations|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
-_NAME = re.compile(r"%([\w.\-]+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-  """A part of a value; `memory` 0 is the device's main memory, others are on the chip."""
-
-  dtype: str
-  dims: tuple[int, ...]
-  memory: int = 0
-
-  @property
-  def size(self) -> int:
-    """Elements."""
-    return math.prod(self.dims)
-
-  @property
-  def bytes(self) -> int:
-    """Bytes in main memory: 0 of an array that lives on the chip, or of a token."""
-    return 0 if self.memory else self.payload
-
-  @property
-  def payload(self) -> int:
-    """Bytes, wherever it lives."""
-    digits = re.sub(r"^[a-z]+", "", self.dtype)
-    bits = _BITS.get(self.dtype)
-    if bits is None:
-      bits = int(re.match(r"\d+", digits).group()) if digits else 32  # type: ignore[union-attr]
-    return (self.size * bits + 7) // 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,45 +125,15 @@ class Program:
     return kinds
 
 
-@dataclasses.dataclass
-class _Instruction:
-  name: str
-  arrays: tuple[Array, ...]
-  opcode: str
-  operands: tuple[str, ...]
-  arguments: str
-  attributes: str
-  is_root: bool
-
-  @property
-  def bytes(self) -> int:
-    return sum(array.bytes for array in self.arrays)
-
-  @functools.cached_property
-  def called(self) -> tuple[str, ...]:
-    """The computations that it names, in order."""
-    groups = _CALLED.findall(self.attributes)
-    return tuple(name.strip().lstrip("%") for group in groups
-                 for name in group.strip("{}").split(","))
-
-  def attribute(self, name: str) -> str | None:
-    """The text of `name=...` up to the next comma outside braces."""
-    found = re.search(rf"(?:^|[ ,]){name}=(\{{[^}}]*\}}|[^, ]+)", self.attributes)
-    return found.group(1) if found else None
-
-
-_Computation = dict[str, _Instruction]
-
-
 def read(text: str) -> Program:
   """Reads the optimised HLO of one program. Raises ValueError where there is no entry."""
   header = re.search(r"^HloModule .*?num_partitions=(\d+)", text)
-  return _Reader(*_parse(text), int(header.group(1)) if header else 1).read()
+  return _Reader(*parse(text), int(header.group(1)) if header else 1).read()
 
 
 class _Reader:
 
-  def __init__(self, computations: dict[str, _Computation], entry: str, partitions: int):
+  def __init__(self, computations: dict[str, Computation], entry: str, partitions: int):
     self._computations = computations
     self._entry, self._partitions = entry, partitions
     self._operations: list[Operation] = []
@@ -231,7 +168,7 @@ class _Reader:
             instruction.name, opcode, trips, flops, matrix, self._bytes(instruction, computation),
             int(cycles.group(1)) if cycles else 0))
 
-  def _trip_count(self, loop: _Instruction, computation: _Computation) -> int:
+  def _trip_count(self, loop: Instruction, computation: Computation) -> int:
     """How often a loop runs its body: as the compiler notes it, else as its counter says."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
     if known:
@@ -242,24 +179,24 @@ class _Reader:
       return 1
     return trips
 
-  def _counted(self, loop: _Instruction, computation: _Computation) -> int | None:
+  def _counted(self, loop: Instruction, computation: Computation) -> int | None:
     """ceil((bound - start) / step) of a loop that runs while its counter is below a constant."""
     condition, body = (self._computations[
         (loop.attribute(name) or "").lstrip("%")] for name in ("condition", "body"))
     test = next(part for part in condition.values() if part.is_root)
     if test.opcode != "compare" or test.attribute("direction") != "LT":
       return None
-    counter = _source(test.operands[0], condition)
-    state = _source(loop.operands[0], computation)
+    counter = origin(test.operands[0], condition)
+    state = origin(loop.operands[0], computation)
     updated = next(part for part in body.values() if part.is_root)
     if counter.opcode != "get-tuple-element" or {state.opcode, updated.opcode} != {"tuple"}:
       return None
     index = int(counter.attribute("index") or 0)
-    step = _source(updated.operands[index], body)
+    step = origin(updated.operands[index], body)
     if step.opcode != "add":
       return None
-    begin = _source(state.operands[index], computation)
-    bound, ends = (_source(name, where) for name, where in (
+    begin = origin(state.operands[index], computation)
+    bound, ends = (origin(name, where) for name, where in (
         (test.operands[1], condition), (step.operands[1], body)))
     values = [int(part.arguments) if part.opcode == "constant" else None
               for part in (begin, bound, ends)]
@@ -268,7 +205,7 @@ class _Reader:
     start, stop, by = values
     return max(0, -((start - stop) // by))  # type: ignore[operator]
 
-  def _collect(self, instruction: _Instruction, computation: _Computation, trips: int,
+  def _collect(self, instruction: Instruction, computation: Computation, trips: int,
                fused: str = "") -> None:
     """Collectives, which may stand within a fusion, `fused`, or what an async-start calls."""
     kind = instruction.opcode.removesuffix("-start")
@@ -278,7 +215,7 @@ class _Reader:
       if not (fused and channel in self._started and not self._starts(fused)):
         given = sum(array.payload for name in instruction.operands
                     for array in computation[name].arrays)
-        group = _group_size(instruction, self._partitions)
+        group = group_size(instruction, self._partitions)
         if kind == "all-reduce" and fused.startswith("all-reduce-scatter"):
           kind = "reduce-scatter"
         source = re.search(r'op_name="([^"]*)"', instruction.attributes)
@@ -316,14 +253,14 @@ class _Reader:
   def _flops(self, name: str) -> int:
     return self._computation_flops(name)[0]
 
-  def _instruction_flops(self, instruction: _Instruction, computation: _Computation
+  def _instruction_flops(self, instruction: Instruction, computation: Computation
                          ) -> tuple[int, int]:
     opcode, arrays = instruction.opcode, instruction.arrays
     if opcode == "dot":
-      flops = _dot_flops(instruction, computation)
+      flops = dot_flops(instruction, computation)
       return flops, flops
     if opcode == "convolution":
-      flops = _convolution_flops(instruction, computation)
+      flops = convolution_flops(instruction, computation)
       return flops, flops
     if opcode in ("fusion", "call", "async-start"):
       return self._computation_flops(instruction.called[0]) if instruction.called else (0, 0)
@@ -341,11 +278,11 @@ class _Reader:
       read_elements = sum(a.size for name in given for a in computation[name].arrays)
       return max(0, read_elements - sum(array.size for array in arrays)), 0
     if opcode == "reduce-window":
-      window = math.prod(_window(instruction)["size"])
+      window = math.prod(window_of(instruction)["size"])
       return arrays[0].size * max(0, window - 1), 0
     return 0, 0
 
-  def _bytes(self, instruction: _Instruction, computation: _Computation) -> int:
+  def _bytes(self, instruction: Instruction, computation: Computation) -> int:
     """What an operation reads and writes in main memory."""
     if instruction.opcode.endswith("-start"):
       given = [array for name in instruction.operands for array in computation[name].arrays]
@@ -372,7 +309,7 @@ class _Reader:
       reads[0] = 0
     return written + sum(reads)
 
-  def _read(self, value: _Instruction, computation: _Computation, whole: int) -> int:
+  def _read(self, value: Instruction, computation: Computation, whole: int) -> int:
     """Bytes of `value` that the operations of a fusion read, at most all of it."""
     total = 0
     for user in computation.values():
@@ -394,7 +331,7 @@ class _Reader:
           return whole
     return min(total, whole)
 
-  def _written(self, instruction: _Instruction, computation: _Computation) -> int:
+  def _written(self, instruction: Instruction, computation: Computation) -> int:
     """Bytes of the results, less what an update in place leaves as it was."""
     if instruction.opcode == "dynamic-update-slice":
       update = computation[instruction.operands[1]]
@@ -409,7 +346,7 @@ class _Reader:
     return sum(min(array.bytes, self._result(part, inner)) for part, array in
                zip(results, instruction.arrays))
 
-  def _result(self, part: _Instruction, computation: _Computation) -> int:
+  def _result(self, part: Instruction, computation: Computation) -> int:
     """Bytes that the root of a fusion writes, wherever they go."""
     while part.opcode == "bitcast":
       part = computation[part.operands[0]]
@@ -419,151 +356,3 @@ class _Reader:
       inner = self._computations[part.called[0]]
       return self._result(next(p for p in inner.values() if p.is_root), inner)
     return sum(array.payload for array in part.arrays)
-
-
-def _group_size(instruction: _Instruction, partitions: int) -> int:
-  """Devices that take part in one collective together; 2 for the pairs of a permutation."""
-  text = instruction.attributes
-  if "replica_groups={}" in text:
-    return partitions
-  if "source_target_pairs" in text:
-    return 2
-  iota = re.search(r"replica_groups=\[\d+,(\d+)\]<=", text)
-  if iota:
-    return int(iota.group(1))
-  listed = re.search(r"replica_groups=\{\{([\d, ]*)\}", text)
-  if listed:
-    return len(listed.group(1).split(","))
-  # replica_groups=mesh['a'=2,'b'=4], device_ids=(...) {'b'}, an axis perhaps as 'b':(1)2.
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", text)
-  if mesh is None:
-    raise ValueError(f"replica groups in a form that is not known: {text[:200]}")
-  sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
-  return math.prod(int(part or sizes[axis])
-                   for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh.group(2)))
-
-
-def _source(name: str, computation: _Computation) -> _Instruction:
-  """What a value is a copy of."""
-  instruction = computation[name]
-  while instruction.opcode in ("copy", "bitcast", "copy-start", "copy-done"):
-    instruction = computation[instruction.operands[0]]
-  return instruction
-
-
-def _dot_flops(instruction: _Instruction, computation: _Computation) -> int:
-  """2 x elements of the result x length of what is summed over."""
-  left = computation[instruction.operands[0]].arrays[0]
-  summed = instruction.attribute("lhs_contracting_dims") or "{}"
-  return 2 * instruction.arrays[0].size * math.prod(
-      left.dims[int(axis)] for axis in summed.strip("{}").split(",") if axis)
-
-
-def _convolution_flops(instruction: _Instruction, computation: _Computation) -> int:
-  """2 x products that a convolution truly takes: those with padding and holes do not count.
-
-  The TPU compiler writes matrix products as convolutions, batch axes as window axes in which one
-  position of the kernel meets one of the input.
-  """
-  left, right = (computation[name].arrays[0] for name in instruction.operands)
-  labels = instruction.attribute("dim_labels")
-  assert labels is not None
-  left_labels, right_labels, result_labels = re.split(r"_|->", labels)
-  result = instruction.arrays[0]
-  window = _window(instruction)
-  spatial = sorted(c for c in result_labels if c.isdigit())
-  pairs = 1
-  for i, axis in enumerate(spatial):
-    pairs *= _valid_pairs(
-        left.dims[left_labels.index(axis)], right.dims[right_labels.index(axis)],
-        result.dims[result_labels.index(axis)], window["stride"][i], window["pad"][i],
-        window["lhs_dilate"][i], window["rhs_dilate"][i])
-  groups = int(instruction.attribute("batch_group_count") or 1)
-  batch = left.dims[left_labels.index("b")] // groups
-  return (2 * batch * pairs * right.dims[right_labels.index("i")]
-          * right.dims[right_labels.index("o")])
-
-
-def _valid_pairs(length: int, kernel: int, result: int, stride: int, pad: int, left_dilation: int,
-                 right_dilation: int) -> int:
-  """Along one axis, the pairs of a kernel's and a result's position that meet an input."""
-  end = (length - 1) * left_dilation + 1
-  count = 0
-  for k in range(kernel):
-    offset = k * right_dilation - pad
-    if left_dilation == 1:
-      # 0 <= stride x position + offset < length
-      first = max(0, -(offset // stride))
-      last = min(result - 1, (length - 1 - offset) // stride)
-      count += max(0, last - first + 1)
-    else:
-      count += sum(1 for position in range(result)
-                   if 0 <= (at := position * stride + offset) < end and at % left_dilation == 0)
-  return count
-
-
-def _window(instruction: _Instruction) -> dict[str, list[int]]:
-  """`window={size=3x3 stride=1x1 pad=1_1x1_1 ...}` -> lists, `pad` of the low side alone."""
-  text = (instruction.attribute("window") or "{}").strip("{}")
-  given = dict(part.split("=") for part in text.split())
-  sizes = [int(n) for n in given.get("size", "").split("x") if n]
-  ones = "x".join(["1"] * len(sizes))
-
-  def numbers(name: str, default: str) -> list[int]:
-    return [int(n.split("_")[0]) for n in given.get(name, default).split("x") if n]
-
-  return {"size": sizes, "stride": numbers("stride", ones),
-          "pad": numbers("pad", ones.replace("1", "0")),
-          "lhs_dilate": numbers("lhs_dilate", ones), "rhs_dilate": numbers("rhs_dilate", ones)}
-
-
-def _parse(text: str) -> tuple[dict[str, _Computation], str]:
-  """Computations by name, and the entry's name."""
-  computations: dict[str, _Computation] = {}
-  entry = ""
-  current: _Computation | None = None
-  for line in text.splitlines():
-    if current is None:
-      head = _HEAD.match(line)
-      if head:
-        current = computations.setdefault(head.group(2), {})
-        entry = head.group(2) if head.group(1) else entry
-    elif line.startswith("}"):
-      current = None
-    elif " = " in line:
-      instruction = _parse_line(line)
-      current[instruction.name] = instruction
-  if not entry:
-    raise ValueError("no ENTRY computation: is this the text of a compiled program?")
-  return computations, entry
-
-
-def _parse_line(line: str) -> _Instruction:
-  left, _, right = line.strip().partition(" = ")
-  # Comments such as /*index=5*/ stand within long tuples.
-  right = re.sub(r"/\*.*?\*/", "", right)
-  end = _matching(right, 0) + 1 if right.startswith("(") else right.index(" ")
-  arrays = tuple(_arrays(right[:end]))
-  opcode, _, _ = (rest := right[end:].strip()).partition("(")
-  close = _matching(rest, len(opcode))
-  arguments = rest[len(opcode) + 1:close]
-  return _Instruction(
-      left.removeprefix("ROOT ").lstrip("%"), arrays, opcode, tuple(_NAME.findall(arguments)),
-      arguments, rest[close + 1:].lstrip(", "), left.startswith("ROOT "))
-
-
-def _arrays(text: str) -> Iterator[Array]:
-  for dtype, dims, layout in _ARRAY.findall(text):
-    memory = re.search(r"S\((\d+)\)", layout)
-    yield Array(dtype, tuple(int(n.strip("<= ")) for n in dims.split(",") if n.strip()),
-                int(memory.group(1)) if memory else 0)
-
-
-def _matching(text: str, start: int) -> int:
-  """The position of the parenthesis that closes the one at `start`."""
-  depth = 0
-  for position in range(start, len(text)):
-    depth += {"(": 1, ")": -1}.get(text[position], 0)
-    if not depth:
-      return position
-  raise ValueError(f"no closing parenthesis: {text[start:start + 80]}")

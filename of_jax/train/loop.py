@@ -17,8 +17,8 @@ from of_jax.errors import Preempted, UserError
 from of_jax.train import checkpoint, distributed, environment, provenance, writers
 from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.costly import Costly
-from of_jax.train.progress import TrainingProgress
 from of_jax.train.distributed import Interruption
+from of_jax.train.progress import TrainingProgress
 from of_jax.train.sharding import local_rows, make_mesh, place_batch
 from of_jax.train.step import State, Trainer, make_trainer
 
@@ -31,13 +31,13 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
   The numbers in metrics.jsonl and the checkpoints are functions of the config, the corpus and
   the mesh: killed at any moment and started again, the run ends in the same bits.
 
+  Several processes (see of_jax.train.distributed) call this alike. Each reads its own rows of a
+  batch, process 0 alone writes and talks; checkpoints are written by all.
+
   Args:
     config: resolved.
     workdir: the run directory; made if it is not there.
     log: takes the lines that tell what happens.
-
-  Several processes (see of_jax.train.distributed) call this alike. Each reads its own rows of a
-  batch, process 0 alone writes and talks; checkpoints are written by all.
 
   Raises:
     UserError: a directory that holds another config's run, data that does not fit the config,

@@ -128,7 +128,8 @@ def place_batch(mesh: Mesh, batch: dict[str, np.ndarray], batch_size: int | None
     size = len(rows) if batch_size is None else batch_size
     held = local_rows(mesh, size)
 
-    def part(index: tuple[slice, ...]) -> npt.NDArray[Any]:
+    def part(index: tuple[slice, ...] | None) -> npt.NDArray[Any]:
+      assert index is not None, "a batch has a first axis"
       first, last, _ = index[0].indices(size)
       at = int(np.searchsorted(held, first))
       return rows[at:at + last - first]

@@ -156,7 +156,7 @@ def _lower(config: Config, mesh: Any) -> tuple[Any, int]:
 
 def _warnings(log: list[str]) -> list[str]:
   """Warnings and errors of the compiler's log, each once."""
-  found = {}
+  found: dict[str, None] = {}
   for line in log:
     message = re.match(r"[WE]\d{4} \S+ +\d+ [\w.]+:\d+\] (.*)", line)
     if message or "rematerialization" in line.lower():

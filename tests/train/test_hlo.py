@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from of_jax.config import Config
-from of_jax.train import environment, hlo
+from of_jax.train import environment, hlo, hlo_products
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.step import make_trainer
 
@@ -40,8 +40,8 @@ def test_the_tpu_compilers_forms_by_hand() -> None:
 
 
 def lowered(make_config: Callable[..., Config], **fields: object) -> tuple[hlo.Program, float, int]:
-  """The CPU program of a train step on eight devices, 6 N D and attention, and devices."""
-  config = make_config(mesh__data=2, mesh__fsdp=2, mesh__tensor=2, telemetry__level="off", **fields)
+  """The CPU program of a train step, 6 N D and attention, and the number of devices."""
+  config = make_config(telemetry__level="off", model__depth=2, **fields)
   mesh = make_mesh(config)
   shape = (config.train.batch_size, config.train.sequence_length)
   batch = {"inputs": np.zeros(shape, np.int32), "targets": np.zeros(shape, np.int32),
@@ -55,18 +55,28 @@ def lowered(make_config: Callable[..., Config], **fields: object) -> tuple[hlo.P
 
 
 def test_flops_of_a_step_are_six_n_d_and_attention(make_config: Callable[..., Config]) -> None:
-  """Scanned or unrolled: loop bodies count as often as they run, and so do their collectives."""
-  counted = {}
-  for scan in (True, False):
-    program, formula, devices = lowered(make_config, model__scan_layers=scan)
-    assert program.uncounted == ()
+  """Scanned, over eight devices, or unrolled, on one."""
+  mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+  for fields in ({"model__scan_layers": True, **mesh}, {"model__scan_layers": False}):
+    program, formula, devices = lowered(make_config, **fields)
+    assert program.uncounted == () and bool(program.collectives) == (devices == 8)
     assert program.matrix_flops * devices == pytest.approx(formula, rel=0.02)
-    counted[scan] = program
-  assert counted[True].flops == pytest.approx(counted[False].flops, rel=0.05)
-  totals = {scan: {kind: total["bytes"] for kind, total in program.by_kind().items()}
-            for scan, program in counted.items()}
-  gathered = [total["all-gather"] for total in totals.values()]
-  assert gathered[0] == pytest.approx(gathered[1], rel=0.1)
+
+
+def test_a_loops_collectives_count_as_often_as_it_runs() -> None:
+  """Five products over a split axis, each with a sum over the mesh."""
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+  rows = NamedSharding(mesh, PartitionSpec(None, "x", None))
+
+  def f(x: jax.Array, stack: jax.Array) -> jax.Array:
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]
+
+  compiled = jax.jit(f, in_shardings=(None, rows)).lower(
+      jnp.zeros((16, 32)), jnp.zeros((5, 32, 32))).compile()
+  program = hlo.read(compiled.as_text())
+  assert program.matrix_flops == 5 * 2 * 16 * 32 * 32 / 8
+  assert program.by_kind() == {"all-reduce": {"count": 5, "bytes": 5 * 16 * 32 * 4}}
+  assert {c.group for c in program.collectives} == {8}
 
 
 def test_agrees_with_the_compiler_where_there_is_no_loop() -> None:
@@ -103,4 +113,4 @@ def test_products_of_a_convolution_that_count() -> None:
     occupied = {index * left + pad for index in range(length)}
     expected = sum(p * stride + k * right in occupied
                    for p in range(result) for k in range(kernel))
-    assert hlo._valid_pairs(length, kernel, result, stride, pad, left, right) == expected
+    assert hlo_products.valid_pairs(length, kernel, result, stride, pad, left, right) == expected
