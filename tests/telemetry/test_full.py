@@ -288,7 +288,8 @@ def test_a_run_measures_what_its_config_names(make_config: MakeConfig, own_file:
   train(config, tmp_path / "run", lines.append)
   records = {r["step"]: r for r in run_directory.read_lines(tmp_path / "run" / "metrics.jsonl")
              if r["split"] == "train"}
-  plain = {"kurtosis_no_first", "top_neurons", "above_one"}
+  # An id brings its twin along; the twin's own does not bring the id.
+  plain = {"kurtosis_no_first", "top_neurons", "top_neurons_no_first", "above_one"}
   for step, record in records.items():
     changed = {"m4_u2"} if step in (1, 4) else set()
     expected = {site: plain | changed for site in ("mlp_out", "final")} if step != 3 else {}
