@@ -24,7 +24,7 @@ from of_jax.models.probe import SITES, Observer, Statistics
 from of_jax.telemetry.observe import Telemetry
 from of_jax.train.loss import cross_entropy, squared_error
 
-Batch = Mapping[str, npt.NDArray[np.generic]]
+Batch = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
 # Kinds of families (of_jax.config_telemetry) that need no gradient and no optimiser.
 OF_FORWARD = ("activations", "attention")
@@ -56,7 +56,7 @@ def network_of(config: Config) -> Network:
   return build_network(config)
 
 
-def logits(model: Model, inputs: npt.NDArray[np.generic]) -> jax.Array:
+def logits(model: Model, inputs: npt.NDArray[Any]) -> jax.Array:
   """float32 [batch, time, vocabulary] of tokens [batch, time], or of images [batch, 1, pixels]."""
   result: jax.Array = _logits(model.config)(model.params, jnp.asarray(inputs))
   return result
@@ -145,14 +145,15 @@ def _evaluator(config: Config, telemetry: Telemetry, interventions: tuple[Interv
 
 
 def observed(model: Model, batches: Iterable[Batch], make_observer: "MakeObserver"
-             ) -> Iterator[tuple[Batch, dict[str, dict[str, npt.NDArray[np.generic]]]]]:
+             ) -> Iterator[tuple[Batch, dict[str, dict[str, npt.NDArray[Any]]]]]:
   """Each batch with what an observer kept of it: site -> name -> [layers, ...].
 
   Args:
     make_observer: hashable, so that what is compiled for it is kept: weights [batch, time] of
       the batch's tokens -> observer.
   """
-  run = _observing(model.config, make_observer)
+  hashable: Any = make_observer
+  run = _observing(model.config, hashable)
   for batch in batches:
     yield batch, jax.device_get(run(model.params, dict(batch)))
 
@@ -165,7 +166,7 @@ class MakeObserver(Protocol):
 
 
 @functools.lru_cache(maxsize=16)
-def _observing(config: Config, make_observer: MakeObserver) -> Any:
+def _observing(config: Config, make_observer: Any) -> Any:
   network = network_of(config)
 
   @jax.jit
@@ -196,7 +197,9 @@ class _Moments:
 
 def neuron_moments(model: Model, batches: Iterable[Batch], site: str) -> tuple[Floats, Floats]:
   """Mean and mean square of each neuron at `site` over all tokens, float64 [layers, width]."""
-  count, total, total_square = 0.0, 0.0, 0.0
+  count = 0.0
+  total: Any = 0.0
+  total_square: Any = 0.0
   for batch, kept in observed(model, batches, _Moments(site)):
     count += float(batch["weights"].sum())
     total = total + np.asarray(kept[site]["sum"], np.float64)

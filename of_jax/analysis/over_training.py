@@ -100,7 +100,8 @@ def outlier_dimensions(run: Path, steps: Sequence[int]) -> dict[str, Any]:
 
 def sparsity(run: Path, steps: Sequence[int]) -> dict[str, Any]:
   """Activity of the MLPs' hidden units at every checkpoint, see of_jax.analysis.sparsity."""
-  found, batches, dead = [], None, []
+  found: list[dict[str, Any]] = []
+  batches, dead = None, []
   for step in steps:
     model = restore(run, step)
     if batches is None:

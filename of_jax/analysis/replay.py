@@ -196,7 +196,8 @@ def token_batches(config: Config, tokens: npt.NDArray[np.integer], where: str,
 
 def _rows(config: Config, windows: npt.NDArray[np.integer], count: int | None,
           end_token: int | None) -> list[Batch]:
-  size, batches = min(config.train.batch_size, len(windows)), []
+  size = min(config.train.batch_size, len(windows))
+  batches: list[Batch] = []
   for start in range(0, len(windows), size)[:count]:
     rows = windows[start:start + size].astype(np.int32)
     padded = np.zeros((size, rows.shape[1]), np.int32)
