@@ -62,11 +62,13 @@ def tables() -> str:
   from of_jax.models.softmaxes import Softmax
 
   bases: dict[str, type] = dict(zip(variants.FOLDERS, (Block, Norm, MLP, Softmax, Gate)))
-  parts = []
+  parts, listed = [], set()
   for path, field in fields().items():
     folder = field.metadata["folder"]
-    if folder not in bases:
+    # A second field that chooses from a folder, as model.final_norm_kind, has the first's table.
+    if folder not in bases or folder in listed:
       continue
+    listed.add(folder)
     classes = {name: variants.load_class(folder, name, bases[folder])
                for name in variants.names(folder)}
     rows = [_row(f"`{name}`", cls) for name, cls in classes.items()]
