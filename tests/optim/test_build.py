@@ -160,18 +160,21 @@ def test_only_the_roles_that_decay_do(roles: tuple[str, ...], make_config: MakeC
     np.testing.assert_allclose(update, -0.05 if decays else 0, rtol=1e-6, err_msg=name)
 
 
+END = "optim.final_fraction=0.1"
+
+
 @pytest.mark.parametrize("texts, expected", (
     # Warmup 4 of 20: then sqrt(4 / step), step 4 on.
     (("optim.schedule=inverse_sqrt",), {4: 1, 5: (4 / 5) ** .5, 16: .5, 20: (4 / 20) ** .5}),
     # The last 8 steps, by steps or as a fraction, down to 0.1.
-    (("optim.schedule=wsd", "optim.decay_steps=8"), {11: 1, 12: 1, 16: .55, 20: .1}),
-    (("optim.schedule=wsd", "optim.decay_fraction=0.4"), {11: 1, 12: 1, 16: .55, 20: .1}),
-    (("optim.schedule=wsd", "optim.decay_steps=8", "optim.decay_shape=one_minus_sqrt"),
+    (("optim.schedule=wsd", "optim.decay_steps=8", END), {11: 1, 12: 1, 16: .55, 20: .1}),
+    (("optim.schedule=wsd", "optim.decay_fraction=0.4", END), {11: 1, 12: 1, 16: .55, 20: .1}),
+    (("optim.schedule=wsd", "optim.decay_steps=8", "optim.decay_shape=one_minus_sqrt", END),
      {11: 1, 12: 1, 13: .1 + .9 * (1 - (1 / 8) ** .5), 14: .55, 20: .1}),
 ))
 def test_schedules(texts: tuple[str, ...], expected: dict[int, float]) -> None:
   optim = overridden("train.steps=20", "optim.learning_rate=1", "optim.warmup_steps=4",
-                     "optim.final_fraction=0.1", *texts).optim
+                     *texts).optim
   schedule = learning_rate_schedule(optim, 20)
   np.testing.assert_allclose([schedule(step) for step in (0, 2, *expected)],
                              [0, .5, *expected.values()], rtol=1e-6)

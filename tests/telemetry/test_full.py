@@ -150,8 +150,9 @@ def test_every_metric_at_every_site(make_config: MakeConfig, own_file: Path) -> 
   check_attention(found)
   seen |= set(found.apart["attention"]["attention"])
   of_roles = {name for metrics in found.metrics["optimizer"].values() for name in metrics}
-  # The one optimiser metric that needs a projection.
-  assert names - seen - of_roles == {"projection_factor"}
+  # What needs a projection, or factors.
+  assert names - seen - of_roles == {
+      "projection_factor", "projection_factor_writers", "preconditioner_condition"}
   assert "dead_fraction" not in found.metrics["telemetry"]["resid_pre"]
 
 
@@ -250,7 +251,7 @@ def test_attention_of_a_sink_in_documents_some_queries_at_a_time(
 
   def run(q: jax.Array, k: jax.Array) -> Any:
     def weigh(q: jax.Array, k: jax.Array, start: jax.Array) -> Any:
-      logits = masked_logits(q, k, jnp.asarray(same), 5.0, start, 8)
+      logits = masked_logits(q, k, jnp.asarray(same), 5.0, None, start, 8)
       return logits, jax.nn.softmax(logits, -1)
 
     s = attention.statistics(q, k, weigh, jnp.asarray(first), jnp.asarray(counts))

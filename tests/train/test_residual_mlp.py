@@ -305,7 +305,7 @@ def test_sgd_equals_numpy(momentum: float) -> None:
     ("optim__momentum", 0.9, "optim.name=adamw does not read it"),
     ("data__corpus", "python_stdlib", "data.corpus=python_stdlib: holds no images; use digits"),
     ("data__corpus", "cifar10", "data.corpus=cifar10: holds no images; use digits"),
-    ("data__corpus", "tfds:own", "data.classes=None: must be given for tfds:own"),
+    ("data__corpus", "tfds:own", "data.classes=none: must be given for tfds:own"),
     ("data__input_size", 4000, "an image of cifar10:"),
     ("data__input_size", 0, "must be at least 1"),
     ("data__whitening", "none", "data.whitening=none needs all 3072 entries"),

@@ -129,8 +129,11 @@ def test_z_loss_reaches_the_step(make_config: MakeConfig) -> None:
 ))
 def test_schedules(schedule: str, expected: list[float], make_config: MakeConfig) -> None:
   """Peak 1 after two warmup steps, down to 0.1 at step 10; wsd falls over the last 40 %."""
+  own = {} if schedule == "constant" else {"optim__final_fraction": 0.1}
+  if schedule == "wsd":
+    own["optim__decay_fraction"] = 0.4
   optim = make_config(optim__schedule=schedule, optim__warmup_steps=2, optim__learning_rate=1,
-                      optim__final_fraction=0.1, optim__decay_fraction=0.4, train__steps=10).optim
+                      train__steps=10, **own).optim
   rates = [float(learning_rate_schedule(optim, 10)(step)) for step in range(11)]
   np.testing.assert_allclose(rates[:10], expected, atol=1e-4)
   assert rates[10] == pytest.approx(1 if schedule == "constant" else 0.1)
