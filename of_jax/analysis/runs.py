@@ -183,14 +183,23 @@ def read_analysis(run: Run, name: str) -> Mapping[str, Any] | None:
 
 
 def read_config(path: pathlib.Path) -> config_lib.Config:
-  """The config of one run directory. Raises UserError if it is none, or the config is broken."""
+  """The config of one run directory, with what fields added since then have for it.
+
+  Raises:
+    UserError: it is none, or the config is broken.
+  """
   if not (path / CONFIG).is_file():
     raise UserError(f"{path}: not a run directory, it holds no {CONFIG}")
   sections = _read_object(path / CONFIG)
   try:
-    return config_lib.from_dict(sections)
+    config = config_lib.from_dict(sections)
   except (AttributeError, UserError) as error:
     raise UserError(f"{path / CONFIG}: {error}") from None
+  try:
+    return config_lib.resolve(config)
+  except UserError:
+    # Refused today, trained when the run was made: it stands as it is.
+    return config
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -60,7 +61,9 @@ class TensorBoard:
 
   def write(self, record: Record) -> None:
     for name, value in scalars(record):
-      self._writer.add_scalar(name, value, record["step"])
+      # tensorboardX would warn of each value of a diverged run; metrics.jsonl says null.
+      if math.isfinite(value):
+        self._writer.add_scalar(name, value, record["step"])
 
   def flush(self) -> None:
     self._writer.flush()

@@ -136,3 +136,16 @@ def test_panels_colours_and_dashes(tmp_path):
   assert arranged["p50"].condition == "embedding scale 50"
   assert arranged["p8"].colour == arranged["p50"].colour != arranged["o8"].colour
   assert (arranged["o8"].dash, arranged["o8b"].dash) == ("solid", "dash")
+
+
+def test_a_run_of_an_older_version_has_todays_defaults(tmp_path):
+  """Fields that came since are filled as for a new run; a combination refused since stays."""
+  write_run(tmp_path / "a", config(), kurtosis=3.0)
+  path = tmp_path / "a" / "config.json"
+  sections = json.loads(path.read_text())
+  del sections["model"]["final_norm_kind"], sections["model"]["head_dim"]
+  path.write_text(json.dumps(sections))
+  assert runs.load_run(tmp_path / "a").config == config()
+  sections["optim"]["decay_fraction"] = 0.5
+  path.write_text(json.dumps(sections))
+  assert runs.load_run(tmp_path / "a").config.optim.decay_fraction == 0.5
