@@ -13,9 +13,10 @@ before any run, but for SGD's: at 1 and 0.3 it diverged, which is why they are a
 clipping: a gradient of norm 1 and a rate of Adam's would move nothing.
 
 Should print, at smoke, peak kurtosis and final loss: adamw 18.9 and 4.279 (at 3e-3 2.96 and 4.287),
-soap 3.09 and 4.011 (3.37 and 4.208), muon 1.75 and 3.853 (1.78 and 4.194), sgd 3.39 and 5.309 (3.35 and 6.171),
-rotated_adafactor 2.95 and 3.905, shampoo 2.79 and 4.439, adafactor 3.54 and 4.078, lion 2.75 and
-4.478, adamp 19.4 and 4.265, sinkgd 2.36 and 3.994, nap 4.64 and 4.030, adamw_eps 6.12 and 4.153.
+soap 3.09 and 4.011 (3.37 and 4.208), muon 1.75 and 3.853 (1.78 and 4.194), sgd 3.39 and 5.309 (3.35
+and 6.171), rotated_adafactor 2.95 and 3.905, shampoo 2.79 and 4.439, adafactor 3.54 and 4.078, lion
+2.75 and 4.478, adamp 19.4 and 4.265, sinkgd 2.36 and 3.994, nap 4.64 and 4.030, adamw_eps 6.12 and
+4.153.
 All claims but the last are reproduced; that is inconclusive, SGD having learnt too little.
 
 Source of the claims: He et al. 2024, "Understanding and Minimising Outlier Features in Transformer
