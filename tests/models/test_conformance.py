@@ -254,11 +254,7 @@ def check(row: Examined, wide: bool = False) -> None:
 
   # bfloat16: activations in it, logits in float32, both near the float32 model's.
   assert row.half_logits.dtype == np.float32 and row.dtypes == {jnp.dtype("bfloat16")}
-  apart = np.abs(row.half_logits - row.logits).max(-1) >= 0.05 * np.abs(row.logits).max()
-  # Of a token whose weights are clipped, but for rounding, a norm makes nothing or noise; where
-  # most differ, 17 of 64 tokens have no weight left in some layer.
-  jumps = wide and model.attention_softmax == "clipped" and model.block in ("output", "peri")
-  assert np.mean(apart) <= (0.25 if jumps else 0)
+  assert np.abs(row.half_logits - row.logits).max() < 0.05 * np.abs(row.logits).max()
   assert np.any(row.half_logits != row.logits)
 
   reference.check_block(config, row.params, sites)
@@ -341,6 +337,10 @@ def test_every_pair_conforms(make_config: MakeConfig) -> None:
   """In float64: how much of a float32 gradient is rounding depends on what is combined."""
   failed = []
   for fields in covering_rows(make_config):
+    if fields["model__attention_softmax"] == "clipped":
+      # At 16 tokens the default, -12 / 16, leaves some tokens no weight at all: a norm behind
+      # attention would divide rounding by rounding.
+      fields["model__softmax_gamma"] = -0.02
     try:
       check(examine(make_config(**SIZE, **fields), wide=True), wide=True)
     except Exception as error:
