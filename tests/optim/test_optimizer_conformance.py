@@ -168,6 +168,7 @@ def check_gradients_of_every_size(row: str, step: Callable[..., Any], params: di
     role, start = LEAVES[name][0], params[name]
     ratio = np.linalg.norm(leaf) / np.linalg.norm(start)
     assert np.linalg.norm(leaf / ratio - start) < 1e-5 * np.linalg.norm(start), name
+    assert 1 - 0.01 * 0.1 * 10 - 1e-6 < ratio < 1 + 1e-6, name
     if projects and role != "unembedding":
       continue
     # Rates 0.01 and 0.005 at decay 0.1; AdamP and SGDP take all of a weight that no gradient turns
