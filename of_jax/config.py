@@ -98,7 +98,9 @@ def resolve(config: Config) -> Config:
     mlp_norm = "rms" if model.block == "nap" else "none"
   model = dataclasses.replace(
       model, beta=beta, beta_mlp=beta if model.beta_mlp is None else model.beta_mlp,
-      mlp_input_scale=alpha, mlp_width=hidden, mlp_norm=mlp_norm)
+      mlp_input_scale=alpha, mlp_width=hidden, mlp_norm=mlp_norm,
+      embedding_dropout=model.dropout if model.embedding_dropout is None
+      else model.embedding_dropout)
   if model.kind == "transformer":
     head_dim = model.head_dim
     if head_dim is None and model.heads > 0 and model.width % model.heads == 0:

@@ -18,8 +18,8 @@ _IMAGES = {"digits": (64, 10), "mnist": (784, 10), "fashion_mnist": (784, 10),
 _RESIDUAL_MLP_READS = {
     "model": {"kind", "norm", "norm_eps", "norm_eps_placement", "width", "depth", "mlp",
               "mlp_width", "final_norm", "beta", "beta_mlp", "beta_trainable",
-              "beta_per_channel", "dropout", "init_std", "scan_layers", "remat",
-              "compute_dtype", "linear_bias", "mlp_norm", "leaky_relu_slope", "dyt_alpha",
+              "beta_per_channel", "dropout", "embedding_dropout", "init_std", "scan_layers",
+              "remat", "compute_dtype", "linear_bias", "mlp_norm", "leaky_relu_slope", "dyt_alpha",
               "power_decay", "power_warmup_steps"},
     "data": {"corpus", "cache_dir", "validation_fraction", "eval_sequences", "whitening",
              "input_size", "classes"}}

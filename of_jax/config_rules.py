@@ -33,15 +33,17 @@ _AT_LEAST_TWO = ("train.checkpoint_log_base", "data.classes")
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
              "model.mlp_input_scale", "model.dyt_alpha", "model.dyt_alpha_attention",
              "model.attention_scale", "model.logit_cap", "model.skip_gain", "model.rope_fraction",
-             "optim.clip_norm", "optim.update_clip", "optim.decay_exponent")
+             "optim.clip_norm", "optim.update_clip", "optim.decay_exponent",
+             "train.tweo_threshold")
 _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
                  "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps", "optim.delta",
-                 "model.power_warmup_steps", "train.z_loss", "train.seed",
+                 "model.power_warmup_steps", "train.z_loss", "train.tweo_weight", "train.seed",
                  "data.begin_token_id", "data.end_token_id")
 _FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction",
               "optim.dampening", "optim.shampoo_beta", "optim.wd_ratio", "optim.projection_decay",
               "model.mix_alpha", "model.rope_fraction")
-_BELOW_ONE = ("model.dropout", "model.power_decay", "optim.momentum", "optim.b1", "optim.b2")
+_BELOW_ONE = ("model.dropout", "model.embedding_dropout", "model.attention_dropout",
+              "model.power_decay", "optim.momentum", "optim.b1", "optim.b2")
 
 
 def validate(config: "Config") -> None:
@@ -66,6 +68,11 @@ def validate(config: "Config") -> None:
 
   config_model.validate(model, check)
   check(train.seed < 2 ** 31, "train.seed", "must be below 2147483648")
+  check(train.tweo_power >= 1, "train.tweo_power",
+        "must be at least 1: below, its gradient has no bound near 0")
+  for field, default in (("tweo_threshold", 3.0), ("tweo_power", 4.0)):
+    check(train.tweo_weight > 0 or getattr(train, field) == default, f"train.{field}",
+          "does nothing without the term; set train.tweo_weight=0.01")
 
   config_optim.validate(config, check, TRAINED_ROLES)
   assert optim.warmup_steps is not None

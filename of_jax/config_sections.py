@@ -96,7 +96,9 @@ class ModelConfig:
   norm_gate_rank: int = _field(16, "gated_norm: rank of the gates")
   first_attention_norm: bool = _field(
       False, "op: LayerNorm on the attention input of block 0 (the released OF code)")
-  dropout: float = _field(0.0, "on the embedding and on each branch's output")
+  dropout: float = _field(0.0, "share of each branch's output that training drops")
+  embedding_dropout: float | None = _field(None, "of the embedding; default dropout, OPT's is 0")
+  attention_dropout: float = _field(0.0, "of attention's weights, which then are computed unfused")
   init_std: float = _field(0.02, "standard deviation of every matrix at init")
   position_init_std: float | None = _field(
       None, "of the position table; default init_std / 2, as in the original GPT-2")
@@ -185,6 +187,11 @@ class TrainConfig:
   sequence_length: int = _field(128, "tokens of a sequence; 1 for images")
   grad_accumulation: int = _field(1, "micro-batches a step")
   z_loss: float = _field(0.0, "weight of mean(log Z ^ 2)")
+  tweo_weight: float = _field(
+      0.0, "lambda: weight of the mean over blocks of E[(|output| / tweo_threshold)^tweo_power], "
+      "against outliers (TWEO)")
+  tweo_threshold: float = _field(3.0, "tau: what an entry may reach before the term grows fast")
+  tweo_power: float = _field(4.0, "p: how fast it grows")
   seed: int = _field(0, "of initialisation, data order and dropout")
   log_every: int = _field(1, "steps between lines in metrics.jsonl")
   eval_every: int = _field(100, "steps between evaluations; the last step is always one")

@@ -24,6 +24,7 @@ from of_jax.data.images import Images
 from of_jax.data.loader import Shuffled, make_batches
 from of_jax.errors import UserError
 from of_jax.models.functional import Parameters, named_leaves
+from of_jax.models.probe import uses_dropout
 from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.digest import digest
 
@@ -86,8 +87,9 @@ class Restored:
     # As the train step has it: row r is in micro-batch r % parts, each with its own key.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.seed), 1), self.step)
     keys = jax.random.split(key, parts) if parts > 1 else [key]
+    drops = uses_dropout(self.config.model)
     return [Replayed({name: rows[part::parts] for name, rows in batch.items()},
-                     keys[part] if self.config.model.dropout else None) for part in range(parts)]
+                     keys[part] if drops else None) for part in range(parts)]
 
 
 def restore(run: str | Path, step: int | None = None) -> Restored:

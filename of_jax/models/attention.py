@@ -1,5 +1,7 @@
 """Causal multi-head attention, its parts chosen by name: see Attention."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -60,7 +62,8 @@ class KeyValueSink(nnx.Module):
 
 def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
            mask_Bx1xTxT: jax.Array | None, softmax: Softmax, cap: float | None = None,
-           scale: float | None = None) -> jax.Array:
+           scale: float | None = None, drop: Callable[[jax.Array], jax.Array] | None = None
+           ) -> jax.Array:
   """Causal attention with every step at hand, for what fused kernels do not offer.
 
   Args:
@@ -70,8 +73,11 @@ def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
     softmax: from logits to weights.
     cap: c, logits become c tanh(logits / c) before the mask (Gemma 2).
     scale: multiplies q k^T, default 1 / sqrt(K).
+    drop: dropout of the weights.
   """
   weights_BxHxTxS = softmax(masked_logits(q_BxTxHxK, k_BxSxGxK, mask_Bx1xTxT, cap, scale))
+  if drop is not None:
+    weights_BxHxTxS = drop(weights_BxHxTxS)
   v_BxSxHxK = jnp.repeat(v_BxSxGxK, q_BxTxHxK.shape[2] // v_BxSxGxK.shape[2], axis=2)
   return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS.astype(v_BxSxHxK.dtype), v_BxSxHxK)
 
@@ -118,6 +124,7 @@ class Attention(nnx.Module):
     attention_window: how far back a query sees, in all blocks or all but every
       `full_attention_every`-th (Gemma 2, 2408.00118).
     attention_gate: of the heads' outputs.
+    attention_dropout: of the weights, in training. What the probe sees of them is not dropped.
     sigma_reparam: of all four matrices.
   [batch, time, width] -> [batch, time, width].
   """
@@ -152,6 +159,7 @@ class Attention(nnx.Module):
     self.window, self.full_every = model.attention_window, model.full_attention_every
     self.softmax = make_softmax(model)
     self.gate = make_gate(rngs, model)
+    self.dropout = model.attention_dropout
     self.has_sink = model.attention_sink != "none"
     if self.has_sink:
       self.sink = KeyValueSink(rngs, model)
@@ -173,12 +181,15 @@ class Attention(nnx.Module):
     self._probe_weights(q_BxTxHxK, k_BxTxGxK, mask_Bx1xTxT, context)
     # The library's softmax is computed in float32, also of float64.
     narrow = q_BxTxHxK.dtype != jnp.float64
-    if self.softmax.is_plain and self.cap is None and not self.has_sink and narrow:
+    drops = bool(self.dropout) and context.dropout_key is not None
+    if (self.softmax.is_plain and self.cap is None and not self.has_sink and narrow
+        and not drops):
       y_BxTxHxK = jax.nn.dot_product_attention(
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask_Bx1xTxT, is_causal=True, scale=self.scale)
     else:
-      y_BxTxHxK = attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, self.softmax, self.cap,
-                         self.scale)
+      y_BxTxHxK = attend(
+          q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, self.softmax, self.cap, self.scale,
+          lambda weights: context.dropout(weights, self.dropout))
     return self.out(self.gate(y_BxTxHxK, x_BxTxD))
 
   def _probe_weights(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array,

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from of_jax.config import ModelConfig
+
 SITES = ("resid_pre", "resid_mid", "attn_in", "attn_out", "mlp_in", "mlp_hidden", "mlp_out",
          "attn_q", "attn_k", "final")
 
@@ -29,6 +31,10 @@ Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 OfAttention = Callable[[jax.Array, jax.Array, Weigh, jax.Array], Statistics | None]
 # (site, x_BxTxD, number of the block as in Context) -> what the layer goes on with.
 Intervene = Callable[[str, jax.Array, jax.Array | int], jax.Array]
+# x_BxTxD leaving a block -> a number that gradients flow through, for a term of the loss.
+Penalise = Callable[[jax.Array], jax.Array]
+# Where the statistics have those numbers, [layers]; no site.
+PENALTY = "penalty"
 
 
 @dataclasses.dataclass
@@ -92,14 +98,27 @@ class Context:
     if statistics is not None:
       self.collected["attention"] = statistics
 
-  def dropout(self, x: jax.Array) -> jax.Array:
-    """`x` with entries dropped and the rest scaled up, in training; `x` in evaluation."""
-    if self.dropout_key is None or not self.dropout_rate:
+  def dropout(self, x: jax.Array, rate: float | None = None) -> jax.Array:
+    """`x` with entries dropped and the rest scaled up, in training; `x` in evaluation.
+
+    What is dropped is a function of the key, the number of such calls in this context before and
+    the shape: of seed, step, block and place.
+
+    Args:
+      rate: where it is not `dropout_rate`.
+    """
+    rate = self.dropout_rate if rate is None else rate
+    if self.dropout_key is None or not rate:
       return x
     key = jax.random.fold_in(self.dropout_key, self._dropouts)
     self._dropouts += 1
-    keep = 1 - self.dropout_rate
+    keep = 1 - rate
     return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0).astype(x.dtype)
+
+
+def uses_dropout(model: ModelConfig) -> bool:
+  """Whether training needs a key."""
+  return bool(model.dropout or model.embedding_dropout or model.attention_dropout)
 
 
 def flatten_heads(x_BxTxHxK: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from of_jax.models.blocks import Gain
 from of_jax.models.mlps import make_mlp
 from of_jax.models.norms import make_norm
 from of_jax.models.parameter import Linear
-from of_jax.models.probe import Context, Intervene, Observer, Statistics
+from of_jax.models.probe import Context, Intervene, Observer, Penalise, Statistics
 from of_jax.models.stack import StackedNetwork, stacked
 
 
@@ -67,8 +67,8 @@ class ResidualMLP(StackedNetwork):
 
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
              dropout_key: jax.Array | None = None, observe: Observer | None = None,
-             intervene: Intervene | None = None, training: bool = False
-             ) -> tuple[jax.Array, dict[str, Statistics]]:
+             intervene: Intervene | None = None, penalise: Penalise | None = None,
+             training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
     """See StackedNetwork.stream; images belong to no document."""
     assert documents_BxT is None
     # No image is the first of a sequence: what leaves out position 0 leaves out nothing.
@@ -79,4 +79,4 @@ class ResidualMLP(StackedNetwork):
                      training)
 
     x_BxTxD = self.input(inputs.astype(self.model.compute_dtype))
-    return self.run_stacks(partition.constrain_batch(x_BxTxD), context, dropout_key)
+    return self.run_stacks(partition.constrain_batch(x_BxTxD), context, dropout_key, penalise)

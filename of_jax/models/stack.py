@@ -14,7 +14,7 @@ from flax import nnx
 from of_jax.config import ModelConfig
 from of_jax.models import partition
 from of_jax.models.norms import Norm
-from of_jax.models.probe import Context, Intervene, Observer, Statistics
+from of_jax.models.probe import PENALTY, Context, Intervene, Observer, Penalise, Statistics
 
 _REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -55,8 +55,8 @@ class StackedNetwork(nnx.Module):
 
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
              dropout_key: jax.Array | None = None, observe: Observer | None = None,
-             intervene: Intervene | None = None, training: bool = False
-             ) -> tuple[jax.Array, dict[str, Statistics]]:
+             intervene: Intervene | None = None, penalise: Penalise | None = None,
+             training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
     """Everything before the unembedding.
 
     Args:
@@ -67,6 +67,7 @@ class StackedNetwork(nnx.Module):
       dropout_key: given in training, where dropout is to act.
       observe: what the probes keep, see of_jax.models.probe.
       intervene: what the probes change, for analysis; None in training.
+      penalise: of each block's output, for the loss: the statistics have it as PENALTY.
       training: whether norms that have them use batch statistics; else running ones, frozen.
 
     Returns:
@@ -84,15 +85,15 @@ class StackedNetwork(nnx.Module):
     """The stream behind the final norm -> what the unembedding reads."""
     return x_BxTxD
 
-  def run_stacks(self, x_BxTxD: jax.Array, context: MakeContext, dropout_key: jax.Array | None
-                 ) -> tuple[jax.Array, dict[str, Statistics]]:
+  def run_stacks(self, x_BxTxD: jax.Array, context: MakeContext, dropout_key: jax.Array | None,
+                 penalise: Penalise | None = None) -> tuple[jax.Array, dict[str, Statistics]]:
     """From what the inputs became to what the unembedding reads; returns as `stream` does."""
     keys_L = None
     outer = context(None, 0)
     if dropout_key is not None:
       outer.dropout_key, stack_key = jax.random.split(dropout_key)
       keys_L = jax.random.split(stack_key, self.model.depth)
-    x_BxTxD = outer.dropout(self.enter(x_BxTxD, outer))
+    x_BxTxD = outer.dropout(self.enter(x_BxTxD, outer), self.model.embedding_dropout)
 
     collected: list[dict[str, Statistics]] = []
     start = 0
@@ -100,7 +101,7 @@ class StackedNetwork(nnx.Module):
       depth = jax.tree.leaves(nnx.state(stack, nnx.Param))[0].shape[0]
       keys = None if keys_L is None else keys_L[start:start + depth]
       layers_L = jnp.arange(start + 1, start + depth + 1)
-      x_BxTxD, statistics = self._run_stack(stack, x_BxTxD, keys, layers_L, context)
+      x_BxTxD, statistics = self._run_stack(stack, x_BxTxD, keys, layers_L, context, penalise)
       collected.append(statistics)
       start += depth
 
@@ -112,7 +113,7 @@ class StackedNetwork(nnx.Module):
     return x_BxTxD, statistics
 
   def _run_stack(self, stack: nnx.Module, x_BxTxD: jax.Array, keys: jax.Array | None,
-                 layers_L: jax.Array, context: MakeContext
+                 layers_L: jax.Array, context: MakeContext, penalise: Penalise | None
                  ) -> tuple[jax.Array, dict[str, Statistics]]:
     graph, parameters_L = nnx.split(stack)
 
@@ -122,7 +123,10 @@ class StackedNetwork(nnx.Module):
       block_context = context(key, layer)
       x = block_context.probe("resid_pre", x)
       x = nnx.merge(graph, parameters)(x, block_context)
-      return partition.constrain_batch(x), block_context.collected
+      collected: dict[str, Any] = block_context.collected
+      if penalise is not None:
+        collected[PENALTY] = penalise(x)
+      return partition.constrain_batch(x), collected
 
     if self.model.remat != "none":
       body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.model.remat],

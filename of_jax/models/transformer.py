@@ -10,7 +10,7 @@ from of_jax.models.blocks import plan_stack
 from of_jax.models.embedding_projection import EmbeddingProjection
 from of_jax.models.norms import make_norm
 from of_jax.models.parameter import Linear, normal, parameter
-from of_jax.models.probe import Context, Intervene, Observer, Statistics
+from of_jax.models.probe import Context, Intervene, Observer, Penalise, Statistics
 from of_jax.models.stack import StackedNetwork, stacked
 
 
@@ -79,8 +79,8 @@ class Transformer(StackedNetwork):
 
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
              dropout_key: jax.Array | None = None, observe: Observer | None = None,
-             intervene: Intervene | None = None, training: bool = False
-             ) -> tuple[jax.Array, dict[str, Statistics]]:
+             intervene: Intervene | None = None, penalise: Penalise | None = None,
+             training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
     """See StackedNetwork.stream."""
     positions_BxT, mask_Bx1xTxT = _positions_and_mask(inputs, documents_BxT)
 
@@ -88,7 +88,7 @@ class Transformer(StackedNetwork):
       return Context(positions_BxT, mask_Bx1xTxT, layer, self.model.dropout, key, observe,
                      intervene, training)
 
-    return self.run_stacks(self.embedding(inputs, positions_BxT), context, dropout_key)
+    return self.run_stacks(self.embedding(inputs, positions_BxT), context, dropout_key, penalise)
 
   def enter(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     if self.model.embedding_projection:

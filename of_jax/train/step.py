@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from of_jax import config_telemetry
 from of_jax.config import Config
 from of_jax.models.functional import Network, build_network
+from of_jax.models.probe import PENALTY, Penalise, uses_dropout
 from of_jax.optim import build_optimizer, lay_out, learning_rate_schedule, scale_init
 from of_jax.optim.measure import measure_step
 from of_jax.telemetry import registry
@@ -30,6 +31,7 @@ from of_jax.telemetry.families.gradients import (
     statistics_of_squares,
 )
 from of_jax.telemetry.observe import ChangeObserver, SiteStatistics, Telemetry
+from of_jax.train import tweo
 from of_jax.train.loss import Sums, cross_entropy, squared_error
 from of_jax.train.sharding import state_shardings
 
@@ -42,10 +44,11 @@ class Trainer:
   """What a config trains: pure functions, jitted once.
 
   `step` and `step_measured` map (state, batch, key) to (state, metrics), where metrics holds
-  float32 `loss`, `learning_rate`, `grad_norm`, for images `accuracy`, and, measured, `telemetry`:
-  site -> metric -> [layers], and where the config asks for it `optimizer`: role -> metric ->
-  [layers]. They consume the state they are given. `evaluate` maps (params, batch) to sums that
-  `add` combines and `finish` turns into metrics.
+  float32 `loss`, `learning_rate`, `grad_norm`, for images `accuracy`, for a loss with TWEO's term
+  `tweo` (not multiplied by its weight), and, measured, `telemetry`: site -> metric -> [layers], and
+  where the config asks for it `optimizer`: role -> metric -> [layers]. They consume the state they
+  are given. `evaluate` maps (params, batch) to sums that `add` combines and `finish` turns into
+  metrics.
 
   `apart` has for each costly family a map of (state, batch, key) to such `telemetry` of the model
   before the step. `change` maps (params before a step, params after it, a batch) to the telemetry
@@ -98,22 +101,28 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
             "opt_state": optimizer.init(trained), "step": jnp.int32(0)}
 
   def statistics_of(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None,
-                    training: bool, slots: Any = None) -> tuple[jax.Array, jax.Array, Any]:
+                    training: bool, slots: Any = None, penalise: Penalise | None = None
+                    ) -> tuple[jax.Array, jax.Array, Any]:
     """The stream before the unembedding, the unembedding, and the statistics."""
     return network.stream(
         params, batch["inputs"], batch.get("documents"), dropout_key=key, training=training,
         observe=watched.observer(batch["weights"]) if watched else None,
-        intervene=leave_squares_in(slots) if slots else None)
+        intervene=leave_squares_in(slots) if slots else None, penalise=penalise)
 
   def sums(params: Any, batch: Batch, key: jax.Array | None, watched: Telemetry | None,
            training: bool, slots: Any = None) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
-    x_BxTxD, table_DxV, statistics = statistics_of(params, batch, key, watched, training, slots)
+    penalise = tweo.penalty(config.train, batch["weights"]) if training else None
+    x_BxTxD, table_DxV, statistics = statistics_of(
+        params, batch, key, watched, training, slots, penalise)
     targets, weights = batch["targets"], batch["weights"]
     objective, parts = (
         squared_error(x_BxTxD, table_DxV, targets, weights)
         if kind == "residual_mlp" else
         cross_entropy(x_BxTxD, table_DxV, targets, weights, config.train.z_loss,
                       config.model.logit_cap))
+    if penalise is not None:
+      parts = {**parts, "tweo": jnp.mean(statistics.pop(PENALTY))}
+      objective += config.train.tweo_weight * parts["tweo"]
     return objective, (parts, statistics)
 
   def loss(params: Any, slots: Any, batch: Batch, key: jax.Array | None,
@@ -140,7 +149,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
                         of_part(*first), rest)[0]
 
   def dropout_key(state: State, key: jax.Array) -> jax.Array | None:
-    return jax.random.fold_in(key, state["step"]) if config.model.dropout else None
+    return jax.random.fold_in(key, state["step"]) if uses_dropout(config.model) else None
 
   def new_slots(batch: Batch) -> Any:
     """Zeros, of the sites whose gradients are watched: site -> [layers, width]."""

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from of_jax.config import Config
-from of_jax.models.attention import attend, rotate
+from of_jax.models.attention import Attention, attend, rotate
 from of_jax.models.functional import build_network
+from of_jax.models.probe import Context
 from of_jax.models.softmaxes.plain import PlainSoftmax
 
 MakeConfig = Callable[..., Config]
@@ -154,3 +156,36 @@ def test_dropout_drops_its_share_and_only_in_training(make_config: MakeConfig) -
   a, b = (network.apply(params, tokens, dropout_key=jax.random.key(i))[0] for i in (1, 2))
   assert np.any(a != b)
   assert np.all(network.apply(params, tokens, observe=observe)[1]["mlp_out"]["zero"] == 0)
+
+
+def test_dropout_of_embedding_and_of_attention_s_weights(make_config: MakeConfig) -> None:
+  """Each by its own rate; what is left is scaled up; no weight of a later token comes in."""
+  tokens = np.random.default_rng(0).integers(1, 64, (8, 16))
+
+  def observe(site: str, x: jax.Array, first: jax.Array) -> dict[str, jax.Array]:
+    return {"x": x}
+
+  network = build_network(make_config(
+      model__attention_dropout=0.4, model__embedding_dropout=0.25, model__depth=1))
+  params = network.init(jax.random.key(0))
+  plain, seen = (network.apply(params, tokens, dropout_key=key, observe=observe)[1]
+                 for key in (None, jax.random.key(1)))
+  kept = seen["resid_pre"]["x"] != 0
+  assert np.mean(kept) == pytest.approx(0.75, abs=0.03)
+  np.testing.assert_allclose(seen["resid_pre"]["x"][kept],
+                             plain["resid_pre"]["x"][kept] / 0.75, rtol=1e-6)
+
+  # Query t weighs t + 1 keys alike, and a head's output is a row of weights.
+  context = Context(jnp.zeros((8, 16)), dropout_rate=0.9, dropout_key=jax.random.key(2))
+  module = Attention(nnx.Rngs(0), make_config(
+      model__width=16, model__heads=1, model__attention_dropout=0.4).model)
+  for linear, matrix in ((module.query, np.zeros((16, 16))), (module.value, np.eye(16)),
+                         (module.out, np.eye(16))):
+    linear.kernel[...] = jnp.asarray(matrix, jnp.float32).reshape(linear.kernel.shape)
+  values = jnp.broadcast_to(jnp.eye(16), (8, 16, 16))
+  weights = module(values, context) * jnp.arange(1, 17)[:, None]
+  lower = np.tril(np.ones((16, 16), bool))
+  assert np.all(weights[:, ~lower] == 0)
+  dropped = weights[:, lower] == 0
+  assert np.mean(dropped) == pytest.approx(0.4, abs=0.05)
+  np.testing.assert_allclose(weights[:, lower][~dropped], 1 / 0.6, rtol=1e-5)
