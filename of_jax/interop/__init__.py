@@ -1,7 +1,7 @@
 """Models that were not trained here, as ordinary ones of ours.
 
-`load` detects the format: a folder with safetensors as Hugging Face's libraries or the released
-outlier-feature code write it, or a GGUF file. Nothing in a file is ever run.
+`load` and `open_source` detect the format: a folder with safetensors as Hugging Face's libraries or
+the released outlier-feature code write it, or a GGUF file. Nothing in a file is ever run.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from of_jax.errors import UserError
 
 if TYPE_CHECKING:  # It imports jax; what is wrong with a file is reported before that.
   from of_jax.interop.pretrained import Pretrained
+  from of_jax.interop.source import Source
 
 
 def load(path: str | Path) -> "Pretrained":
@@ -23,6 +24,13 @@ def load(path: str | Path) -> "Pretrained":
   Raises:
     UserError: nothing there that can be read, or a model that cannot be expressed exactly.
   """
+  source = open_source(path)
+  from of_jax.interop.pretrained import assemble
+  return assemble(source)
+
+
+def open_source(path: str | Path) -> "Source":
+  """What there is at `path`, before its numbers are read and without jax; as `load` otherwise."""
   path = Path(path).expanduser()
   if path.is_dir():
     if not (path / "config.json").exists():
@@ -31,12 +39,12 @@ def load(path: str | Path) -> "Pretrained":
                       + (f"; give the file {files[0]} itself" if files else ""))
     if (path / "metrics.jsonl").exists():
       raise UserError(f"{path}: a run directory of of_jax, not a foreign model")
-    from of_jax.interop.folder import load_folder
-    return load_folder(path)
+    from of_jax.interop.folder import open_folder
+    return open_folder(path)
   if not path.exists():
     raise UserError(f"{path}: no such file or folder")
   if path.suffix != ".gguf":
     raise UserError(f"{path}: neither a folder with config.json and model.safetensors nor a .gguf "
                     "file")
-  from of_jax.interop.gguf import load_gguf
-  return load_gguf(path)
+  from of_jax.interop.gguf import open_gguf
+  return open_gguf(path)

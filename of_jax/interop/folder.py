@@ -8,12 +8,11 @@ from of_jax.errors import UserError
 from of_jax.interop.families import Family
 from of_jax.interop.safetensors import Entry, read_header
 from of_jax.interop.settings import Settings, read_object
+from of_jax.interop.source import TOKENIZER, Source
 from of_jax.interop.tensors import Tensors
 
 if TYPE_CHECKING:
   from tokenizers import Tokenizer
-
-  from of_jax.interop.pretrained import Pretrained
 
 _FAMILIES = "interop/families"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -26,7 +25,7 @@ _INERT = (r"(.*_)?(pdrop|dropout|layerdrop|token_id|init_std|initializer_range|d
 _RELEASED = "simplified_transformers"
 
 
-def load_folder(folder: Path) -> "Pretrained":
+def open_folder(folder: Path) -> Source:
   """The model of a folder. Its code, if it has any, is not looked at.
 
   Raises:
@@ -37,10 +36,8 @@ def load_folder(folder: Path) -> "Pretrained":
   settings.refuse("quantization_config", what="weights that are stored quantised are not read")
   settings.set_aside(_INERT)
   tensors = Tensors(folder, _entries(folder), family.prefix)
-  kind = f"{_kind(settings)} in safetensors"
-  tokenizer = read_tokenizer(folder / "tokenizer.json")
-  from of_jax.interop.pretrained import assemble
-  return assemble(family, tensors, str(folder), kind, tokenizer)
+  return Source(family, tensors, str(folder), f"{_kind(settings)} in safetensors",
+                read_tokenizer(folder / TOKENIZER))
 
 
 def _kind(settings: Settings) -> str:

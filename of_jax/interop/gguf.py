@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +12,8 @@ from of_jax.interop.families.llama import Llama
 from of_jax.interop.families.qwen3 import Qwen3
 from of_jax.interop.gguf_tokenizer import build_tokenizer
 from of_jax.interop.settings import Settings
+from of_jax.interop.source import Source
 from of_jax.interop.tensors import Stored, Tensors
-
-if TYPE_CHECKING:
-  from of_jax.interop.pretrained import Pretrained
 
 _FAMILIES = {"llama": Llama, "qwen3": Qwen3}
 # Our families' names of fields -> those of GGUF, behind the architecture's name.
@@ -59,7 +57,7 @@ class _Interleaved:
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-def load_gguf(path: Path) -> "Pretrained":
+def open_gguf(path: Path) -> Source:
   """The model of a .gguf file.
 
   Raises:
@@ -83,10 +81,8 @@ def load_gguf(path: Path) -> "Pretrained":
                           "pairs")
         stored[name] = _Interleaved(tensor, heads)
   tokenizer, note = build_tokenizer(metadata, str(path))
-  from of_jax.interop.pretrained import assemble
-  model = assemble(family, Tensors(path, stored), str(path), f"{architecture} in GGUF", tokenizer)
-  report = dataclasses.replace(model.report, notes=(note,) if note else ())
-  return dataclasses.replace(model, report=report)
+  return Source(family, Tensors(path, stored), str(path), f"{architecture} in GGUF", tokenizer,
+                (note,) if note else ())
 
 
 def _config(path: Path, metadata: dict[str, Any], architecture: str,

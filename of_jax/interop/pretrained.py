@@ -8,18 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from of_jax.config import Config, DataConfig, ModelConfig, TrainConfig, resolve
+from of_jax.config import Config
 from of_jax.errors import UserError
-from of_jax.interop.families import Family, Tree
+from of_jax.interop.families import Tree
 from of_jax.interop.report import LoadReport
-from of_jax.interop.tensors import Tensors
+from of_jax.interop.source import Source
 from of_jax.models.functional import Network, Parameters, build_network, named_leaves
 
 if TYPE_CHECKING:
   from tokenizers import Tokenizer
-
-# An imported model has no corpus: a run that goes on with it names its own.
-_NO_CORPUS = "tokens:none.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,36 +62,39 @@ class Pretrained:
     return jax.jit(lambda params, tokens_BxT: self.model.apply(params, tokens_BxT)[0])
 
 
-def assemble(family: Family, tensors: Tensors, where: str, kind: str,
-             tokenizer: "Tokenizer | None") -> Pretrained:
-  """The model that a family makes of tensors.
+def assemble(source: Source) -> Pretrained:
+  """The model, its parameters on the first device.
 
   Raises:
     UserError: what the config and the tensors do not agree on.
   """
-  fields = family.model_fields(tensors)
-  try:
-    config = resolve(Config(
-        model=ModelConfig(**fields),
-        train=TrainConfig(sequence_length=family.positions(tensors)),
-        data=DataConfig(corpus=_NO_CORPUS, vocab_size=family.vocab_size())))
-  except UserError as error:
-    raise UserError(f"{where}: cannot be expressed: {error}") from None
+  config = source.config()
+  model = build_network(config)
+  params, report = read_parameters(source, model)
+  return Pretrained(config, model, jax.tree.map(jnp.asarray, params), source.tokenizer, report)
+
+
+def read_parameters(source: Source, model: Network) -> tuple[Tree, LoadReport]:
+  """float32 NumPy arrays of every parameter of `model`, which `source.config()` has made.
+
+  Raises:
+    UserError: tensors that are not those of the config.
+  """
+  family, tensors = source.family, source.tensors
   params = family.outside(tensors)
   blocks = [family.block(tensors, layer) for layer in range(family.depth)]
   tensors.finish()
-  model = build_network(config)
   zeros: list[str] = []
   params["stacks"], start = {}, 0
   for name, shapes in model.shapes["stacks"].items():
     depth = jax.tree.leaves(shapes)[0].shape[0]
     params["stacks"][name] = _stack(shapes, blocks[start:start + depth], f"stacks/{name}", zeros)
     start += depth
-  _check_shapes(params, model.shapes, where)
+  _check_shapes(params, model.shapes, source.where)
   count = sum(leaf.size for path, leaf in named_leaves(params).items() if path not in zeros)
-  report = LoadReport(where, kind, tuple(tensors.used), tuple(tensors.ignored), tuple(zeros),
-                      family.settings.unread(), count)
-  return Pretrained(config, model, jax.tree.map(jnp.asarray, params), tokenizer, report)
+  return params, LoadReport(
+      source.where, source.kind, tuple(tensors.used), tuple(tensors.ignored), tuple(zeros),
+      family.settings.unread(), count, source.notes)
 
 
 def _stack(shapes: Tree, blocks: list[Tree], path: str, zeros: list[str]) -> Tree:
