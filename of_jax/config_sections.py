@@ -197,7 +197,9 @@ class TrainConfig:
   eval_every: int = _field(100, "steps between evaluations; the last step is always one")
   checkpoint_every: int = _field(100, "steps between checkpoints, beside the log-spaced ones")
   checkpoint_log_base: int = _field(2, "log-spaced checkpoints stand at the powers of this")
-  init_from: str = _field("", "run directory, or DIR@STEP, whose parameters to start from")
+  init_from: str = _field(
+      "", "parameters to start from: a run directory or DIR@STEP, a folder of Hugging Face's "
+      "libraries or the released OF code, or a .gguf file")
   tensorboard: bool = _field(True, "write TensorBoard events")
   wandb_project: str = _field("", "also log to this Weights & Biases project")
 

@@ -26,7 +26,7 @@ from of_jax.errors import UserError
 from of_jax.models.functional import Parameters, named_leaves
 from of_jax.models.probe import uses_dropout
 from of_jax.train.checkpoint import Checkpoints
-from of_jax.train.digest import digest
+from of_jax.train.digest import as_text, digest
 
 Log = Callable[[str], None]
 
@@ -117,8 +117,7 @@ def restore(run: str | Path, step: int | None = None) -> Restored:
     if not np.array_equal(loaded["digest"]["params"], computed["params"]):
       raise UserError(f"{path}: the parameters of step {step} do not have the digest that was "
                       "written with them; the checkpoint is damaged")
-  text = "".join(f"{int(part):08x}" for part in computed["params"])
-  return Restored(path, config, params, step, text, "digest" in loaded)
+  return Restored(path, config, params, step, as_text(computed), "digest" in loaded)
 
 
 def checkpoint_steps(run: str | Path) -> list[int]:

@@ -96,8 +96,16 @@ class Checkpoints:
     return {"params": loaded["params"], "opt_state": loaded["opt_state"], "step": count}
 
 
-def load_parameters(source: str, shapes: Any, shardings: Any) -> Any:
-  """The parameters of another run, for fine-tuning.
+def has_checkpoint(workdir: Path) -> bool:
+  """Whether a run in `workdir` has saved a step whole, to go on from."""
+  if not (workdir / run_directory.CHECKPOINTS).is_dir():
+    return False
+  with Checkpoints(workdir, reading=True) as checkpoints:
+    return checkpoints.latest is not None
+
+
+def load_parameters(source: str, shapes: Any, shardings: Any) -> tuple[Any, int]:
+  """The parameters of another run, for fine-tuning, and their step.
 
   Args:
     source: a run directory, or `DIR@STEP`; default its last checkpoint.
@@ -115,8 +123,14 @@ def load_parameters(source: str, shapes: Any, shardings: Any) -> Any:
     if wanted not in available:
       raise UserError(f"config.train.init_from={source}: no checkpoint at step {wanted}; "
                       f"there are {', '.join(map(str, available))}")
-    _check_same_shapes(source, shapes, checkpoints.shapes(wanted)["params"])
-    return checkpoints.load_parameters(wanted, shapes, shardings)
+    check_same_shapes(source, shapes, checkpoints.shapes(wanted)["params"])
+    params = checkpoints.load_parameters(wanted, shapes, shardings)
+    written = checkpoints.load_host(wanted, ("digest",))
+  # Checkpoints of older versions have none.
+  if written and not np.array_equal(written["digest"]["params"], digest(params, wanted)["params"]):
+    raise UserError(f"config.train.init_from={source}: the parameters of step {wanted} do not have "
+                    "the digest that was written with them; the checkpoint is damaged")
+  return params, wanted
 
 
 def parse_source(source: str) -> tuple[Path, int | None]:
@@ -126,7 +140,8 @@ def parse_source(source: str) -> tuple[Path, int | None]:
     raise UserError(f"config.train.init_from={source}: the step behind @ is not a number")
   path = Path(directory).expanduser()
   if not (path / run_directory.CHECKPOINTS).is_dir():
-    raise UserError(f"config.train.init_from={source}: {directory} is not a run directory")
+    raise UserError(f"config.train.init_from={source}: {directory} is not a run directory, nor a "
+                    "foreign model: a folder with config.json and safetensors, or a .gguf file")
   return path, int(step) if step else None
 
 
@@ -141,7 +156,8 @@ def _abstract(shapes: Any, shardings: Any) -> Any:
       shapes, shardings)
 
 
-def _check_same_shapes(source: str, shapes: Any, saved: Any) -> None:
+def check_same_shapes(source: str, shapes: Any, saved: Any) -> None:
+  """Raises UserError, with the first that differs, unless the parameters are the same in shape."""
   def named(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)

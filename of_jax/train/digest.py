@@ -26,6 +26,11 @@ def digest(params: Any, step: int | jax.Array) -> Digest:
           "params": jnp.stack([_sum_of_mixed(leaf) for leaf in jax.tree.leaves(params)])}
 
 
+def as_text(found: Digest) -> str:
+  """The sums of the parameters one after the other, in hexadecimal."""
+  return "".join(f"{int(part):08x}" for part in jax.device_get(found["params"]))
+
+
 def _sum_of_mixed(x: jax.Array) -> jax.Array:
   assert x.dtype == jnp.float32, "parameters are float32"
   index = jnp.zeros(x.shape, jnp.uint32)

@@ -14,7 +14,7 @@ from of_jax.config import Config
 from of_jax.data.corpora import prepare
 from of_jax.data.loader import Shuffled, make_batches
 from of_jax.errors import Preempted, UserError
-from of_jax.train import checkpoint, distributed, environment, provenance, writers
+from of_jax.train import checkpoint, distributed, environment, provenance, start, writers
 from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.costly import Costly
 from of_jax.train.distributed import Interruption
@@ -59,6 +59,9 @@ def _train(config: Config, workdir: str | Path, log: Log, interruption: Interrup
     log(f"{workdir}: finished before, nothing to do")
     return
   writers.check_available(config.train)
+  resumes = checkpoint.has_checkpoint(workdir)
+  if not resumes:
+    start.check(config)
   mesh = make_mesh(config)
   corpus = prepare(config.data, log)
   batches = make_batches(
@@ -73,38 +76,36 @@ def _train(config: Config, workdir: str | Path, log: Log, interruption: Interrup
     distributed.check_agreement({
         "config": config_lib.to_dict(config), "corpus": corpus.corpus_sha256,
         "tokenizer": corpus.tokenizer_sha256, "of_jax": described["git"]["commit"]})
-    state = _initial_state(config, trainer)
+    # Before anything is compiled, so that parameters that do not fit are known at once.
+    source = None if resumes else start.load(
+        config, trainer.network, trainer.shardings["params"], log)
+    if source is not None:
+      described["init_from"] = source.record
     provenance.announce_disk(workdir, trainer, kept, log)
     workdir.mkdir(parents=True, exist_ok=True)
     with run_directory.locked(workdir) if distributed.is_writer() else contextlib.nullcontext():
       # First of all, since a folder with files but without it is not taken for a run.
       provenance.write_config(workdir, config, trainer.network)
       with Checkpoints(workdir) as checkpoints:
-        start = checkpoints.latest
-        provenance.write_environment(workdir, described, corpus, start)
+        done = checkpoints.latest
+        provenance.write_environment(workdir, described, corpus, done)
         if distributed.is_writer():
           for name in (run_directory.METRICS, run_directory.TIMING):
-            run_directory.keep_lines_until(workdir / name, start or 0)
-        if start is None:
+            run_directory.keep_lines_until(workdir / name, done or 0)
+        key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+        if done is None:
+          state: State = trainer.init(key, source.params) if source else trainer.init(key)
           checkpoints.save(state, 0)
         else:
-          log(f"{workdir}: resumes after step {start} of {config.train.steps}")
-          state = checkpoints.restore(jax.eval_shape(lambda: state), trainer.shardings, start)
-        _run(config, workdir, trainer, mesh, batches, checkpoints, state, start or 0, kept,
+          log(f"{workdir}: resumes after step {done} of {config.train.steps}")
+          state = checkpoints.restore(
+              jax.eval_shape(trainer.init, key), trainer.shardings, done)
+        _run(config, workdir, trainer, mesh, batches, checkpoints, state, done or 0, kept,
              interruption, log)
       distributed.wait_for_all("trained")
       if distributed.is_writer():
         (workdir / run_directory.DONE).touch()
   log(f"{workdir}: finished")
-
-
-def _initial_state(config: Config, trainer: Trainer) -> State:
-  # Loaded before anything is compiled, so that a source that does not fit is known at once.
-  loaded = checkpoint.load_parameters(
-      config.train.init_from, trainer.network.shapes, trainer.shardings["params"]
-  ) if config.train.init_from else None
-  state: State = trainer.init(jax.random.fold_in(jax.random.key(config.train.seed), 0))
-  return state if loaded is None else {**state, "params": loaded}
 
 
 def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mesh,

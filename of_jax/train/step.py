@@ -43,6 +43,8 @@ Batch = dict[str, jax.Array]
 class Trainer:
   """What a config trains: pure functions, jitted once.
 
+  `init` maps a key, or a key and the parameters to start from, which it consumes, to a state.
+
   `step` and `step_measured` map (state, batch, key) to (state, metrics), where metrics holds
   float32 `loss`, `learning_rate`, `grad_norm`, for images `accuracy`, for a loss with TWEO's term
   `tweo` (not multiplied by its weight), and, measured, `telemetry`: site -> metric -> [layers], and
@@ -94,9 +96,11 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   micro_batches = config.train.grad_accumulation
   tokens = config.train.batch_size * config.train.sequence_length
 
-  def init(key: jax.Array) -> State:
-    params = network.init(key)
-    trained = scale_init(config.optim, network.trained(params), *layout_of[:2])
+  def init(key: jax.Array, given: Any = None) -> State:
+    params = network.init(key) if given is None else given
+    trained = network.trained(params)
+    if given is None:
+      trained = scale_init(config.optim, trained, *layout_of[:2])
     return {"params": network.joined(trained, network.running(params)),
             "opt_state": optimizer.init(trained), "step": jnp.int32(0)}
 
@@ -225,7 +229,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
 
   plain = step(None)
   return Trainer(
-      network, shardings, jax.jit(init, out_shardings=shardings), plain,
+      network, shardings, jax.jit(init, out_shardings=shardings, donate_argnums=1), plain,
       step(telemetry) if telemetry.plan or of_gradients.plan or measures_optimizer else plain,
       jax.jit(evaluate, out_shardings=replicated), jax.jit(add, out_shardings=replicated),
       jax.jit(finish, out_shardings=replicated),
