@@ -1,10 +1,12 @@
 """Measures a checkpoint again: every metric, on any data, also metrics added after training.
 
   python -m experiments.measure --run=runs/first --step=0,16,150 --out=runs/first_measured
+  python -m experiments.measure --model=PATH --text=FILE --out=runs/other_measured
 
 On one device, whatever mesh trained the run. The data are the run's own evaluation set, or
---tokens, --text or --corpus. --intervene changes neurons on the way and measures again;
---analyse asks for what is more than a number a layer. DIR gets measure.json and figures.
+--tokens, --text or --corpus, which a model from elsewhere needs. --intervene changes neurons on the
+way and measures again; --analyse asks for what is more than a number a layer. DIR gets measure.json
+and figures.
 """
 
 import difflib
@@ -21,6 +23,12 @@ from of_jax.errors import UserError
 from of_jax.run_directory import write_json
 
 _RUN = flags.DEFINE_string("run", "", "run directory")
+_MODEL = flags.DEFINE_string(
+    "model", "", "in place of --run, a model that was not trained here: a folder with config.json "
+    "and safetensors, or a .gguf file")
+_SEQUENCE_LENGTH = flags.DEFINE_integer(
+    "sequence_length", None, "with --model: tokens of a window of --text or --corpus; default what "
+    "it was made for, at most 512", lower_bound=1)
 _STEP = flags.DEFINE_list("step", [], "steps of checkpoints, or all; default the last")
 _TOKENS = flags.DEFINE_string("tokens", "", ".npy file of token ids, [tokens] or [windows, T + 1]")
 _TEXT = flags.DEFINE_string("text", "", "UTF-8 file, read with the model's tokenizer")
@@ -54,9 +62,9 @@ def main() -> None:
     return
   steps = _check()
   # Here, because they import jax: a mistake on the command line is reported before that.
-  from of_jax.analysis import interventions, over_training, panel_plots, replay
+  from of_jax.analysis import imported, interventions, over_training, panel_plots, replay
   chosen = [interventions.parse(text) for text in _INTERVENE.value]
-  available = replay.checkpoint_steps(_RUN.value)
+  available = [0] if _MODEL.value else replay.checkpoint_steps(_RUN.value)
   wanted = available if steps == "all" else steps or available[-1:]
   out = Path(_OUT.value).expanduser() if _OUT.value else None
   if out is not None and out.exists() and not out.is_dir():
@@ -65,7 +73,8 @@ def main() -> None:
   batches, description = None, ""
   measurements: list[dict[str, Any]] = []
   for step in wanted:
-    model = replay.restore(_RUN.value, step)
+    model = (imported.load(_MODEL.value) if _MODEL.value
+             else replay.restore(_RUN.value, step))
     if batches is None:
       batches, description = data_of(model)
     measurements.append(measure_one(model, batches, description, chosen))
@@ -98,6 +107,8 @@ def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any
            "model": str(model.path), "step": model.step}
   provenance = {**machine(), "data": description, "digest": model.digest,
                 "digest_agreed": model.is_verified}
+  if _MODEL.value:
+    provenance["kind"] = model.kind
   if chosen:
     after = evaluation.measure(model, rows, *watched, changes, references)
     found["after_intervention"] = {
@@ -116,6 +127,8 @@ def data_of(model: Any) -> tuple[Any, str]:
   from of_jax.analysis import replay
   from of_jax.data.corpora import prepare
   config, count = model.config, _BATCHES.value
+  if _MODEL.value:
+    config = _with_length(config)
   images = config.model.kind == "residual_mlp"
   given = next((name for name in ("tokens", "text", "corpus") if flags.FLAGS[name].value), "")
   if images and given:
@@ -148,10 +161,37 @@ def data_of(model: Any) -> tuple[Any, str]:
           f"{corpus.description}; {_SPLIT.value}, sha256 {corpus.corpus_sha256}")
 
 
+def _with_length(config: Any) -> Any:
+  """The config of a model from elsewhere, for windows of --sequence_length."""
+  import dataclasses
+
+  longest = config.train.sequence_length
+  length = _SEQUENCE_LENGTH.value or min(longest, 512)
+  if length > longest:
+    raise UserError(f"--sequence_length={length}: the model was made for at most {longest}")
+  return dataclasses.replace(config, train=dataclasses.replace(
+      config.train, sequence_length=length))
+
+
+def _check_model() -> None:
+  """What --model goes with; that there is a model."""
+  for name in ("run", "step", "analyse", "training_batch"):
+    if flags.FLAGS[name].value:
+      raise UserError(f"--{name}: is of runs, and --model={_MODEL.value} is none; leave it out")
+  if not any(flags.FLAGS[name].value for name in ("tokens", "text", "corpus")):
+    raise UserError(f"--model={_MODEL.value}: came without data; give --tokens, --text or --corpus")
+  from of_jax.interop import open_source
+  open_source(_MODEL.value)
+
+
 def _check() -> str | list[int]:
-  """Looks at the command line, and that there is a run; the steps that it names."""
-  if not _RUN.value:
-    raise UserError("--run is missing, as in --run=runs/first")
+  """Looks at the command line, and that there is a run or a model; the steps that it names."""
+  if _MODEL.value:
+    _check_model()
+  elif not _RUN.value:
+    raise UserError("--run is missing, as in --run=runs/first; or give --model=PATH")
+  elif _SEQUENCE_LENGTH.value:
+    raise UserError(f"--sequence_length={_SEQUENCE_LENGTH.value}: is of --model; a run has its own")
   given = [name for name in ("tokens", "text", "corpus") if flags.FLAGS[name].value]
   if len(given) > 1:
     raise UserError(f"--{given[1]}: there is --{given[0]} already; give one of them")
@@ -171,6 +211,8 @@ def _check() -> str | list[int]:
   for flag in ("tokens", "text"):
     if flags.FLAGS[flag].value and not os.path.isfile(os.path.expanduser(flags.FLAGS[flag].value)):
       raise UserError(f"--{flag}={flags.FLAGS[flag].value}: no such file")
+  if _MODEL.value:
+    return []
   # numpy alone: that there is a run, and that its config can be read.
   from of_jax.analysis.runs import read_config
   read_config(Path(_RUN.value).expanduser())

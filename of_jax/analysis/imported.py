@@ -1,0 +1,56 @@
+"""A model that was not trained here, to be measured as a checkpoint is. Enters: a path that
+of_jax.interop reads. Leaves: what of_jax.analysis.replay gives of a run.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from of_jax import interop
+from of_jax.analysis.evaluation import Batch, Replayed
+from of_jax.analysis.replay import Log, Restored
+from of_jax.config import DataConfig
+from of_jax.errors import UserError
+from of_jax.interop.pretrained import assemble
+from of_jax.train.digest import as_text, digest
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported(Restored):
+  """Foreign weights; `step` is 0 and `is_verified` false, since no file vouches for them.
+
+  Attributes:
+    kind: format and family.
+    tokenizer_path: of its tokenizer.json, None where it came with none.
+  """
+
+  kind: str
+  tokenizer_path: Path | None
+
+  @property
+  def tokenizer(self) -> Path | None:
+    return self.tokenizer_path
+
+  def batches(self, split: str = "validation", count: int | None = None,
+              log: Log = lambda line: None) -> list[Batch]:
+    """Raises UserError: there is no corpus; of_jax.analysis.replay makes batches of any tokens."""
+    raise UserError(f"{self.path}: came without a corpus")
+
+  def training_batch(self, log: Log = lambda line: None) -> list[Replayed]:
+    """Raises UserError, as `batches` does."""
+    raise UserError(f"{self.path}: came without a corpus")
+
+
+def load(path: str | Path) -> Imported:
+  """The model at `path`, on the first device.
+
+  Raises:
+    UserError: as of_jax.interop.load.
+  """
+  source = interop.open_source(path)
+  tokenizer = source.tokenizer_file(DataConfig.cache_dir)
+  model = assemble(source)
+  params = jax.device_put(model.params, jax.devices()[0])
+  return Imported(Path(path).expanduser(), model.config, params, 0, as_text(digest(params, 0)),
+                  False, source.kind, tokenizer)
