@@ -24,6 +24,10 @@ _PART_OF = (
     ("model.softmax_gamma", None, "model.attention_softmax", "clipped"),
     ("model.attention_gate_init", 0.25, "model.attention_gate", "head"),
     ("model.rope_fraction", 1.0, "model.positions", "rotary"),
+    ("model.rope_scaling", "none", "model.positions", "rotary"),
+    ("model.rope_low_frequency", 1.0, "model.rope_scaling", "llama3"),
+    ("model.rope_high_frequency", 4.0, "model.rope_scaling", "llama3"),
+    ("model.rope_original_length", 8192, "model.rope_scaling", "llama3"),
 )
 # Blocks that have no norm to leave out, or are a model of their own without.
 _WITHOUT_NORM = ("pre", "parallel", "op", "residual_scaled")
@@ -76,6 +80,11 @@ def _check_transformer(model: "ModelConfig", check: Check) -> None:
   check(model.positions != "rotary" or turned >= 2 and turned % 2 == 0, "model.rope_fraction",
         f"turns {turned} of model.head_dim={model.head_dim} neurons; their number must be even and "
         "above 0")
+  check(model.rope_scaling != "none" or model.rope_factor == 1, "model.rope_factor",
+        "divides no frequency; set model.rope_scaling=linear or llama3")
+  check(model.rope_factor >= 1, "model.rope_factor", "must be at least 1: it slows what turns")
+  check(model.rope_low_frequency < model.rope_high_frequency, "model.rope_low_frequency",
+        f"must be below model.rope_high_frequency={model.rope_high_frequency:g}")
   check(model.qk_norm_over == "head" or model.qk_norm != "none", "model.qk_norm_over",
         "there is no norm of queries and keys; set model.qk_norm")
   check(model.full_attention_every is None or model.attention_window is not None,

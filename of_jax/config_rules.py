@@ -28,13 +28,14 @@ _AT_LEAST_ONE = (
     "train.checkpoint_every", "data.eval_sequences", "data.input_size", "telemetry.every",
     "optim.newton_schulz_steps", "optim.norm_iterations", "optim.projection_every",
     "optim.decay_steps", "optim.base_width", "optim.precondition_frequency",
-    "optim.max_precond_dim", "model.attention_window", "model.full_attention_every")
+    "optim.max_precond_dim", "model.attention_window", "model.full_attention_every",
+    "model.rope_original_length")
 _AT_LEAST_TWO = ("train.checkpoint_log_base", "data.classes")
 _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
              "model.mlp_input_scale", "model.dyt_alpha", "model.dyt_alpha_attention",
              "model.attention_scale", "model.logit_cap", "model.skip_gain", "model.rope_fraction",
              "optim.clip_norm", "optim.update_clip", "optim.decay_exponent",
-             "train.tweo_threshold")
+             "train.tweo_threshold", "model.rope_low_frequency")
 _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
                  "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps", "optim.delta",
                  "model.power_warmup_steps", "train.z_loss", "train.tweo_weight", "train.seed",

@@ -46,6 +46,13 @@ class ModelConfig:
   positions: Literal["learned", "rotary"] = _field("learned", "position information")
   rope_theta: float = _field(10_000.0, "base of the rotary frequencies")
   rope_fraction: float = _field(1.0, "rotary: share of a head's neurons that turn, the first ones")
+  rope_scaling: Literal["none", "linear", "llama3"] = _field(
+      "none", "rotary: which frequencies are divided by rope_factor: none, all, or the slow ones")
+  rope_factor: float = _field(1.0, "rotary: by how much")
+  rope_low_frequency: float = _field(
+      1.0, "llama3: turns within rope_original_length below which a frequency is slow")
+  rope_high_frequency: float = _field(4.0, "llama3: turns from which on it stays as it is")
+  rope_original_length: int = _field(8192, "llama3: tokens that the model was made for at first")
   embedding_scale: float = _field(1.0, "multiplies token plus position embedding")
   embedding_norm: bool = _field(False, "norm of what the first block reads")
   embedding_projection: bool = _field(

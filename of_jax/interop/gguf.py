@@ -14,6 +14,7 @@ from of_jax.interop.gguf_tokenizer import build_tokenizer
 from of_jax.interop.settings import Settings
 from of_jax.interop.source import Source
 from of_jax.interop.tensors import Stored, Tensors
+from of_jax.models.rope_scaling import llama3_scale
 
 _FAMILIES = {"llama": Llama, "qwen3": Qwen3}
 # Our families' names of fields -> those of GGUF, behind the architecture's name.
@@ -30,6 +31,12 @@ _BLOCK_TENSORS = {
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj"}
+
+
+# What rotary frequencies are divided by, and the numbers of LLaMA 3.1 to 3.3 behind it; their
+# factors, 8 and 32, are the largest entries.
+_DIVISORS = "rope_freqs.weight"
+_LLAMA3: dict[str, Any] = {"low": 1.0, "high": 4.0, "length": 8192}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +78,7 @@ def open_gguf(path: Path) -> Source:
   settings = Settings(_config(path, metadata, architecture, found), str(path))
   family = _FAMILIES[architecture](settings)
   stored: dict[str, Stored] = {_renamed(name): tensor for name, tensor in found.items()}
+  stored.pop(_DIVISORS, None)  # Read into the config.
   if architecture == "llama":
     for name, tensor in stored.items():
       heads = {"q": family.heads, "k": family.kv_heads}.get(name.removesuffix("_proj.weight")[-1:])
@@ -90,11 +98,11 @@ def _config(path: Path, metadata: dict[str, Any], architecture: str,
   """The metadata as the family's own config has it."""
   fields = {ours: metadata[f"{architecture}.{theirs}"] for ours, theirs in _FIELDS.items()
             if f"{architecture}.{theirs}" in metadata}
-  for key in ("rope.scaling.type", "rope.scale_linear", "expert_count"):
+  for key, accepted in (("rope.scaling.type", ("none", "linear")), ("expert_count", (0,))):
     value = metadata.get(f"{architecture}.{key}")
-    if value not in (None, "none", 0, 1.0):
-      raise UserError(f"{path}: {architecture}.{key}={str(value)[:40]}: of_jax has no scaled "
-                      "rotary frequencies and no experts")
+    if value is not None and value not in accepted:
+      raise UserError(f"{path}: {architecture}.{key}={str(value)[:40]}: of_jax has linear and "
+                      "llama3's scaled rotary frequencies alone, and no experts")
   if "token_embd.weight" not in found or len(found["token_embd.weight"].shape) != 2:
     raise UserError(f"{path}: lacks the tensor token_embd.weight, [vocabulary, width]")
   heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
@@ -105,8 +113,33 @@ def _config(path: Path, metadata: dict[str, Any], architecture: str,
   if turned != head_dim:
     raise UserError(f"{path}: {architecture}.rope.dimension_count={turned}: must be the head's "
                     f"{head_dim}")
+  scaling = _rope_scaling(path, metadata, architecture, found, fields)
+  if scaling is not None:
+    fields["rope_scaling"] = scaling
   return {**fields, "vocab_size": found["token_embd.weight"].shape[0],
           "tie_word_embeddings": "output.weight" not in found}
+
+
+def _rope_scaling(path: Path, metadata: dict[str, Any], architecture: str,
+                  found: dict[str, gguf_file.GGUFTensor], fields: dict[str, Any]
+                  ) -> dict[str, Any] | None:
+  """As a config.json has it. llama3's is not in the metadata: its divisors are a tensor."""
+  old = metadata.get(f"{architecture}.rope.scale_linear", 1.0)
+  factor = metadata.get(f"{architecture}.rope.scaling.factor", old)
+  linear = metadata.get(f"{architecture}.rope.scaling.type", "linear") == "linear"
+  if _DIVISORS not in found:
+    return {"rope_type": "linear", "factor": factor} if linear and factor != 1 else None
+  divisors, head_dim = found[_DIVISORS].load(_DIVISORS), fields.get("head_dim")
+  theta = fields.get("rope_theta", 10_000.0)
+  largest = float(divisors.max(initial=0))
+  if (largest >= 1 and type(head_dim) is int and divisors.shape == (head_dim // 2,)
+      and type(theta) in (int, float) and theta > 0):
+    wanted = 1 / llama3_scale(theta, len(divisors), largest, **_LLAMA3)
+    if np.allclose(divisors, wanted, rtol=1e-4, atol=0):
+      return {"rope_type": "llama3", "factor": largest, "low_freq_factor": _LLAMA3["low"],
+              "high_freq_factor": _LLAMA3["high"],
+              "original_max_position_embeddings": _LLAMA3["length"]}
+  raise UserError(f"{path}: {_DIVISORS} divides rotary frequencies otherwise than LLaMA 3.1 does")
 
 
 def _renamed(name: str) -> str:

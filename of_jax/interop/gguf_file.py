@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from of_jax.errors import UserError
+from of_jax.interop.tensors import Span
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -25,26 +26,13 @@ _MOST_AXES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class GGUFTensor:
-  """One tensor of a file.
-
-  Attributes:
-    dtype: name of its type in ggml, as `Q4_1`.
-    shape: as NumPy counts, the last axis contiguous.
-    start, stop: bytes in the file.
-  """
-
-  path: Path
-  dtype: str
-  shape: tuple[int, ...]
-  start: int
-  stop: int
+class GGUFTensor(Span):
+  """One tensor of a file; its type is named as in ggml."""
 
   def load(self, name: str) -> np.ndarray:
     """The array in float32, dequantised."""
     gguf = _import_gguf()
-    raw = np.memmap(self.path, np.uint8, "r", self.start, (self.stop - self.start,))
-    rows = raw.reshape(*self.shape[:-1], -1)
+    rows = np.frombuffer(self.content(name), np.uint8).reshape(*self.shape[:-1], -1)
     kind = gguf.GGMLQuantizationType[self.dtype]
     if self.dtype in ("F32", "F16", "F64"):
       rows = rows.view({"F32": "<f4", "F16": "<f2", "F64": "<f8"}[self.dtype])

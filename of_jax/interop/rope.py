@@ -7,7 +7,7 @@ from of_jax.interop.settings import Settings
 
 def rope_fields(settings: Settings, theta: str = "rope_theta",
                 fraction: tuple[str, float] = ("partial_rotary_factor", 1.0)) -> dict[str, Any]:
-  """Fields of ModelConfig: `positions`, `rope_theta` and `rope_fraction`.
+  """Fields of ModelConfig: `positions` and those that begin with `rope_`.
 
   Args:
     settings: a config with the fields themselves, as older ones have them, or with all of them in
@@ -16,19 +16,35 @@ def rope_fields(settings: Settings, theta: str = "rope_theta",
     fraction: the older name of the share of a head that turns, and its default.
 
   Raises:
-    UserError: frequencies that were stretched to reach further.
+    UserError: frequencies that were stretched in a way that cannot be expressed.
   """
   new = settings.part("rope_parameters")
   old = settings.part("rope_scaling")
-  for part in (new, old):
-    for name in ("rope_type", "type"):
-      part.refuse(name, "default", what="of_jax turns by position x theta^(-2i / K) alone, with no "
-                  "scaled frequencies")
+  scaling = [fields for part in (new, old) for fields in (_scaling(part),) if fields]
+  settings.require(len(scaling) < 2 or scaling[0] == scaling[1], "rope_scaling",
+                   "is not what rope_parameters says")
   return {
+      **(scaling[0] if scaling else {}),
       "positions": "rotary",
       "rope_theta": new.number("rope_theta", settings.number(theta, 10_000.0)),
       "rope_fraction": new.number("partial_rotary_factor",
                                   settings.number(fraction[0], fraction[1]))}
+
+
+def _scaling(part: Settings) -> dict[str, Any]:
+  """What one of the two spellings says of stretched frequencies; {} where they are not."""
+  name = "type" if part.get("rope_type") is None else "rope_type"
+  # Older libraries wrote both names.
+  part.set_aside("type")
+  kind = part.choice(name, {"default": "none", "linear": "linear", "llama3": "llama3"}, "default")
+  if kind == "none":
+    return {}
+  fields = {"rope_scaling": kind, "rope_factor": part.number("factor")}
+  if kind == "llama3":
+    fields |= {"rope_low_frequency": part.number("low_freq_factor"),
+               "rope_high_frequency": part.number("high_freq_factor"),
+               "rope_original_length": part.integer("original_max_position_embeddings")}
+  return fields
 
 
 def window_fields(settings: Settings, layers: list[str], window: int | None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ header says is checked against the file's size before a byte is read, and nothin
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from of_jax.errors import UserError
+from of_jax.interop.settings import parse_object
+from of_jax.interop.tensors import Span
 
 # The format's own limit.
 _LARGEST_HEADER = 100_000_000
@@ -29,19 +30,8 @@ _IMPOSTORS = ((b"\x80", "a pickle, which could run code and is never opened"),
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-  """One tensor of a file.
-
-  Attributes:
-    dtype: the format's name, as `BF16`.
-    start, stop: bytes in the file.
-  """
-
-  path: Path
-  dtype: str
-  shape: tuple[int, ...]
-  start: int
-  stop: int
+class Entry(Span):
+  """One tensor of a file."""
 
   def load(self, name: str) -> np.ndarray:
     """The array in float32, exact for BF16 and F16.
@@ -52,11 +42,7 @@ class Entry:
     if self.dtype not in _FLOATS and self.dtype != "BF16":
       raise UserError(f"{self.path}: {name} is of type {self.dtype}; parameters must be F32, F16, "
                       "BF16 or F64")
-    with self.path.open("rb") as file:
-      file.seek(self.start)
-      content = file.read(self.stop - self.start)
-    if len(content) != self.stop - self.start:
-      raise UserError(f"{self.path}: ends inside {name}; the file is truncated")
+    content = self.content(name)
     if self.dtype == "BF16":
       # The upper half of a float32.
       wide = np.frombuffer(content, "<u2").astype(np.uint32) << 16
@@ -83,13 +69,10 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise UserError(f"{path}: its header claims {length:,} bytes, the file has {size:,} and a "
                         f"header at most {_LARGEST_HEADER:,}: truncated, or not a safetensors file")
       file.seek(8)
-      header = json.loads(file.read(length))
+      content = file.read(length)
   except OSError as error:
     raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-  except (ValueError, RecursionError):
-    raise UserError(f"{path}: not a safetensors file: its header is not JSON") from None
-  if not isinstance(header, dict):
-    raise UserError(f"{path}: not a safetensors file: its header is not a JSON object")
+  header = parse_object(content, f"{path}: not a safetensors file: its header is")
   header.pop("__metadata__", None)
   entries = {name: _entry(path, name, fields, 8 + length, size) for name, fields in header.items()}
   _check_cover(path, entries, 8 + length, size)

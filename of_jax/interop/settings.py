@@ -105,13 +105,20 @@ def read_object(path: Path) -> dict[str, Any]:
   try:
     if path.stat().st_size > _LARGEST_FILE:
       raise UserError(f"{path}: {path.stat().st_size:,} bytes are no config")
-    value = json.loads(path.read_text(encoding="utf-8"))
+    content = path.read_bytes()
   except FileNotFoundError:
     raise UserError(f"{path}: no such file") from None
   except OSError as error:
     raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+  return parse_object(content, f"{path}:")
+
+
+def parse_object(content: bytes, what: str) -> dict[str, Any]:
+  """A JSON object in UTF-8; else UserError, `what` and then "not JSON" or "not a JSON object"."""
+  try:
+    value = json.loads(content.decode("utf-8"))
   except (ValueError, RecursionError):
-    raise UserError(f"{path}: not JSON") from None
+    raise UserError(f"{what} not JSON") from None
   if not isinstance(value, dict):
-    raise UserError(f"{path}: not a JSON object")
+    raise UserError(f"{what} not a JSON object")
   return value

@@ -1,5 +1,6 @@
 """The tensors of a foreign model, each handed out once."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,32 @@ class Stored(Protocol):
   def load(self, name: str) -> np.ndarray:
     """The array in float32. `name` is for messages."""
     ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """Base of the tensors that are a run of bytes in a file.
+
+  Attributes:
+    dtype: the format's name of its type, as `BF16` or `Q4_1`.
+    shape: as NumPy counts, the last axis contiguous.
+    start, stop: bytes in the file.
+  """
+
+  path: Path
+  dtype: str
+  shape: Shape
+  start: int
+  stop: int
+
+  def content(self, name: str) -> bytes:
+    """The bytes. Raises UserError where the file has changed and ends before them."""
+    with self.path.open("rb") as file:
+      file.seek(self.start)
+      found = file.read(self.stop - self.start)
+    if len(found) != self.stop - self.start:
+      raise UserError(f"{self.path}: ends inside {name}; the file is truncated")
+    return found
 
 
 class Tensors:

@@ -1,6 +1,6 @@
 """Causal multi-head attention, its parts chosen by name: see Attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +11,28 @@ from of_jax.models.gates import make_gate
 from of_jax.models.norms import Norm, at_least_float32, make_norm
 from of_jax.models.parameter import Linear, normal, parameter
 from of_jax.models.probe import Context, flatten_heads
+from of_jax.models.rope_scaling import frequency_scale
 from of_jax.models.sigma_reparam import SigmaReparamLinear
 from of_jax.models.softmaxes import Softmax, make_softmax
 
 
-def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, fraction: float = 1.0
-           ) -> jax.Array:
+def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, fraction: float = 1.0,
+           scale: Sequence[float] | None = None) -> jax.Array:
   """Rotary position embedding (Su et al. 2021, 2104.09864, eq. 34).
 
   Neuron i of the first half of the head is paired with neuron i of the second half and turned
   by the angle position x theta^(-2i / K). With a fraction below 1 this is done to the first
   K = fraction x head_dim neurons, as to a head of that size (GPT-NeoX), and the others stay.
+  With a scale, of_jax.models.rope_scaling's, angle i is multiplied by its entry i.
   """
   if fraction < 1:
     turned, still = jnp.split(x_BxTxHxK, [int(x_BxTxHxK.shape[-1] * fraction)], axis=-1)
-    return jnp.concatenate([rotate(turned, positions_BxT, theta), still], -1)
+    return jnp.concatenate([rotate(turned, positions_BxT, theta, scale=scale), still], -1)
   half = x_BxTxHxK.shape[-1] // 2
   x = at_least_float32(x_BxTxHxK)
   frequencies_K = theta ** (-jnp.arange(half, dtype=x.dtype) / half)
+  if scale is not None:
+    frequencies_K *= jnp.asarray(scale, x.dtype)
   angles_BxTx1xK = positions_BxT[:, :, None, None].astype(x.dtype) * frequencies_K
   cos, sin = jnp.cos(angles_BxTx1xK), jnp.sin(angles_BxTx1xK)
   a, b = jnp.split(x, 2, axis=-1)
@@ -154,6 +158,7 @@ class Attention(nnx.Module):
 
       self.query_norm, self.key_norm = norm(model.heads), norm(model.kv_heads)
     self.rope_fraction = model.rope_fraction
+    self.rope_scale = frequency_scale(model)
     self.rope_theta = model.rope_theta if model.positions == "rotary" else None
     self.scale, self.cap = model.attention_scale, model.attention_cap
     self.window, self.full_every = model.attention_window, model.full_attention_every
@@ -171,7 +176,7 @@ class Attention(nnx.Module):
       q_BxTxHxK = self._norm(self.query_norm, q_BxTxHxK, context)
       k_BxTxGxK = self._norm(self.key_norm, k_BxTxGxK, context)
     if self.rope_theta is not None:
-      rope = context.positions_BxT, self.rope_theta, self.rope_fraction
+      rope = context.positions_BxT, self.rope_theta, self.rope_fraction, self.rope_scale
       q_BxTxHxK, k_BxTxGxK = rotate(q_BxTxHxK, *rope), rotate(k_BxTxGxK, *rope)
     q_BxTxHxK = context.probe_heads("attn_q", q_BxTxHxK)
     k_BxTxGxK = context.probe_heads("attn_k", k_BxTxGxK)

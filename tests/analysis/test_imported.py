@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from experiments import measure
 from of_jax.analysis import imported
 from of_jax.errors import UserError
 from of_jax.interop import load
@@ -18,20 +21,22 @@ from tests.golden import foreign
 ROOT = Path(__file__).parents[2]
 
 
-def measure(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
   return subprocess.run([sys.executable, "-m", "experiments.measure", *arguments], cwd=ROOT,
                         text=True, capture_output=True, timeout=600, env=dict(os.environ))
 
 
+@flagsaver.flagsaver()
 def test_measure_and_intervene(tmp_path: Path) -> None:
   """The loss is NumPy's of the model's logits, the stream's numbers are PyTorch's."""
   folder, out = foreign.save_folder(tmp_path / "model", "llama"), tmp_path / "out"
   windows = np.pad(foreign.TOKENS, ((0, 0), (0, 1)), constant_values=3)
   np.save(tmp_path / "t.npy", windows)
-  done = measure(f"--model={folder}", f"--tokens={tmp_path / 't.npy'}", f"--out={out}",
-                 "--sites=resid_pre", "--metrics=kurtosis,rms,max_abs",
-                 "--intervene=zero:resid_pre:1:top2")
-  assert done.returncode == 0, done.stderr
+  # In this process, which has jax already.
+  flags.FLAGS(["measure", f"--model={folder}", f"--tokens={tmp_path / 't.npy'}", f"--out={out}",
+               "--sites=resid_pre", "--metrics=kurtosis,rms,max_abs",
+               "--intervene=zero:resid_pre:1:top2"])
+  measure.main()
   found = json.loads((out / "measure.json").read_text())
   model = load(folder)
   logits = model.logits(foreign.TOKENS).astype(np.float64)
@@ -57,8 +62,8 @@ def test_text_is_read_with_its_own_tokenizer(tmp_path: Path) -> None:
   tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
   tokenizer.save(str(folder / "tokenizer.json"))
   (tmp_path / "text.txt").write_text("a b a a b " * 9)
-  done = measure(f"--model={folder}", f"--text={tmp_path / 'text.txt'}", "--sequence_length=5",
-                 f"--out={tmp_path / 'out'}")
+  done = run(f"--model={folder}", f"--text={tmp_path / 'text.txt'}", "--sequence_length=5",
+             f"--out={tmp_path / 'out'}")
   assert done.returncode == 0, done.stderr
   # 45 words and an end token: nine windows of five.
   assert json.loads((tmp_path / "out" / "measure.json").read_text())["num_tokens"] == 45
@@ -73,7 +78,7 @@ def test_text_is_read_with_its_own_tokenizer(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
   folder = foreign.save_folder(tmp_path / "model", "llama")
   np.save(tmp_path / "t.npy", np.zeros(100, np.uint16))
-  done = measure(f"--model={folder}", *(a.replace("DIR", str(tmp_path)) for a in arguments))
+  done = run(f"--model={folder}", *(a.replace("DIR", str(tmp_path)) for a in arguments))
   assert done.returncode == 1 and message in done.stderr, done.stderr
   assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
 

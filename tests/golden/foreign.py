@@ -6,7 +6,9 @@ the metrics of `stream_metrics`. It needs torch 2.13.0, transformers 5.23.0 and 
 simplified_transformers/model_utils.py of github.com/bobby-he/simplified_transformers at its last
 commit, none of which of_jax uses: in an environment of its own, with NumPy,
 
-  python tests/golden/foreign.py FOLDER_OF_THEIR_FILE
+  python tests/golden/foreign.py FOLDER_OF_THEIR_FILE [FORM ...]
+
+Of given forms alone, the others stay; the folder is read for those that begin with `of_`.
 
 Gains, offsets, windows, caps and eps are all such that a model without them gives other numbers.
 """
@@ -61,6 +63,14 @@ FORMS: dict[str, dict[str, Any]] = {
     "qwen3": {**_COMMON, "model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 12,
               "rms_norm_eps": 0.02, "tie_word_embeddings": True,
               "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
+    "llama_linear": {**_COMMON, "model_type": "llama", "num_key_value_heads": 2,
+                     "rms_norm_eps": 0.02, "rope_theta": 300.0,
+                     "rope_scaling": {"type": "linear", "factor": 2.5}},
+    # Of four pairs in a head of eight one stays, one is in between and two are slowed.
+    "llama3": {**_COMMON, "model_type": "llama", "num_key_value_heads": 2, "rms_norm_eps": 0.02,
+               "rope_theta": 300.0, "rope_scaling": {
+                   "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.2,
+                   "high_freq_factor": 1.0, "original_max_position_embeddings": 8}},
     "olmo2": {**_COMMON, "model_type": "olmo2", "num_key_value_heads": 2, "rms_norm_eps": 0.02,
               "rope_theta": 300.0},
     "gemma2": {**_COMMON, "model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 12,
@@ -305,11 +315,13 @@ def _released(form: str) -> dict[str, np.ndarray]:
 
 def main() -> None:
   sys.path.insert(0, sys.argv[1])
-  record: dict[str, np.ndarray] = {}
-  for form, config in FORMS.items():
+  path, chosen = pathlib.Path(__file__).with_suffix(".npz"), sys.argv[2:]
+  record: dict[str, np.ndarray] = dict(np.load(path)) if chosen else {}
+  for form in chosen or FORMS:
+    config = FORMS[form]
     record |= _released(form) if config.get("format") else _hugging_face(form)
     print(form, np.abs(record[f"{form}/logits"]).max(), record[f"{form}/stream"][:, 0])
-  np.savez_compressed(pathlib.Path(__file__).with_suffix(".npz"), **record)
+  np.savez_compressed(path, **record)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,11 @@ def test_rotary_settings_in_both_spellings(tmp_path: Path) -> None:
     ("gpt2", {"activation_function": "mish"}, "activation_function=mish: is not one"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config=.*stored quantised"),
-    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type=llama3: .*scal"),
+    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 8}}, "rope_type=yarn: is not one"),
+    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks the field low_freq"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_factor=0.5: must be at l"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {
+        "rope_type": "linear", "factor": 4}}, "rope_scaling=.*: is not what rope_parameters says"),
     ("llama", {"num_key_value_heads": 4}, r"k_proj.weight has the shape \(16, 32\)"),
     ("llama", {"num_key_value_heads": 3}, "cannot be expressed: config.model.kv_heads=3: does not"),
     ("llama", {"num_hidden_layers": 2 ** 30}, "num_hidden_layers=1073741824: must be a whole"),

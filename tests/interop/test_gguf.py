@@ -11,10 +11,9 @@ import pytest
 from of_jax.errors import UserError
 from of_jax.interop import gguf_file, load
 from of_jax.interop.gguf_tokenizer import build_tokenizer
+from of_jax.models.rope_scaling import frequency_scale
 from tests.golden import foreign
 from tests.interop.test_foreign import same_parameters
-
-pytest.importorskip("gguf")
 
 # The names that the format's converters give.
 NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -151,9 +150,37 @@ def test_what_the_metadata_says_is_checked(tmp_path: Path) -> None:
     path.write_bytes(gguf_bytes({**fields, **change}, arrays))
     with pytest.raises(UserError, match=message):
       load(path)
-  path.write_bytes(gguf_bytes(fields, {**arrays, "rope_freqs.weight": np.ones(4, np.float32)}))
-  with pytest.raises(UserError, match="left over after loading: rope_freqs.weight"):
-    load(path)
+  for divisors in (np.arange(1, 5), np.ones(3), np.zeros(4)):
+    path.write_bytes(gguf_bytes(fields, {**arrays, "rope_freqs.weight": divisors.astype("f4")}))
+    with pytest.raises(UserError, match="rope_freqs.weight divides rotary frequencies otherwise"):
+      load(path)
+
+
+def test_stretched_rotary_frequencies(tmp_path: Path) -> None:
+  """In the metadata where they are linear, and in a tensor of divisors where they are LLaMA 3's."""
+  config = {**foreign.FORMS["llama"], "rope_theta": 5e5}
+  fields, arrays = converted("llama", config)
+  fields |= {"llama.rope.freq_base": 5e5}
+  path = tmp_path / "model.gguf"
+  for change in ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.5},
+                 {"llama.rope.scale_linear": 2.5}):
+    path.write_bytes(gguf_bytes({**fields, **change}, arrays))
+    model = load(path).config.model
+    assert (model.rope_scaling, model.rope_factor) == ("linear", 2.5)
+  path.write_bytes(gguf_bytes(fields, arrays))
+  assert load(path).config.model.rope_scaling == "none"
+  # As llama.cpp's converter computes them for Llama 3.2: by wavelengths.
+  lengths = 2 * np.pi * 5e5 ** (np.arange(4) / 4)
+  share = (8192 / lengths - 1) / (4 - 1)
+  divisors = np.where(lengths < 8192 / 4, 1, np.where(
+      lengths > 8192, 32, 1 / ((1 - share) / 32 + share)))
+  assert len(set(divisors)) == 3
+  path.write_bytes(gguf_bytes(fields, {**arrays, "rope_freqs.weight": divisors.astype("f4")}))
+  loaded = load(path)
+  model = loaded.config.model
+  assert (model.rope_scaling, model.rope_factor, model.rope_low_frequency) == ("llama3", 32, 1)
+  assert (model.rope_high_frequency, model.rope_original_length) == (4, 8192)
+  np.testing.assert_allclose(1 / np.array(frequency_scale(model)), divisors, rtol=1e-6)
 
 
 def test_the_tokenizer_is_built_from_the_metadata() -> None:

@@ -13,6 +13,7 @@ from of_jax.config import Config
 from of_jax.models.attention import Attention, attend, rotate
 from of_jax.models.functional import build_network
 from of_jax.models.probe import Context
+from of_jax.models.rope_scaling import frequency_scale, llama3_scale
 from of_jax.models.softmaxes.plain import PlainSoftmax
 
 MakeConfig = Callable[..., Config]
@@ -189,3 +190,30 @@ def test_dropout_of_embedding_and_of_attention_s_weights(make_config: MakeConfig
   dropped = weights[:, lower] == 0
   assert np.mean(dropped) == pytest.approx(0.4, abs=0.05)
   np.testing.assert_allclose(weights[:, lower][~dropped], 1 / 0.6, rtol=1e-5)
+
+
+def test_stretched_frequencies(make_config: MakeConfig) -> None:
+  """By wavelengths, case by case, as the paper's authors have it; in float64."""
+  theta, factor, low, high, length, size = 5e5, 8.0, 1.0, 4.0, 8192, 64
+  frequencies = [theta ** (-2 * i / size) for i in range(size // 2)]
+  slowed = []
+  for frequency in frequencies:
+    wavelength = 2 * np.pi / frequency
+    if wavelength < length / high:
+      slowed.append(frequency)
+    elif wavelength > length / low:
+      slowed.append(frequency / factor)
+    else:
+      share = (length / wavelength - low) / (high - low)
+      slowed.append((1 - share) * frequency / factor + share * frequency)
+  found = frequencies * llama3_scale(theta, size // 2, factor, low, high, length)
+  np.testing.assert_allclose(found, slowed, rtol=1e-12)
+  assert {round(slow / plain, 6) for slow, plain in zip(slowed, frequencies)} > {1.0, 0.125}
+
+  model = make_config(model__positions="rotary", model__rope_scaling="linear", model__rope_factor=4,
+                      model__rope_fraction=0.5).model
+  x = np.random.default_rng(0).standard_normal((1, 3, 2, 8)).astype(np.float32)
+  scale = frequency_scale(model)
+  assert scale == (0.25, 0.25)
+  np.testing.assert_allclose(rotate(x, jnp.array([[4, 8, 40]]), 300.0, 0.5, scale),
+                             rotate(x, jnp.array([[1, 2, 10]]), 300.0, 0.5), atol=1e-6)

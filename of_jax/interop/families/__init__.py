@@ -21,6 +21,12 @@ GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gel
          "relu": "reglu"}
 
 
+def split_fused(fused: Tree, axis: int, count: int = 3) -> list[Tree]:
+  """A linear map that is `count` in one, along an axis counted from the end."""
+  return [{name: part.take(i, axis=part.ndim - axis) for name, part in fused.items()}
+          for i in range(count)]
+
+
 class Family:
   """Base of the families. A subclass names its tensors.
 
@@ -94,6 +100,18 @@ class Family:
     if f"{name}.bias" in tensors if bias is None else bias:
       tree["bias"] = tensors.take(f"{name}.bias", (columns,)).reshape(outputs)
     return tree
+
+  def plain_mlp(self, tensors: Tensors, up: str, down: str, out_first: bool = True,
+                bias: bool | None = None) -> Tree:
+    """An MLP of two linear maps; arguments as of `linear`."""
+    width, hidden = (self.width,), (self.hidden,)
+    return {"up": self.linear(tensors, up, width, hidden, out_first, bias),
+            "down": self.linear(tensors, down, hidden, width, out_first, bias)}
+
+  def layer_norms(self, tensors: Tensors, attention: str, mlp: str) -> Tree:
+    """The LayerNorms of a block's halves."""
+    return {"attention_norm": self.norm(tensors, attention, self.width, bias=True),
+            "mlp_norm": self.norm(tensors, mlp, self.width, bias=True)}
 
   def norm(self, tensors: Tensors, name: str, size: int, bias: bool = False) -> Tree:
     """A norm's gain, and its offset if it has one."""

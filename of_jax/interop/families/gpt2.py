@@ -1,6 +1,6 @@
 """GPT-2."""
 
-from of_jax.interop.families import PLAIN, Family, Tree
+from of_jax.interop.families import PLAIN, Family, Tree, split_fused
 from of_jax.interop.settings import Settings
 from of_jax.interop.tensors import Tensors
 
@@ -44,15 +44,10 @@ class GPT2(Family):
     at, width, heads = f"h.{layer}", (self.width,), (self.heads, self.head_dim)
     fused = self.linear(tensors, f"{at}.attn.c_attn", width, (3, *heads), out_first=False)
     # [3, heads, head size]: queries, keys and values in turn.
-    query, key, value = ({name: part.take(i, axis=part.ndim - 3) for name, part in fused.items()}
-                         for i in range(3))
+    query, key, value = split_fused(fused, axis=3)
     return {
-        "attention_norm": self.norm(tensors, f"{at}.ln_1", self.width, bias=True),
+        **self.layer_norms(tensors, f"{at}.ln_1", f"{at}.ln_2"),
         "attention": {"query": query, "key": key, "value": value,
                       "out": self.linear(tensors, f"{at}.attn.c_proj", heads, width,
                                          out_first=False)},
-        "mlp_norm": self.norm(tensors, f"{at}.ln_2", self.width, bias=True),
-        "mlp": {"up": self.linear(tensors, f"{at}.mlp.c_fc", width, (self.hidden,),
-                                  out_first=False),
-                "down": self.linear(tensors, f"{at}.mlp.c_proj", (self.hidden,), width,
-                                    out_first=False)}}
+        "mlp": self.plain_mlp(tensors, f"{at}.mlp.c_fc", f"{at}.mlp.c_proj", out_first=False)}

@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia."""
 
-from of_jax.interop.families import PLAIN, Family, Tree
+from of_jax.interop.families import PLAIN, Family, Tree, split_fused
 from of_jax.interop.rope import rope_fields
 from of_jax.interop.settings import Settings
 from of_jax.interop.tensors import Tensors
@@ -40,15 +40,11 @@ class GPTNeoX(Family):
     fused = self.linear(tensors, f"{at}.attention.query_key_value", width,
                         (self.heads, 3, self.head_dim), bias=self.attention_bias)
     # [heads, 3, head size]: each head has its query, key and value together.
-    query, key, value = ({name: part.take(i, axis=part.ndim - 2) for name, part in fused.items()}
-                         for i in range(3))
+    query, key, value = split_fused(fused, axis=2)
     return {
-        "attention_norm": self.norm(tensors, f"{at}.input_layernorm", self.width, bias=True),
+        **self.layer_norms(tensors, f"{at}.input_layernorm", f"{at}.post_attention_layernorm"),
         "attention": {"query": query, "key": key, "value": value,
                       "out": self.linear(tensors, f"{at}.attention.dense", heads, width,
                                          bias=self.attention_bias)},
-        "mlp_norm": self.norm(tensors, f"{at}.post_attention_layernorm", self.width, bias=True),
-        "mlp": {"up": self.linear(tensors, f"{at}.mlp.dense_h_to_4h", width, (self.hidden,),
-                                  bias=True),
-                "down": self.linear(tensors, f"{at}.mlp.dense_4h_to_h", (self.hidden,), width,
-                                    bias=True)}}
+        "mlp": self.plain_mlp(tensors, f"{at}.mlp.dense_h_to_4h", f"{at}.mlp.dense_4h_to_h",
+                              bias=True)}

@@ -72,8 +72,5 @@ class OPT(Family):
                                    bias=self.bias)
     return {
         "attention": attention,
-        "attention_norm": self.norm(tensors, f"{at}.self_attn_layer_norm", self.width, bias=True),
-        "mlp_norm": self.norm(tensors, f"{at}.final_layer_norm", self.width, bias=True),
-        "mlp": {"up": self.linear(tensors, f"{at}.fc1", width, (self.hidden,), bias=self.bias),
-                "down": self.linear(tensors, f"{at}.fc2", (self.hidden,), width,
-                                    bias=self.bias)}}
+        **self.layer_norms(tensors, f"{at}.self_attn_layer_norm", f"{at}.final_layer_norm"),
+        "mlp": self.plain_mlp(tensors, f"{at}.fc1", f"{at}.fc2", bias=self.bias)}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from of_jax.interop.families import PLAIN, Family, Tree
+from of_jax.interop.families import PLAIN, Family, Tree, split_fused
 from of_jax.interop.settings import Settings
 from of_jax.interop.tensors import Tensors
 
@@ -177,8 +177,7 @@ class SimplifiedTransformers(Family):
     heads = (self.heads, self.head_dim)
     fused = self.linear(tensors, f"{at}.qk_attn", (self.width,), (2, *heads), out_first=False,
                         bias=True)
-    query, key = ({name: part.take(i, axis=part.ndim - 3) for name, part in fused.items()}
-                  for i in range(2))
+    query, key = split_fused(fused, axis=3, count=2)
     value, out = (self._linear(tensors, f"{at}.{name}", self.width, self.width)
                   for name in ("v_attn", "c_proj"))
     value = {name: part.reshape(*part.shape[:-1], *heads) for name, part in value.items()}
