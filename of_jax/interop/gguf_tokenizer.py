@@ -16,7 +16,9 @@ _PATTERNS = {"gpt-2": None, "smollm": None, "starcoder": None,
 _SINGLE_DIGITS = ("smollm", "starcoder")
 # Those that keep a word whole that is a token, whatever the merges give.
 _WHOLE_WORDS = ("llama-bpe",)
-_CONTROL = 3  # The token type of begin, end and the like.
+# Token types: what a text is made of; the unknown token; begin, end and the like; a user's own.
+_ORDINARY, _UNKNOWN, _CONTROL, _OWN = 1, 2, 3, 4
+_SPACE = "\u2581"
 
 
 def build_tokenizer(metadata: dict[str, Any], where: str) -> "tuple[Tokenizer | None, str]":
@@ -26,28 +28,32 @@ def build_tokenizer(metadata: dict[str, Any], where: str) -> "tuple[Tokenizer | 
     UserError: token lists that do not make a tokenizer.
   """
   kind, pre = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-  if kind != "gpt2" or pre not in _PATTERNS:
-    return None, (f"its tokenizer (model {kind}, pre {pre}) is not rebuilt; byte-level BPE of "
-                  f"{', '.join(_PATTERNS)} is")
-  from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-  tokens, merges = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges"))
-  types = metadata.get("tokenizer.ggml.token_type", [])
   try:
-    if not isinstance(tokens, list) or not isinstance(merges, list):
-      raise ValueError("tokens and merges must be lists")
-    pairs = [(merge.partition(" ")[0], merge.partition(" ")[2]) for merge in merges]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre in _WHOLE_WORDS))
-    tokenizer.add_special_tokens([
-        AddedToken(token, special=True, normalized=False)
-        for token, type_ in zip(tokens, types) if type_ == _CONTROL])
-    if metadata.get("tokenizer.ggml.add_bos_token"):
-      begin = metadata["tokenizer.ggml.bos_token_id"]
-      tokenizer.post_processor = processors.TemplateProcessing(
-          single=[tokens[begin], "$A"], special_tokens=[(tokens[begin], begin)])
+    if kind == "llama":
+      # SentencePiece cuts them out of the text before anything else.
+      if _OWN in list(metadata.get("tokenizer.ggml.token_type", ())):
+        return None, ("its tokenizer has tokens of a user's own beside SentencePiece's and is not "
+                      "rebuilt")
+      tokenizer = _sentencepiece(metadata)
+    elif kind == "gpt2" and pre in _PATTERNS:
+      tokenizer = _byte_level(metadata, pre)
+    else:
+      return None, (f"its tokenizer (model {kind}, pre {pre}) is not rebuilt; SentencePiece's of "
+                    f"LLaMA and byte-level BPE of {', '.join(_PATTERNS)} are")
+    _add_special_tokens(tokenizer, metadata, begins=kind == "llama")
   except Exception as error:  # The library raises bare Exception for whatever it cannot use.
     reason = " ".join(str(error).split())[:100]
     raise UserError(f"{where}: its tokenizer cannot be built: {reason}") from None
+  return tokenizer, ""
+
+
+def _byte_level(metadata: dict[str, Any], pre: str) -> "Tokenizer":
+  from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+  merges = metadata.get("tokenizer.ggml.merges")
+  if not isinstance(merges, list):
+    raise ValueError("merges must be a list")
+  pairs = [(merge.partition(" ")[0], merge.partition(" ")[2]) for merge in merges]
+  tokenizer = Tokenizer(models.BPE(_vocabulary(metadata), pairs, ignore_merges=pre in _WHOLE_WORDS))
   pattern = _PATTERNS[pre]
   byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
   first: list[Any] = []
@@ -57,4 +63,55 @@ def build_tokenizer(metadata: dict[str, Any], where: str) -> "tuple[Tokenizer | 
     first = [pre_tokenizers.Split(Regex(pattern), behavior="isolated")]
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])
   tokenizer.decoder = decoders.ByteLevel()
-  return tokenizer, ""
+  return tokenizer
+
+
+def _sentencepiece(metadata: dict[str, Any]) -> "Tokenizer":
+  """SentencePiece's BPE: of all neighbours whose union is a token, the best-scored is merged first.
+
+  Spaces are written as U+2581, one is put in front of the text, and what no token spells becomes
+  tokens of its bytes. A token that can be made of two pairs gives two merges, one after the other,
+  as in transformers' conversion; SentencePiece would take the left one in the text.
+  """
+  from tokenizers import Tokenizer, decoders, models, normalizers
+  vocabulary = _vocabulary(metadata)
+  scores, types = (list(metadata.get(f"tokenizer.ggml.{key}", ())) for key in (
+      "scores", "token_type"))
+  if not len(scores) == len(types) == len(vocabulary):
+    raise ValueError("tokens, scores and token_type must be lists of one length")
+  ordinary = {token: i for token, i in vocabulary.items() if types[i] == _ORDINARY}
+  merges = [(-scores[i], ordinary[token[:cut]], ordinary[token[cut:]], token, cut)
+            for token, i in ordinary.items() for cut in range(1, len(token))
+            if token[:cut] in ordinary and token[cut:] in ordinary]
+  pairs = [(token[:cut], token[cut:]) for *_, token, cut in sorted(merges)]
+  unknown = next((token for token, i in vocabulary.items() if types[i] == _UNKNOWN), None)
+  tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token=unknown, fuse_unk=True,
+                                   byte_fallback=True))
+  spaced = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+  tokenizer.normalizer = normalizers.Sequence([
+      *([normalizers.Prepend(_SPACE)] if spaced else []), normalizers.Replace(" ", _SPACE)])
+  tokenizer.decoder = decoders.Sequence([
+      decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(),
+      *([decoders.Strip(" ", 1, 0)] if spaced else [])])
+  return tokenizer
+
+
+def _vocabulary(metadata: dict[str, Any]) -> dict[str, int]:
+  tokens = metadata.get("tokenizer.ggml.tokens")
+  if not isinstance(tokens, list):
+    raise ValueError("tokens must be a list")
+  return {token: i for i, token in enumerate(tokens)}
+
+
+def _add_special_tokens(tokenizer: "Tokenizer", metadata: dict[str, Any], begins: bool) -> None:
+  """Control tokens, and the begin token where the file says so, or its kind if it says nothing."""
+  from tokenizers import AddedToken, processors
+  tokens = metadata["tokenizer.ggml.tokens"]
+  tokenizer.add_special_tokens([
+      AddedToken(token, special=True, normalized=False)
+      for token, type_ in zip(tokens, metadata.get("tokenizer.ggml.token_type", []))
+      if type_ == _CONTROL])
+  if metadata.get("tokenizer.ggml.add_bos_token", begins):
+    begin = metadata["tokenizer.ggml.bos_token_id"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[tokens[begin], "$A"], special_tokens=[(tokens[begin], begin)])

@@ -12,7 +12,7 @@ from of_jax.errors import UserError
 from of_jax.interop import gguf_file, load
 from of_jax.interop.gguf_tokenizer import build_tokenizer
 from of_jax.models.rope_scaling import frequency_scale
-from tests.golden import foreign
+from tests.golden import foreign, sentencepiece_bpe
 from tests.interop.test_foreign import same_parameters
 
 # The names that the format's converters give.
@@ -198,7 +198,31 @@ def test_the_tokenizer_is_built_from_the_metadata() -> None:
   begun, _ = build_tokenizer({**metadata, "tokenizer.ggml.add_bos_token": True,
                               "tokenizer.ggml.pre": "gpt-2"}, "x")
   assert begun is not None and begun.encode("12").tokens == ["<s>", "12"]
-  other, note = build_tokenizer({**metadata, "tokenizer.ggml.model": "llama"}, "x")
-  assert other is None and "its tokenizer (model llama, pre smollm) is not rebuilt" in note
+  other, note = build_tokenizer({**metadata, "tokenizer.ggml.model": "bert"}, "x")
+  assert other is None and "its tokenizer (model bert, pre smollm) is not rebuilt" in note
   with pytest.raises(UserError, match="x: its tokenizer cannot be built"):
     build_tokenizer({**metadata, "tokenizer.ggml.merges": ["no merge"]}, "x")
+
+
+def test_sentencepiece_s_tokens() -> None:
+  """Its own of every recorded text, the begin token in front, and the texts again."""
+  golden = json.loads(Path(sentencepiece_bpe.__file__).with_suffix(".json").read_text())
+  metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": golden["tokens"],
+              "tokenizer.ggml.scores": np.array(golden["scores"], np.float32),
+              "tokenizer.ggml.token_type": np.array(golden["types"], np.int32),
+              "tokenizer.ggml.bos_token_id": 1}
+  tokenizer, note = build_tokenizer(metadata, "x")
+  assert tokenizer is not None and not note and len(golden["texts"]) == 32
+  for text_, ids in zip(golden["texts"], golden["ids"], strict=True):
+    assert tokenizer.encode(text_).ids == [1, *ids], text_
+    assert tokenizer.decode(ids) == text_
+  bare, _ = build_tokenizer({**metadata, "tokenizer.ggml.add_bos_token": False,
+                             "tokenizer.ggml.add_space_prefix": False}, "x")
+  assert bare is not None and bare.encode("the").ids != tokenizer.encode("the").ids[1:]
+  assert bare.decode(bare.encode(" the").ids) == " the"
+  own = metadata["tokenizer.ggml.token_type"].copy()
+  own[-1] = 4
+  assert build_tokenizer({**metadata, "tokenizer.ggml.token_type": own}, "x") == (
+      None, "its tokenizer has tokens of a user's own beside SentencePiece's and is not rebuilt")
+  with pytest.raises(UserError, match="x: its tokenizer cannot be built: tokens, scores and"):
+    build_tokenizer({**metadata, "tokenizer.ggml.scores": [0.0]}, "x")
