@@ -1,6 +1,7 @@
 """Published ways to fewer outlier features, as configs: what a new one has to beat.
 
-Sizes and rates are the papers'. What a paper does not give is ours, and said so.
+Sizes and rates are the papers'. What a paper does not give is ours, and said so; so is the corpus,
+`pypi_code`, for theirs are not at hand.
 """
 
 import dataclasses
@@ -77,7 +78,7 @@ def _tweo() -> Config:
                         linear_bias=True, tied_embeddings=True, final_norm=True,
                         compute_dtype="bfloat16"),
       optim=OptimConfig(learning_rate=6e-4, b2=0.95, schedule="cosine", final_fraction=0.1,
-                        warmup_steps=2_000, decay_roles=("embedding", "hidden")),
+                        warmup_steps=2_000),
       train=TrainConfig(steps=100_000, batch_size=480, sequence_length=1_024, grad_accumulation=8,
                         tweo_weight=0.01, tweo_threshold=3.0, tweo_power=4.0, log_every=100,
                         eval_every=1_000, checkpoint_every=25_000),

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from of_jax.config import Config, resolve
 from of_jax.errors import UserError
 from of_jax.interop import load
 from of_jax.models.functional import named_leaves
+from of_jax.optim.normalize_project import NaPState
 from of_jax.train import start, train
 from of_jax.train.digest import as_text, digest
 from of_jax.train.sharding import make_mesh
@@ -100,10 +102,22 @@ def test_what_cannot_be_started_from_is_one_line(tokens: Path, tmp_path: Path) -
 
 
 def test_another_function_of_the_same_shapes_is_said(tokens: Path, tmp_path: Path) -> None:
+  """And an optimiser that keeps the norms of the start keeps those of what was loaded."""
   folder = foreign.save_folder(tmp_path / "model", "gpt2")
-  config = fine_tuning(folder, tokens, model__mlp="relu", model__dropout=0.1)
+  config = fine_tuning(folder, tokens, model__mlp="relu", model__dropout=0.1,
+                       optim__projection_every=1)
   lines: list[str] = []
-  trainer = make_trainer(config, make_mesh(config))
+  mesh = make_mesh(config)
+  trainer = make_trainer(config, mesh)
   found = start.load(config, trainer.network, trainer.shardings["params"], lines.append)
   assert found is not None and found.record["differs"] == ["mlp (gelu there, relu here)"]
   assert lines[0].endswith("; the model differs in mlp (gelu there, relu here)")
+  with jax.set_mesh(mesh):
+    state = trainer.init(jax.random.key(0), found.params)
+  nap = next(node for node in jax.tree.leaves(
+      state["opt_state"], is_leaf=lambda node: isinstance(node, NaPState))
+      if isinstance(node, NaPState))
+  kernels = np.stack([foreign.weights("gpt2")[f"transformer.h.{i}.mlp.c_proj.weight"]
+                      for i in range(3)])
+  np.testing.assert_allclose(nap.norms["stacks"]["0"]["mlp"]["down"]["kernel"],
+                             np.sqrt(np.sum(kernels ** 2, (1, 2))), rtol=1e-5)
