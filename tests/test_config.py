@@ -91,6 +91,14 @@ def test_overrides_are_typed() -> None:
     ("model.skip_gain", "0", "must be above 0"),
     ("model.final_norm_kind", "layer", "does nothing without a norm there"),
     ("model.final_norm_kind", "layr", "did you mean layer?"),
+    ("model.embedding_dropout", "1", "must be at least 0 and below 1"),
+    ("model.attention_dropout", "-0.1", "must be at least 0 and below 1"),
+    ("model.rope_scaling", "linear", "is part of model.positions=rotary and does nothing in lear"),
+    ("model.rope_factor", "8", "divides no frequency; set model.rope_scaling=linear or llama3"),
+    ("model.rope_low_frequency", "2", "is part of model.rope_scaling=llama3"),
+    ("train.tweo_weight", "-1", "must not be negative"),
+    ("train.tweo_threshold", "0", "must be above 0"),
+    ("train.tweo_threshold", "5", "does nothing without the term; set train.tweo_weight=0.01"),
 ))
 def test_a_mistake_is_one_line(path: str, text: str, message: str) -> None:
   with pytest.raises(UserError) as caught:
@@ -118,6 +126,8 @@ def test_a_mistake_is_one_line(path: str, text: str, message: str) -> None:
     ("model.positions=rotary", "model.rope_fraction", "0.1", "turns 3 of model.head_dim=32"),
     ("model.positions=rotary", "model.rope_fraction", "1.5", "must lie between 0 and 1"),
     ("model.positions=rotary", "model.rope_fraction", "0", "must be above 0"),
+    ("model.positions=rotary", "model.rope_factor", "0.5", "divides no frequency"),
+    ("train.tweo_weight=0.01", "train.tweo_power", "0.5", "must be at least 1"),
 ))
 def test_what_cannot_go_together_is_one_line(first: str, path: str, text: str, message: str
                                              ) -> None:
@@ -155,6 +165,16 @@ def test_a_wrong_type_in_a_config_file_is_one_line() -> None:
   config = dataclasses.replace(Config(), model=dataclasses.replace(Config().model, width=wrong))
   with pytest.raises(UserError, match="config.model.width='128': not a whole number"):
     resolve(config)
+
+
+def test_stretched_frequencies_need_bounds_in_order() -> None:
+  settings = [("model.positions", "rotary"), ("model.rope_scaling", "llama3"),
+              ("model.rope_factor", "8")]
+  assert apply_overrides(Config(), settings).model.rope_original_length == 8192
+  for path, text, message in (("low_frequency", "4", "must be below model.rope_high_frequency=4"),
+                              ("factor", "0.5", "must be at least 1: it slows what turns")):
+    with pytest.raises(UserError, match=message):
+      apply_overrides(Config(), [*settings, (f"model.rope_{path}", text)])
 
 
 def test_json_round_trip() -> None:

@@ -1,5 +1,6 @@
 """GGUF files: the same parameters as from a folder, a tokenizer, and files that lie."""
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from of_jax.errors import UserError
-from of_jax.interop import gguf_file, load
+from of_jax.interop import gguf_file, load, open_source
 from of_jax.interop.gguf_tokenizer import build_tokenizer
 from of_jax.models.rope_scaling import frequency_scale
 from tests.golden import foreign, sentencepiece_bpe
@@ -226,3 +227,22 @@ def test_sentencepiece_s_tokens() -> None:
       None, "its tokenizer has tokens of a user's own beside SentencePiece's and is not rebuilt")
   with pytest.raises(UserError, match="x: its tokenizer cannot be built: tokens, scores and"):
     build_tokenizer({**metadata, "tokenizer.ggml.scores": [0.0]}, "x")
+
+
+def test_a_tokenizer_becomes_a_file(tmp_path: Path) -> None:
+  """A folder's own stays where it is; that of a GGUF file goes into the cache, once."""
+  from tokenizers import Tokenizer, models
+  tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+  path = tmp_path / "model.gguf"
+  path.write_bytes(gguf_bytes(*converted("qwen3", foreign.FORMS["qwen3"])))
+  source = open_source(path)
+  assert source.tokenizer_file(str(tmp_path / "cache")) is None
+  source = dataclasses.replace(source, tokenizer=tokenizer)
+  written = source.tokenizer_file(str(tmp_path / "cache"))
+  assert written is not None and Tokenizer.from_file(str(written)).encode("b").ids == [1]
+  assert source.tokenizer_file(str(tmp_path / "cache")) == written
+  assert list((tmp_path / "cache").rglob("*.*")) == [written]
+  folder = foreign.save_folder(tmp_path / "folder", "qwen3")
+  tokenizer.save(str(folder / "tokenizer.json"))
+  own = open_source(folder).tokenizer_file(str(tmp_path / "other"))
+  assert own == folder / "tokenizer.json" and not (tmp_path / "other").exists()
