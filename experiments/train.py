@@ -22,8 +22,8 @@ from of_jax.errors import UserError
 _CONFIG = flags.DEFINE_string("config", None, "config file, or FILE:ARGUMENT")
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory: made, or resumed")
 _INIT_FROM = flags.DEFINE_string(
-    "init_from", None, "run directory, DIR@STEP or weights trained elsewhere, to start from; the same "
-    "as --config.train.init_from")
+    "init_from", None, "run directory, DIR@STEP or weights trained elsewhere, to start from; the "
+    "same as --config.train.init_from")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, or auto; default JAX_COORDINATOR_ADDRESS, and "
     "without it one process")
