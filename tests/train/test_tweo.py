@@ -116,9 +116,10 @@ def test_what_is_dropped_is_a_function_of_key_and_place(make_config: MakeConfig)
 
 
 @pytest.mark.slow
-def test_scan_remat_and_mesh_train_the_same(make_config: MakeConfig) -> None:
+def test_scan_remat_mesh_and_telemetry_train_the_same(make_config: MakeConfig) -> None:
   state, history = run(make_config(**DROPPING), 2)
-  other, again = run(make_config(**DROPPING, **OTHERWISE), 2)
+  other, again = run(make_config(**{**DROPPING, **OTHERWISE, "telemetry__level": "full"}), 2)
+  assert again[0]["telemetry"]["final"]["kurtosis"] > 0
   for a, b in zip(history, again, strict=True):
     for name in ("loss", "tweo", "grad_norm"):
       np.testing.assert_allclose(a[name], b[name], rtol=2e-5, err_msg=name)
