@@ -95,11 +95,8 @@ def small(name: str, tokens: Path) -> Config:
   if name.startswith("opt"):
     # Of 0.006 in a width of 768: the same size of what a matrix makes.
     overrides["model.init_std"] = 0.03
-  cli._overrides[:] = [(path, str(value)) for path, value in overrides.items()]
-  try:
-    return cli.load_config(f"{FILE}:{name}")
-  finally:
-    cli._overrides.clear()
+  return cli.load_config(f"{FILE}:{name}",
+                         [(path, str(value)) for path, value in overrides.items()])
 
 
 @pytest.mark.parametrize("name", [
