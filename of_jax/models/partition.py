@@ -73,7 +73,8 @@ def constrain_replicated(x: jax.Array) -> jax.Array:
 
 
 def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-  if jax.sharding.get_abstract_mesh().empty:
+  # Within a member of of_jax.train.together the mesh has other axes: a member is not split.
+  if "data" not in jax.sharding.get_abstract_mesh().axis_names:
     return x
   constrained: jax.Array = jax.lax.with_sharding_constraint(x, spec)
   return constrained
