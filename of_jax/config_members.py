@@ -70,15 +70,16 @@ def on_one_device(config: Config) -> bool:
 
 
 def groups(configs: Mapping[str, Config], most: int) -> list[list[str]]:
-  """The names in their order, members of one program together, at most `most` of them.
+  """Names of members of one program, at most `most` of them, by where the first stands.
 
   A config that asks for more than one device is alone.
   """
+  place = list(configs).index
   found: dict[Any, list[str]] = {}
   for name, config in configs.items():
     found.setdefault(shared(config) if on_one_device(config) else name, []).append(name)
-  return [names[start:start + most] for names in found.values()
-          for start in range(0, len(names), most)]
+  return sorted((names[start:start + most] for names in found.values()
+                 for start in range(0, len(names), most)), key=lambda names: place(names[0]))
 
 
 def check(configs: Mapping[str, Config]) -> None:

@@ -169,8 +169,9 @@ class Sweep:
 
   def keys(self) -> jax.Array:
     """[members]."""
-    return jax.device_put(jnp.stack(
+    keys: jax.Array = jax.device_put(jnp.stack(
         [loop.training_key(config) for config in self.configs]), self.sharding)
+    return keys
 
   def stacked(self, trees: Sequence[Any]) -> Any:
     """One tree of arrays, a member each -> one tree for all, spread over the devices."""
@@ -196,13 +197,16 @@ class Sweep:
 
       return run
 
+    def apart(name: str) -> Any:
+      return every(lambda made: made.apart[name])
+
     plain = every(lambda made: made.plain)
     return dataclasses.replace(
         template, plain=plain, measured=plain if template.measured is template.plain else every(
             lambda made: made.measured),
         evaluate=every(lambda made: made.evaluate), add=every(lambda made: made.add),
         finish=every(lambda made: made.finish), change=every(lambda made: made.change),
-        apart={name: every(lambda made, name=name: made.apart[name]) for name in template.apart})
+        apart={name: apart(name) for name in template.apart})
 
 
 class StackedFeed:
