@@ -116,7 +116,7 @@ runs = {}
 for i, fields in enumerate(own):
   for seed in range(4):
     values = [text.split("=") for text in (*settings[4:], *fields, f"train.seed={10 * i + seed}")]
-    if seed == 3:
+    if i == 0 and seed == 3:
       values.append(("model.init_std", "0.03"))
     runs[f"{i}_{seed}"] = apply_overrides(presets.preset("tiny"), values)
 assert len(runs) == 16
