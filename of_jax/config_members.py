@@ -58,26 +58,29 @@ def initial(config: Config) -> Config:
 
   Members that it is equal for share the program that initialises.
   """
-  fixed = {"train.seed": 0, "train.init_from": ""}
-  return replaced(config, {**fixed, **{
-      path: 1.0 for path in _STEP if get(config, path) is not None}})
+  gains = () if config.model.beta_trainable else ("model.beta", *_GAINS)
+  return replaced(config, {"train.seed": 0, "train.init_from": "", **{
+      path: 1.0 for path in (*_STEP, *gains, _SCALE) if get(config, path) is not None}})
 
 
-def on_one_device(config: Config) -> bool:
-  """Whether the config's mesh, as far as it is given, is one device."""
-  mesh = config.mesh
-  return mesh.data in (-1, 1) and mesh.fsdp in (-1, 1) and mesh.tensor in (-1, 1)
+def alone(config: Config) -> str:
+  """Why a config can be no member, or nothing."""
+  if any(getattr(config.mesh, axis) not in (-1, 1) for axis in ("data", "fsdp", "tensor")):
+    return "config.mesh asks for several devices; a member has one"
+  if config.train.wandb_project:
+    return "config.train.wandb_project: Weights & Biases takes one run of a process at a time"
+  return ""
 
 
 def groups(configs: Mapping[str, Config], most: int) -> list[list[str]]:
   """Names of members of one program, at most `most` of them, by where the first stands.
 
-  A config that asks for more than one device is alone.
+  A config that can be no member is alone.
   """
   place = list(configs).index
   found: dict[Any, list[str]] = {}
   for name, config in configs.items():
-    found.setdefault(shared(config) if on_one_device(config) else name, []).append(name)
+    found.setdefault(name if alone(config) else shared(config), []).append(name)
   return sorted((names[start:start + most] for names in found.values()
                  for start in range(0, len(names), most)), key=lambda names: place(names[0]))
 
@@ -86,8 +89,8 @@ def check(configs: Mapping[str, Config]) -> None:
   """Raises UserError unless these runs can be members of one program."""
   (first, base), *rest = configs.items()
   for name, config in configs.items():
-    if not on_one_device(config):
-      raise UserError(f"{name}: config.mesh asks for several devices; a member has one")
+    if alone(config):
+      raise UserError(f"{name}: {alone(config)}")
   for name, config in rest:
     if shared(config) != shared(base):
       from of_jax.config import differences

@@ -56,8 +56,8 @@ class Number:
 def train_together(runs: Mapping[Path, Config], log: loop.Log = print) -> None:
   """Trains or resumes several runs to their ends; finished ones are left as they are.
 
-  The members go on from the last step of which all have a checkpoint. One that diverges ends, as
-  it would alone, and the others go on.
+  Members that are to go on from different checkpoints, as after a kill between two saves, are
+  trained apart. One that diverges ends, as it would alone, and the others go on.
 
   Args:
     runs: run directory -> resolved config.
@@ -74,16 +74,18 @@ def train_together(runs: Mapping[Path, Config], log: loop.Log = print) -> None:
   for workdir, config in runs.items():
     provenance.check_workdir(workdir, config)
     provenance.check_user_metrics(workdir, config)
-  left = {path: config for path, config in runs.items()
-          if not (path / run_directory.DONE).exists()}
-  if left:
-    with Interruption() as interruption:
-      _train(left, log, interruption)
+  parts: dict[int | None, dict[Path, Config]] = {}
+  for path, config in runs.items():
+    if not (path / run_directory.DONE).exists():
+      parts.setdefault(_latest(path), {})[path] = config
+  with Interruption() as interruption:
+    for part in parts.values():
+      _train(part, log, interruption)
 
 
 def _train(runs: dict[Path, Config], log: loop.Log, interruption: Interruption) -> None:
   workdirs, configs = list(runs), list(runs.values())
-  first = configs[0]
+  first, name = configs[0], f"{len(runs)} runs" if len(runs) > 1 else workdirs[0].name
   writers.check_available(first.train)
   corpus = prepare(first.data, log)
   batches = [make_batches(corpus, config.data, config.train) for config in configs]
@@ -104,7 +106,7 @@ def _train(runs: dict[Path, Config], log: loop.Log, interruption: Interruption) 
       held.enter_context(run_directory.locked(workdir))
       provenance.write_config(workdir, config, single.network)
     saved = [held.enter_context(Checkpoints(workdir)) for workdir in workdirs]
-    start = _common_step(saved)
+    start = saved[0].latest
     for i, (workdir, checkpoints) in enumerate(zip(workdirs, saved)):
       provenance.write_environment(workdir, described, corpus, start)
       loop.open_records(workdir, start or 0)
@@ -114,26 +116,32 @@ def _train(runs: dict[Path, Config], log: loop.Log, interruption: Interruption) 
         shapes = jax.eval_shape(lambda state: state, states[i])
         states[i] = checkpoints.restore(shapes, single.shardings, start)
     if start is not None:
-      log(f"{len(runs)} runs: resume after step {start} of {first.train.steps}")
+      log(f"{name}: resumes after step {start} of {first.train.steps}")
     recorder = Recorder(
         workdirs, [loop.run_log(workdir, config, start or 0, single)
                    for workdir, config in runs.items()], saved, unstacked, log)
     state = sweep.stacked(states)
     del states
     loop.run_steps(
-        first, f"{len(runs)} runs", sweep.trainer, StackedFeed(sweep, batches), sweep.keys(),
+        first, name, sweep.trainer, StackedFeed(sweep, batches), sweep.keys(),
         recorder, state, start or 0, interruption, log)
   for workdir in workdirs:
     log(f"{workdir}: finished")
 
 
-def _common_step(saved: Sequence[Checkpoints]) -> int | None:
-  common = set.intersection(*(set(checkpoints.steps) for checkpoints in saved))
-  return max(common) if common else None
+def _latest(workdir: Path) -> int | None:
+  if not (workdir / run_directory.CHECKPOINTS).is_dir():
+    return None
+  with Checkpoints(workdir, reading=True) as checkpoints:
+    return checkpoints.latest
 
 
 class Sweep:
-  """The members' program, and how their arrays lie: all have a leading axis of members."""
+  """The members' program, and how their arrays lie: all have a leading axis of members.
+
+  Attributes:
+    trainer: of all; what initialises a member, `trainer_of` gives.
+  """
 
   def __init__(self, configs: Sequence[Config], at_once: bool | None = None):
     """Compiles nothing yet.

@@ -84,10 +84,11 @@ def test_what_members_may_differ_in(make_config: MakeConfig, tmp_path: Path) -> 
   fields: list[dict[str, Any]] = [
       {}, {"optim__b2": 0.95}, {"train__seed": 1, "optim__eps": 1e-4},
       {"optim__learning_rate": 1e-2, "model__init_std": 0.1}, {"mesh__data": 2}, {"model__beta": 1},
-      {"model__beta": 0.5}]
+      {"model__beta": 0.5}, {"train__wandb_project": "mine"}]
   configs = {str(i): make_config(**own) for i, own in enumerate(fields)}
-  assert config_members.groups(configs, 8) == [["0", "2", "3"], ["1"], ["4"], ["5", "6"]]
-  assert config_members.groups(configs, 2) == [["0", "2"], ["1"], ["3"], ["4"], ["5", "6"]]
+  assert config_members.groups(configs, 8) == [["0", "2", "3"], ["1"], ["4"], ["5", "6"], ["7"]]
+  assert config_members.groups(configs, 2) == [
+      ["0", "2"], ["1"], ["3"], ["4"], ["5", "6"], ["7"]]
   assert config_members.groups(configs, 1) == [[name] for name in configs]
   for other, message in (("1", r"b and .*a differ in optim.b2, which members"),
                          ("4", r"b: config.mesh asks for several devices; a member has one"),
@@ -148,13 +149,13 @@ def test_sixteen_members_are_their_single_runs_in_bits(devices: int, token_file:
 @pytest.mark.slow
 def test_members_are_resumed_together(make_config: MakeConfig, tmp_path: Path,
                                       monkeypatch: pytest.MonkeyPatch) -> None:
-  """From the last step that all have, as after a kill between two members' saves; all of the
-  telemetry, with what is measured apart from the step."""
+  """Those that have the same checkpoint, and apart from them one that was killed before its save;
+  all of the telemetry, with what is measured apart from the step."""
   fields = {**SMALL, "telemetry__level": "full", "telemetry__sites": None,
             "telemetry__metrics": None, "telemetry__cadences": "attention=2,moment_updates=3"}
   runs = {tmp_path / str(seed): make_config(**{
       **{name: value for name, value in fields.items() if value is not None},
-      "train__seed": seed}) for seed in range(2)}
+      "train__seed": seed}) for seed in range(3)}
   with monkeypatch.context() as told:
     told.setattr(Interruption, "stops_at", lambda self, step: step == 3)
     with pytest.raises(Preempted):
@@ -162,7 +163,7 @@ def test_members_are_resumed_together(make_config: MakeConfig, tmp_path: Path,
   shutil.rmtree(tmp_path / "1" / "checkpoints" / "3")
   lines: list[str] = []
   train_together(runs, lines.append)
-  assert "2 runs: resume after step 1 of 5" in lines
+  assert "2 runs: resumes after step 3 of 5" in lines and "1: resumes after step 1 of 5" in lines
   for seed, config in enumerate(runs.values()):
     train(config, tmp_path / f"single{seed}", quiet)
     same_run(tmp_path / str(seed), tmp_path / f"single{seed}", 5)
