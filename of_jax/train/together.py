@@ -3,8 +3,9 @@
 What may differ between the members, of_jax.config_members says. A device holds one member or
 several, and every member one device. Each leaves the run directory that it would leave alone.
 
-A device steps its members in turn (`jax.lax.map`), or at once (`jax.vmap`). In turn, on a CPU, a
-member's bits are those of its single run on one device. At once, products are batched, and
+A device steps its members in turn (`jax.lax.map`), or at once (`jax.vmap`). In turn, on a CPU,
+parameters and moments have the bits of the single run on one device; the logged loss, which
+nothing is computed from, may differ in its last bit, since it is added up in another order. At once, products are batched, and
 members agree with their single runs to rounding; what an optimiser does at some steps alone, as a
 refresh of its bases, would then be computed at every step.
 """

@@ -46,7 +46,11 @@ def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
 
 
 def same_run(ours: Path, theirs: Path, step: int) -> None:
-  assert (ours / "metrics.jsonl").read_bytes() == (theirs / "metrics.jsonl").read_bytes()
+  """The same bits of the state and of all metrics but the loss, which is added up in another
+  order: it is the same but for its last bit."""
+  for left, right in zip(records(ours), records(theirs), strict=True):
+    np.testing.assert_allclose(left.pop("loss"), right.pop("loss"), rtol=2 ** -22)
+    assert left == right
   left, right = saved(ours, step), saved(theirs, step)
   assert left.keys() == right.keys() and len(left) > 20
   for name, leaf in left.items():
@@ -129,7 +133,7 @@ for name, config in runs.items():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
-def test_sixteen_members_are_their_single_runs_in_bits(devices: int, token_file: Path,
+def test_sixteen_members_are_their_single_runs(devices: int, token_file: Path,
                                                        tmp_path: Path) -> None:
   """The tiny model; sixteen members on one device, and two on each of eight."""
   environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
