@@ -1,13 +1,17 @@
-"""Times the train step with telemetry and without, or under several optimisers, interleaved.
+"""Times the train step: with telemetry and without, under several optimisers, or of many runs that
+are trained together, interleaved.
 
   python -m experiments.benchmark --sizes=smoke --widths=128,256 --telemetry=off,basic
   python -m experiments.benchmark --sizes=smoke --optimisers=adamw,adamp,muon --telemetry=off
+  python -m experiments.benchmark --sizes=tiny --members=16 --telemetry=basic
 
 Every variant is compiled first; then blocks of steps are run in turn, A B .. B A .., and each
 block is compared with the first variant's of the same round, so that a neighbour on the machine
 slows both sides. Quote the ratios: wall, and CPU time over all threads. A block is as long as
 --block, or the next multiple of every optim.precondition_frequency, so that each has its share of
-refreshes. A config field given with --config.PATH=VALUE holds for all.
+refreshes. --members=N compares N runs one after another, each compiled for itself alone, with the
+same N as members of one program (of_jax.train.together): in turn, and at once; every time is that
+of a step of all. A config field given with --config.PATH=VALUE holds for all.
 """
 
 import dataclasses
@@ -33,6 +37,9 @@ _TELEMETRY = flags.DEFINE_list("telemetry", ["off", "basic"],
 _OPTIMISERS = flags.DEFINE_list(
     "optimisers", [], "optim.name of each, and fields of optim as in soap:max_precond_dim=512; "
     "default: the size's own")
+_MEMBERS = flags.DEFINE_integer(
+    "members", 0, "runs, differing in seed and learning rate, to train together; 0: no such rows",
+    lower_bound=0)
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "rounds, in each of which every variant runs a block",
                                lower_bound=1)
 _BLOCK = flags.DEFINE_integer("block", 4, "steps of a block", lower_bound=1)
@@ -79,26 +86,73 @@ class Variant:
 def prepare(label: str, config: Config) -> Variant:
   """Compiles the config's measured step on random tokens."""
   import jax
-  import numpy as np
 
   from of_jax.train.sharding import make_mesh, place_batch
   from of_jax.train.step import make_trainer
   mesh = make_mesh(config)
-  shape = (config.train.batch_size, config.train.sequence_length)
-  tokens = np.random.default_rng(0).integers(0, config.data.vocab_size, shape).astype(np.int32)
-  batch = place_batch(mesh, {"inputs": tokens, "targets": tokens,
-                             "weights": np.ones(shape, np.float32)})
+  batch = place_batch(mesh, random_batch(config))
   with jax.set_mesh(mesh):
     trainer = make_trainer(config, mesh)
     state = trainer.init(jax.random.key(0))
-    arguments = (batch, jax.random.key(1))
-    begun = time.perf_counter()
-    compiled = trainer.step_measured.lower(state, *arguments).compile()
-    compile_s = time.perf_counter() - begun
+    return compiled_variant(label, config, trainer.step_measured, state,
+                            (batch, jax.random.key(1)))
+
+
+def random_batch(config: Config) -> dict[str, Any]:
+  """Random tokens of the config's sizes."""
+  import numpy as np
+  shape = (config.train.batch_size, config.train.sequence_length)
+  tokens = np.random.default_rng(0).integers(0, config.data.vocab_size, shape).astype(np.int32)
+  return {"inputs": tokens, "targets": tokens, "weights": np.ones(shape, np.float32)}
+
+
+def compiled_variant(label: str, config: Config, step: Any, state: Any, arguments: Any,
+                     members: int = 1) -> Variant:
+  """Compiles a step. It must be called where its mesh is set."""
+  begun = time.perf_counter()
+  compiled = step.lower(state, *arguments).compile()
+  compile_s = time.perf_counter() - begun
   memory = compiled.memory_analysis()
   peak = (memory.argument_size_in_bytes + memory.temp_size_in_bytes
           + memory.output_size_in_bytes - memory.alias_size_in_bytes)
-  return Variant(label, tokens.size, compile_s, peak, compiled, state, arguments)
+  tokens = members * config.train.batch_size * config.train.sequence_length
+  return Variant(label, tokens, compile_s, peak, compiled, state, arguments)
+
+
+def prepare_members(label: str, config: Config, count: int) -> list[Variant]:
+  """`count` runs that differ in seed and rate: one after another, in turn, and at once.
+
+  The first compiles one of its programs, which all runs take: its compile_s and memory are that
+  one's.
+  """
+  import jax
+
+  from of_jax.train.loop import initial_state
+  from of_jax.train.together import Sweep
+  configs = [config_lib.apply_overrides(config, [
+      ("train.seed", str(i)), ("mesh.data", "1"),
+      ("optim.learning_rate", str(config.optim.learning_rate * (1 + i / count)))])
+      for i in range(count)]
+  made = []
+  for at_once in (False, True):
+    sweep = Sweep(configs, at_once=at_once)
+    states = [initial_state(own, sweep.trainer_of(own)) for own in configs]
+    arguments = (sweep.stacked([random_batch(own) for own in configs]), sweep.keys())
+    how = "at once" if at_once else "in turn"
+    made.append(compiled_variant(f"{label}, {count} {how}", config, sweep.trainer.step_measured,
+                                 sweep.stacked(states), arguments, count))
+  single = prepare(f"{label}, {count} one after another", configs[0])
+  single.tokens *= count
+  single.state = states
+  compiled, (batch, _) = single.step, single.batch
+  single.batch = (batch, [jax.random.key(i) for i in range(count)])
+
+  def one_after_another(states: list[Any], batch: Any, keys: list[Any]) -> Any:
+    stepped = [compiled(state, batch, key) for state, key in zip(states, keys)]
+    return [state for state, _ in stepped], [metrics for _, metrics in stepped]
+
+  single.step = one_after_another
+  return [single, *made]
 
 
 def configs(size: str) -> list[tuple[str, Config]]:
@@ -137,7 +191,8 @@ def main() -> None:
   for group in groups:
     compared = len(_TELEMETRY.value) * max(1, len(_OPTIMISERS.value))
     for start in range(0, len(group), compared):
-      variants = [prepare(*item) for item in group[start:start + compared]]
+      variants = [variant for item in group[start:start + compared] for variant in (
+          prepare_members(*item, _MEMBERS.value) if _MEMBERS.value else [prepare(*item)])]
       for variant in variants:
         variant.run(block)
         variant.wall.clear()
@@ -155,6 +210,9 @@ def main() -> None:
                   f"{row['peak_memory_bytes'] / 1e6:,.1f}")
   Console(width=None if sys.stdout.isatty() else 140).print(table)
   print(f"{_ROUNDS.value} rounds of {block} steps; ratios to the first row of a width")
+  if _MEMBERS.value:
+    print(f"times are of a step of all {_MEMBERS.value} runs; alone, each run whose rate differs "
+          "compiles its own program")
   if _OUT.value:
     from of_jax import run_directory
     from of_jax.train.environment import machine

@@ -9,8 +9,13 @@ and their rules, written before the first run), a folder a run, figure.svg and r
 Started several times, on one machine or on many that share DIR (the tasks of a SLURM array), the
 workers share the runs: each takes one that nobody holds. What a killed one held, another takes up
 after its last checkpoint.
+
+With --vectorise=N up to N runs that differ in seed, learning rate, eps, weight decay, gains or
+init alone are trained together, in one compiled step spread over the devices; the others one by
+one. Each leaves what it would leave alone.
 """
 
+import contextlib
 import os
 import pathlib
 import shlex
@@ -23,7 +28,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, report, studies
-from of_jax import run_directory
+from of_jax import config_members, run_directory
 from of_jax.analysis import record, terminal
 from of_jax.analysis.runs import Run
 from of_jax.config import Config
@@ -31,6 +36,7 @@ from of_jax.errors import UserError
 from of_jax.run_directory import DONE
 
 Train = Callable[[Config, pathlib.Path], None]
+TrainTogether = Callable[[Mapping[pathlib.Path, Config]], None]
 Analyse = Callable[[pathlib.Path, str], None]
 # While other workers hold all the runs that are left.
 _SECONDS_BETWEEN_LOOKS = 5.0
@@ -59,11 +65,14 @@ def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
 
 def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
             train: Train | None = None, analyse: Analyse | None = None,
-            console: Console | None = None) -> None:
+            console: Console | None = None, vectorise: int = 1,
+            together: TrainTogether | None = None) -> None:
   """Trains what is not finished, then judges and reports. See the module's docstring.
 
   Args:
     train: trains or resumes one run; default of_jax.train.train.
+    vectorise: how many runs may be trained together.
+    together: trains or resumes several; default of_jax.train.together.train_together.
     analyse: leaves an analysis of a run in its directory; default `analyse_run`.
 
   Raises:
@@ -103,26 +112,31 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
 
   while left:
     waiting = True
-    for name, config in list(left.items()):
-      with run_directory.claimed(root, name) as is_ours:
-        done = (root / name / DONE).exists()
-        if not (is_ours or done):
-          continue
-        waiting = False
-        del left[name]
-        say(name, " (finished before, or by another worker)" if done else "")
-        if not done:
-          try:
-            train(config, root / name)
-          except UserError:
-            _forget(root, planned, previous)
-            raise
-        missing = [a for a in scale.analyses
-                   if is_ours and not (root / name / f"{a}.json").exists()]
-        for analysis in missing:
-          console.print(f"  {analysis} of its checkpoints", highlight=False)
+    for names in config_members.groups(left, vectorise):
+      with contextlib.ExitStack() as held:
+        ours = [name for name in names
+                if held.enter_context(run_directory.claimed(root, name))]
+        done = [name for name in names if (root / name / DONE).exists()]
+        for name in names:
+          if name in ours or name in done:
+            waiting = False
+            del left[name]
+            say(name, " (finished before, or by another worker)" if name in done else "")
+        unfinished = {root / name: planned[name] for name in ours if name not in done}
+        try:
+          if len(unfinished) > 1:
+            (together or _together())(unfinished)
+          for path, config in unfinished.items() if len(unfinished) == 1 else ():
+            train(config, path)
+        except UserError:
+          _forget(root, planned, previous)
+          raise
+        missing = [(name, a) for name in ours for a in scale.analyses
+                   if not (root / name / f"{a}.json").exists()]
+        for name, analysis in missing:
+          console.print(f"  {analysis} of the checkpoints of {name}", highlight=False)
           (analyse or analyse_run)(root / name, analysis)
-      if missing or not done:
+      if missing or unfinished:
         write()
     if left and waiting:
       time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -163,7 +177,7 @@ def main() -> None:
     list_runs(values.study, values.scale, root, values.corpus)
   else:
     assert root is not None
-    execute(values.study, values.scale, root, values.corpus)
+    execute(values.study, values.scale, root, values.corpus, vectorise=values.vectorise)
 
 
 def _check_root(root: pathlib.Path, study: str, scale: str,
@@ -198,6 +212,11 @@ def _trainer() -> Train:
   return train
 
 
+def _together() -> TrainTogether:
+  from of_jax.train.together import train_together
+  return train_together
+
+
 def _command() -> str:
   """What was typed, less the place of the clone."""
   name = pathlib.Path(sys.argv[0]).stem
@@ -209,5 +228,6 @@ if __name__ == "__main__":
   flags.DEFINE_string("scale", "smoke", "smoke (minutes on a CPU), small or paper")
   flags.DEFINE_string("root", "", "folder of the study; made if it does not exist")
   flags.DEFINE_string("corpus", "", "data.corpus of every run; default: the study's own")
+  flags.DEFINE_integer("vectorise", 1, "runs to train together where they can be", lower_bound=1)
   flags.DEFINE_bool("dry_run", False, "list the runs and stop")
   cli.run(main)

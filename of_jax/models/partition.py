@@ -72,8 +72,17 @@ def constrain_replicated(x: jax.Array) -> jax.Array:
   return _constrain(x, PartitionSpec(*([None] * x.ndim)))
 
 
+def devices() -> int:
+  """How many devices share an array: 1 without a mesh.
+
+  Within a member of of_jax.train.together the mesh has other axes, and a member is not split.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.size if "data" in mesh.axis_names else 1
+
+
 def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-  if jax.sharding.get_abstract_mesh().empty:
+  if "data" not in jax.sharding.get_abstract_mesh().axis_names:
     return x
   constrained: jax.Array = jax.lax.with_sharding_constraint(x, spec)
   return constrained

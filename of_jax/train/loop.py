@@ -1,15 +1,14 @@
 """The run loop: one config, one run directory, from nothing or from its last checkpoint."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from of_jax import config as config_lib
-from of_jax import run_directory
+from of_jax import config_members, run_directory
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
 from of_jax.data.loader import Shuffled, make_batches
@@ -19,8 +18,9 @@ from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.costly import Costly
 from of_jax.train.distributed import Interruption
 from of_jax.train.progress import TrainingProgress
+from of_jax.train.recorder import Recorder
 from of_jax.train.sharding import local_rows, make_mesh, place_batch
-from of_jax.train.step import State, Trainer, make_trainer
+from of_jax.train.step import Batch, State, Trainer, make_trainer
 
 Log = Callable[[str], None]
 
@@ -64,13 +64,12 @@ def _train(config: Config, workdir: str | Path, log: Log, interruption: Interrup
     start.check(config)
   mesh = make_mesh(config)
   corpus = prepare(config.data, log)
-  batches = make_batches(
-      corpus, config.data, config.train, local_rows(mesh, config.train.batch_size))
   kept = checkpoint.kept_steps(config.train)
   with jax.set_mesh(mesh):
     # Runs that differ in their seed alone share what is compiled.
-    seedless = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0))
-    trainer = make_trainer(seedless, mesh)
+    trainer = make_trainer(config_members.replaced(config, {"train.seed": 0}), mesh)
+    feed = Feed(mesh, make_batches(corpus, config.data, config.train,
+                                   local_rows(mesh, config.train.batch_size)), config)
     described = environment.describe(config, mesh, corpus, trainer.network)
     provenance.check_corpus(workdir, described)
     distributed.check_agreement({
@@ -89,77 +88,127 @@ def _train(config: Config, workdir: str | Path, log: Log, interruption: Interrup
       with Checkpoints(workdir) as checkpoints:
         done = checkpoints.latest
         provenance.write_environment(workdir, described, corpus, done)
-        if distributed.is_writer():
-          for name in (run_directory.METRICS, run_directory.TIMING):
-            run_directory.keep_lines_until(workdir / name, done or 0)
-        key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+        open_records(workdir, done or 0)
         if done is None:
-          state: State = trainer.init(key, source.params) if source else trainer.init(key)
+          state = initial_state(config, trainer, source)
           checkpoints.save(state, 0)
         else:
           log(f"{workdir}: resumes after step {done} of {config.train.steps}")
           state = checkpoints.restore(
-              jax.eval_shape(trainer.init, key), trainer.shardings, done)
-        _run(config, workdir, trainer, mesh, batches, checkpoints, state, done or 0, kept,
-             interruption, log)
-      distributed.wait_for_all("trained")
-      if distributed.is_writer():
-        (workdir / run_directory.DONE).touch()
+              jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings, done)
+        recorder = Recorder(
+            [workdir], [run_log(workdir, config, done or 0, trainer)], [checkpoints],
+            lambda tree: [tree], log)
+        run_steps(config, workdir.name, trainer, feed, training_key(config), recorder, state,
+                  done or 0, interruption, log)
   log(f"{workdir}: finished")
 
 
-def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mesh,
-         batches: Shuffled, checkpoints: Checkpoints, state: State, start: int, kept: list[int],
-         interruption: Interruption, say: Log) -> None:
-  """Steps `start` + 1 to the last, with what is logged, evaluated and kept on the way."""
-  steps, every = config.train, config.telemetry.every
+class Feed:
+  """A run's batches on its mesh."""
+
+  def __init__(self, mesh: jax.sharding.Mesh, batches: Shuffled, config: Config):
+    self._mesh, self._batches, self._rows = mesh, batches, config.train.batch_size
+
+  def train(self, step: int) -> Batch:
+    """What step `step`, from 1, trains on."""
+    return place_batch(self._mesh, self._batches.train_batch(step - 1), self._rows)
+
+  def evaluation(self) -> list[Batch]:
+    """The evaluation set."""
+    return [place_batch(self._mesh, batch, self._rows) for batch in self._batches.eval_batches()]
+
+
+def initial_state(config: Config, trainer: Trainer, source: start.Start | None) -> State:
+  """The state before the first step: drawn, or of the parameters that `source` has."""
+  key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+  state: State = trainer.init(key, source.params) if source else trainer.init(key)
+  return state
+
+
+def training_key(config: Config) -> jax.Array:
+  """Of what is random in the steps."""
+  return jax.random.fold_in(jax.random.key(config.train.seed), 1)
+
+
+def open_records(workdir: Path, start: int) -> None:
+  """Drops what a killed process logged after the checkpoint that a run goes on from."""
+  if distributed.is_writer():
+    for name in (run_directory.METRICS, run_directory.TIMING):
+      run_directory.keep_lines_until(workdir / name, start)
+
+
+def run_log(workdir: Path, config: Config, start: int, trainer: Trainer) -> writers.RunLog:
+  """The log of a run from a step on."""
+  return writers.RunLog(workdir, config, start, environment.peak_flops(),
+                        environment.flops_per_token(config, trainer.network))
+
+
+class Feeding(Protocol):
+  """As of `Feed`."""
+
+  def train(self, step: int) -> Batch:
+    ...
+
+  def evaluation(self) -> list[Batch]:
+    ...
+
+
+def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: jax.Array,
+              recorder: Recorder, state: State, done: int, interruption: Interruption,
+              say: Log) -> None:
+  """Steps `done` + 1 to the last, with what is logged, evaluated and kept on the way.
+
+  State, batches, key and metrics are of one run, or of several (see of_jax.train.together) of
+  which `config` is any: the recorder tells them apart.
+  """
+  steps, every, kept = config.train, config.telemetry.every, checkpoint.kept_steps(config.train)
   last = steps.steps
-  key = jax.random.fold_in(jax.random.key(steps.seed), 1)
-  log = writers.RunLog(workdir, config, start, environment.peak_flops(),
-                       environment.flops_per_token(config, trainer.network))
-  rows = steps.batch_size
-  evaluation = [place_batch(mesh, batch, rows) for batch in batches.eval_batches()]
+  evaluation = feed.evaluation()
   costly = Costly(config, trainer, evaluation[0])
   # A step's metrics are fetched after the next step is dispatched, so that the devices never wait.
   late: tuple[int, Any] | None = None
   unit = "images" if config.model.kind == "residual_mlp" else "tokens"
-  with log, TrainingProgress(
-      workdir.name, start, last, unit, distributed.is_writer()) as progress:
-    for step in range(start + 1, last + 1):
-      batch = place_batch(mesh, batches.train_batch(step - 1), rows)
+  recorder.restart_clock()
+  with recorder, TrainingProgress(name, done, last, unit, distributed.is_writer()) as progress:
+    for step in range(done + 1, last + 1):
+      batch = feed.train(step)
       logged = step in (1, last) or step % steps.log_every == 0
       measured = logged and (step in (1, last) or step % every == 0)
       due = costly.due(step) if logged else ()
       if due:
         if late:
-          progress.update(*log.train(*late))
+          progress.update(*recorder.train(*late))
           late = None
         costly.before_step(due, state, batch, key)
       state, metrics = (trainer.step_measured if measured else trainer.step)(state, batch, key)
       if due:
         metrics = costly.after_step(due, state, metrics)
-        log.leave_out(costly.spent())
+        recorder.leave_out(costly.spent())
       if late:
-        progress.update(*log.train(*late))
+        progress.update(*recorder.train(*late))
       late = (step, metrics) if logged else None
       evaluated = step == last or step % steps.eval_every == 0
       preempted = interruption.stops_at(step) and step != last
-      if not (evaluated or preempted or step in kept):
+      saved = preempted or step in kept
+      if not (evaluated or saved or recorder.diverged):
         continue
       if late:
-        progress.update(*log.train(*late))
+        progress.update(*recorder.train(*late))
         late = None
-      if evaluated:
-        progress.evaluated(step, log.evaluation(step, _evaluate(trainer, state, evaluation)))
-      if preempted or step in kept:
-        # What a checkpoint follows must be on disk before it: a resumed run keeps those lines.
-        log.flush()
-        checkpoints.save(state, step)
+      if evaluated or recorder.diverged:
+        progress.evaluated(step, recorder.evaluation(
+            step, _evaluate(trainer, state, evaluation), evaluated))
+      if saved or recorder.diverged:
+        recorder.save(state, step, saved)
+      recorder.end_diverged(step)
+      if recorder.over:
+        break
       if preempted:
-        checkpoints.wait()
-        raise Preempted(f"{workdir}: told to stop; saved step {step} of {last}")
-      log.restart_clock()
-    checkpoints.wait()
+        recorder.wait()
+        raise Preempted(f"{name}: told to stop; saved step {step} of {last}")
+      recorder.restart_clock()
+    recorder.finish()
   costly.report(say)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from of_jax.models import partition
+
 # Logits that one device holds at once: few enough for a cache, enough for a full product.
 _LOGITS_AT_ONCE = 2 ** 21
 
@@ -92,9 +94,7 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
 
 def _number_of_chunks(logits_a_position: int, time: int) -> int:
   """The fewest equal chunks of the time axis that keep a device's logits within the limit."""
-  mesh = jax.sharding.get_abstract_mesh()
-  on_a_device = logits_a_position / (1 if mesh.empty else mesh.size)
-  wanted = on_a_device * time / _LOGITS_AT_ONCE
+  wanted = logits_a_position / partition.devices() * time / _LOGITS_AT_ONCE
   return next(n for n in range(1, time + 1) if time % n == 0 and (n >= wanted or n == time))
 
 

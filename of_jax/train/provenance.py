@@ -73,16 +73,25 @@ def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
 
 
 def announce_disk(workdir: Path, trainer: Trainer, kept: list[int],
-                  log: Callable[[str], None]) -> None:
-  """Says what the checkpoints will take. Raises UserError if the disk does not have it."""
+                  log: Callable[[str], None], runs: int = 1) -> None:
+  """Says what the checkpoints will take. Raises UserError if the disk does not have it.
+
+  Args:
+    workdir: of the run, or what holds those of several `runs`.
+    trainer: of one.
+    kept: the steps of its checkpoints.
+    log: takes the line.
+  """
   shapes = jax.eval_shape(trainer.init, jax.random.key(0))
   each = checkpoint.bytes_of(jax.tree.leaves(shapes))
-  log(f"{workdir}: {len(kept)} checkpoints of {each / 1e6:,.1f} MB, at most "
-      f"{len(kept) * each / 1e6:,.1f} MB of disk, at steps {_shorten(kept)}")
+  total = runs * len(kept) * each
+  several = f"{runs} runs with each " if runs > 1 else ""
+  log(f"{workdir}: {several}{len(kept)} checkpoints of {each / 1e6:,.1f} MB, at most "
+      f"{total / 1e6:,.1f} MB of disk, at steps {_shorten(kept)}")
   parent = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
   free = shutil.disk_usage(parent).free
-  if len(kept) * each > free:
-    raise UserError(f"--workdir={workdir}: the checkpoints may take {len(kept) * each / 1e9:.1f} "
+  if total > free:
+    raise UserError(f"--workdir={workdir}: the checkpoints may take {total / 1e9:.1f} "
                     f"GB and {free / 1e9:.1f} GB are free; raise config.train.checkpoint_every")
 
 

@@ -70,14 +70,27 @@ class Trainer:
   copied: Any
 
 
-@functools.lru_cache(maxsize=4)
-def make_trainer(config: Config, mesh: Mesh) -> Trainer:
-  """Compiles nothing yet: every function compiles at its first call.
+@dataclasses.dataclass(frozen=True)
+class Functions:
+  """What `Trainer` compiles, as it is traced; `plain` is `step` without telemetry."""
 
-  Args:
-    config: resolved.
-    mesh: as `of_jax.train.sharding.make_mesh` gives it; it must be set (`jax.set_mesh`) wherever
-      the functions are called.
+  network: Network
+  optimizer: optax.GradientTransformation
+  init: Any
+  plain: Any
+  measured: Any
+  evaluate: Any
+  add: Any
+  finish: Any
+  apart: Mapping[str, Any]
+  change: Any
+
+
+def make_functions(config: Config) -> Functions:
+  """The functions of a resolved config.
+
+  Its numbers may be traced where of_jax.train.together says so: the functions then belong to the
+  trace.
   """
   network = build_network(config)
   schedule = learning_rate_schedule(config.optim, config.train.steps)
@@ -91,8 +104,6 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   of_gradients = Telemetry.of(config.telemetry, kind, "gradients")
   selection = config_telemetry.select(config.telemetry, kind)
   measures_optimizer = config_telemetry.OPTIMIZER in selection.sites
-  shardings = state_shardings(mesh, network, optimizer)
-  replicated = NamedSharding(mesh, PartitionSpec())
   micro_batches = config.train.grad_accumulation
   tokens = config.train.batch_size * config.train.sequence_length
 
@@ -191,8 +202,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
       params = network.joined(optax.apply_updates(params, updates), running)
       return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
-    # Without pinned outputs the second call would compile a second executable.
-    return jax.jit(run, donate_argnums=0, out_shardings=(shardings, replicated))
+    return run
 
   def measured_apart(name: str) -> Any:
     watched = Telemetry.of(config.telemetry, kind, apart=name)
@@ -202,7 +212,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
           lambda part, part_key: statistics_of(state["params"], part, part_key, watched, True)[2],
           watched.merge, batch, dropout_key(state, key)))
 
-    return jax.jit(run, out_shardings=replicated)
+    return run
 
   def change(before: Any, after: Any, batch: Batch) -> Any:
     watched = Telemetry.of(config.telemetry, kind, apart="moment_updates")
@@ -228,14 +238,45 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
     return {**means, "telemetry": telemetry.finish(statistics)}
 
   plain = step(None)
-  return Trainer(
-      network, shardings, jax.jit(init, out_shardings=shardings, donate_argnums=1), plain,
+  return Functions(
+      network, optimizer, init, plain,
       step(telemetry) if telemetry.plan or of_gradients.plan or measures_optimizer else plain,
-      jax.jit(evaluate, out_shardings=replicated), jax.jit(add, out_shardings=replicated),
-      jax.jit(finish, out_shardings=replicated),
+      evaluate, add, finish,
       {name: measured_apart(name) for name, family in selection.families.items()
-       if name in selection.sites and family.every and family.kind != "change"},
-      jax.jit(change, out_shardings=replicated),
+       if name in selection.sites and family.every and family.kind != "change"}, change)
+
+
+@functools.lru_cache(maxsize=4)
+def make_trainer(config: Config, mesh: Mesh) -> Trainer:
+  """Compiles nothing yet: every function compiles at its first call.
+
+  Args:
+    config: resolved.
+    mesh: as `of_jax.train.sharding.make_mesh` gives it; it must be set (`jax.set_mesh`) wherever
+      the functions are called.
+  """
+  made = make_functions(config)
+  shardings = state_shardings(mesh, made.network, made.optimizer)
+  return compile_functions(made, jax.jit(made.init, out_shardings=shardings, donate_argnums=1), shardings,
+                           NamedSharding(mesh, PartitionSpec()))
+
+
+def compile_functions(made: Functions, init: Any, shardings: Any, metrics: Any) -> Trainer:
+  """Jits everything but `init`, with the state laid out as `shardings` and what is measured as
+  `metrics`."""
+  def compiled(run: Any) -> Any:
+    return jax.jit(run, out_shardings=metrics)
+
+  def step(run: Any) -> Any:
+    # Without pinned outputs the second call would compile a second executable.
+    return jax.jit(run, donate_argnums=0, out_shardings=(shardings, metrics))
+
+  plain = step(made.plain)
+  return Trainer(
+      made.network, shardings, init, plain,
+      plain if made.measured is made.plain else step(made.measured), compiled(made.evaluate),
+      compiled(made.add), compiled(made.finish),
+      {name: compiled(run) for name, run in made.apart.items()}, compiled(made.change),
       jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings["params"]))
 
 

@@ -203,6 +203,31 @@ def test_workers_share_the_runs_and_take_over_what_a_dead_one_held(tmp_path, few
   assert [run["name"] for run in runs if run["final_loss"] is not None] == few
 
 
+def test_members_of_one_program_are_trained_together(tmp_path, monkeypatch):
+  """Those that nobody else holds; what differs in more than members may is trained alone."""
+  smoke = op_block.SCALES["smoke"]
+  runs = {"a": (), "b": (("optim.learning_rate", "3e-3"),), "c": (("optim.b2", "0.9"),),
+          "d": (("train.seed", "1"),), "e": (("optim.eps", "1e-3"),)}
+  monkeypatch.setitem(op_block.SCALES, "smoke", dataclasses.replace(
+      smoke, common=(("train.steps", "20"), ("train.eval_every", "10")), runs=runs, claims=()))
+  together = []
+
+  def train_together(members):
+    together.append([path.name for path in members])
+    for path, config in members.items():
+      synthetic.train(config, path)
+    # Meanwhile the other worker finishes the one that it holds.
+    synthetic.train(study.plan(studies.load("op_block", "smoke"))["b"], tmp_path / "b")
+
+  trainer = Trainer()
+  with run_directory.claimed(tmp_path, "b"):
+    printed = execute(tmp_path, trainer, vectorise=4, together=train_together)
+  assert together == [["a", "d", "e"]] and trainer.trained == ["c"]
+  assert "b (finished before, or by another worker)" in printed
+  printed = execute(tmp_path, Trainer(), vectorise=4, together=train_together)
+  assert len(together) == 1 and printed.count("finished before") == 5
+
+
 def test_overrides_reach_every_run_and_are_recorded(tmp_path, few, override):
   override(("model.width", "64"), ("train.steps", "40"))
   execute(tmp_path, corpus="text:mine.txt")

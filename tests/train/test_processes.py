@@ -1,7 +1,9 @@
 """Several processes of one job, as they truly run: joined by gloo, killed, stopped, resumed."""
 
+import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,6 +21,8 @@ from experiments import cli
 from of_jax import config as config_lib
 from of_jax import run_directory
 from of_jax.config import Config
+from of_jax.data.corpora import prepare
+from of_jax.data.loader import make_batches
 from of_jax.errors import Preempted
 from of_jax.train import train
 from of_jax.train.checkpoint import Checkpoints
@@ -223,10 +227,14 @@ def same_bits(ours: Path, theirs: Path, step: int = STEPS) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_is_killed(token_file: Path, tmp_path: Path, whole: Path, killed: int) -> None:
-  """The other ends within a minute and says why; started again, the run ends in the same bits."""
+  """At a random moment: the other ends within a minute and says why; started again, the run ends
+  in the same bits."""
   workdir = tmp_path / "run"
   pair = start(token_file, workdir, 2, 4, *SHARED)
-  wait_for_lines(workdir, 4, pair)
+  wait_for_lines(workdir, 1, pair)
+  # Between step 1 and three quarters of what the steps behind it took in the other run.
+  seconds = [record["seconds"] for record in run_directory.read_lines(whole / "timing.jsonl")]
+  time.sleep(random.uniform(0, 0.75 * sum(seconds[1:])))
   pair[killed].send_signal(signal.SIGKILL)
   died = time.monotonic()
   _, errors = pair[1 - killed].communicate(timeout=300)
@@ -260,16 +268,19 @@ def test_one_of_two_is_told_to_stop(token_file: Path, tmp_path: Path, whole: Pat
   same_bits(workdir, whole)
 
 
-# Restores the last checkpoint on whatever devices the job has, and writes what process 0 sees.
+# Restores the last checkpoint on whatever devices the job has, and writes what process 0 sees, with
+# hashes of the batches that follow.
 RESTORE = """
-import sys
+import hashlib, sys
 from pathlib import Path
 import jax, numpy as np
 from jax.experimental import multihost_utils
 from of_jax import config as config_lib, run_directory
+from of_jax.data.corpora import prepare
+from of_jax.data.loader import make_batches
 from of_jax.train import distributed
 from of_jax.train.checkpoint import Checkpoints
-from of_jax.train.sharding import make_mesh
+from of_jax.train.sharding import local_rows, make_mesh, place_batch
 from of_jax.train.step import make_trainer
 workdir, out, coordinator, processes, process = sys.argv[1:]
 job = distributed.Job(coordinator, int(processes), int(process)) if processes != "1" else None
@@ -285,8 +296,15 @@ with distributed.joined(job):
     whole = multihost_utils.process_allgather(state, tiled=True) if job else state
     leaves = {jax.tree_util.keystr(path): np.asarray(leaf)
               for path, leaf in jax.tree_util.tree_leaves_with_path(whole)}
+  rows, hashes = config.train.batch_size, []
+  batches = make_batches(prepare(config.data, print), config.data, config.train,
+                         local_rows(mesh, rows))
+  for step in range(checkpoints.latest, config.train.steps):
+    inputs = place_batch(mesh, batches.train_batch(step), rows)["inputs"]
+    inputs = multihost_utils.process_allgather(inputs, tiled=True) if job else inputs
+    hashes.append(hashlib.sha256(np.asarray(inputs).tobytes()).hexdigest())
   if jax.process_index() == 0:
-    np.savez(out, **leaves)
+    np.savez(out, **leaves, hashes=hashes)
 """
 
 
@@ -304,7 +322,13 @@ def test_resumes_elsewhere(token_file: Path, tmp_path: Path, whole: Path, proces
       [sys.executable, "-c", RESTORE, str(workdir), str(out), f"localhost:{port}", str(processes),
        str(process)], cwd=ROOT, env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE) for process in range(processes)])
-  expected, restored = saved(workdir, 4), np.load(out)
+  expected, restored = saved(workdir, 4), dict(np.load(out))
+  # The whole batch, as a process alone reads it.
+  config = config_lib.from_dict(run_directory.read_json(whole / "config.json"))
+  batches = make_batches(prepare(config.data, lambda line: None), config.data, config.train)
+  assert restored.pop("hashes").tolist() == [
+      hashlib.sha256(batches.train_batch(step)["inputs"].tobytes()).hexdigest()
+      for step in range(4, STEPS)]
   assert set(restored) == set(expected) and len(expected) > 20
   for name, leaf in expected.items():
     np.testing.assert_array_equal(restored[name], leaf, err_msg=name)
