@@ -36,14 +36,16 @@ class Activations:
     groups_GxBxT: true for the tokens that count, by group (FIRST, REST).
   """
 
-  def __init__(self, x_BxTxD: jax.Array, first_BxT: jax.Array,
+  def __init__(self, x_BxTxD: jax.Array, first_BxT: jax.Array | None = None,
                weights_BxT: jax.Array | None = None):
     """Args:
       x_BxTxD: activations.
-      first_BxT: true for the tokens at position 0.
+      first_BxT: true for the tokens at position 0; default the first of every row.
       weights_BxT: 1 for a token that counts, 0 for padding; default all 1.
     """
     self.raw_BxTxD = x_BxTxD.astype(jnp.float32)
+    self._starts_rows = first_BxT is None
+    first_BxT = first_of_rows(first_BxT, x_BxTxD.shape[:2])
     counts_BxT = jnp.ones(first_BxT.shape, bool) if weights_BxT is None else weights_BxT > 0
     self.groups_GxBxT = jnp.stack([first_BxT & counts_BxT, ~first_BxT & counts_BxT])
 
@@ -84,8 +86,8 @@ class Activations:
     """The median of |x| of each token, to 2^-14."""
     return _median(self.bits_BxTxD)
 
-  # Sums over groups are products with 0 and 1, far faster than masked sums. 0 x inf is NaN, so a
-  # token too large to be squared takes no part, and makes its own group's sums NaN, no other's.
+  # Sums over groups are products with 0 and 1, and 0 x inf is NaN, so a token too large to be
+  # squared takes no part, and makes its own group's sums NaN, no other's.
   @functools.cached_property
   def within_BxT(self) -> jax.Array:
     """True for the tokens whose squares are finite."""
@@ -114,9 +116,19 @@ class Activations:
 
   def totals(self, values_BxTxN: jax.Array) -> jax.Array:
     """[groups, N]: sums over tokens of what was computed of `x_BxTxD`."""
-    sums_GxN = jnp.einsum("gbt,btn->gn", self.groups_GxBxT.astype(jnp.float32), values_BxTxN,
-                          precision=jax.lax.Precision.HIGHEST)
-    return jnp.where(self.is_within_G[:, None], sums_GxN, jnp.nan)
+    # Row by row first: one sum over all tokens would round more. The barrier keeps them two.
+    sums_GxBxN = jax.lax.optimization_barrier(self.sums_of_rows(values_BxTxN))
+    return jnp.where(self.is_within_G[:, None], jnp.sum(sums_GxBxN, 1), jnp.nan)
+
+  def sums_of_rows(self, values_BxTxN: jax.Array) -> jax.Array:
+    """[groups, batch, N]: sums over the tokens of each row of finite values."""
+    if not self._starts_rows:
+      return jnp.einsum("gbt,btn->gbn", self.groups_GxBxT.astype(jnp.float32), values_BxTxN,
+                        precision=jax.lax.Precision.HIGHEST)
+    # Which token is whose is known: a sum that needs no copy of the values.
+    first_BxT, rest_BxT = self.groups_GxBxT
+    return jnp.stack([values_BxTxN[:, 0] * first_BxT[:, :1],
+                      jnp.sum(values_BxTxN * rest_BxT[..., None], 1)])
 
   def largest(self, values_BxTxN: jax.Array) -> jax.Array:
     """[groups]: the largest of values computed of `x_BxTxD`; -inf for a group without tokens."""
@@ -133,6 +145,13 @@ class Activations:
   def sum_square_GxD(self) -> jax.Array:
     """Sums over tokens of x^2."""
     return self.totals(jnp.square(self.x_BxTxD))
+
+
+def first_of_rows(first_BxT: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
+  """True for the tokens at position 0; None stands for the first of every row."""
+  if first_BxT is not None:
+    return first_BxT
+  return jnp.broadcast_to(jnp.arange(shape[1]) == 0, shape)
 
 
 def _median(bits_BxTxD: jax.Array) -> jax.Array:
