@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 FIRST, REST = 0, 1
-# Of a float's 31 bits below the sign, a median is found from 16 upper and 8 lower ones: its
-# relative accuracy, where it falls among values closer to one another than this, is 2^-15.
-_LOWER_BITS, _UNRESOLVED_BITS = 8, 8
-_LARGEST_SHORT = np.iinfo(np.int16).max
+# Of a float's 31 bits below the sign, a median is found from 15 upper and 7 lower ones: its
+# relative accuracy, where it falls among values closer to one another than this, is 2^-14.
+_LOWER_BITS, _UNRESOLVED_BITS = 7, 9
 # Half the largest number whose square is a float32: x less a mean is at most twice as large.
 _LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 0.5 / 2
 _LARGEST_BITS = np.iinfo(np.int32).max
@@ -85,7 +84,7 @@ class Activations:
 
   @functools.cached_property
   def median_BxT(self) -> jax.Array:
-    """The median of |x| of each token, to 2^-15."""
+    """The median of |x| of each token, to 2^-14."""
     return _median(self.bits_BxTxD)
 
   # Sums over groups are products with 0 and 1, and 0 x inf is NaN, so a token too large to be
@@ -157,20 +156,20 @@ def first_of_rows(first_BxT: jax.Array | None, shape: tuple[int, ...]) -> jax.Ar
 
 
 def _median(bits_BxTxD: jax.Array) -> jax.Array:
-  """The median over the last axis of non-negative float32 values given as bits, to 2^-15 relative.
+  """The median over the last axis of non-negative float32 values given as bits, to 2^-14 relative.
 
   The median of an even width is the mean of the two middle values, as NumPy has it. No sort:
   non-negative floats are ordered like their bit patterns, so the bits of the lower middle value
-  are found from the top, two at a time, with one pass over the width for each pair. Passes read
-  half of the bits, and go at twice the speed: first the upper, then the lower of those that share
-  them. What is left is a bucket of relative width 2^-15; the answer is its largest member, exact
-  where no other value lies in the bucket.
+  are found from the top, one by one, with a pass over the width for each. Passes read half of the
+  bits, and go at twice the speed: first the upper, then the lower of those that share them. What
+  is left is a bucket of relative width 2^-14; the answer is its largest member, exact where no
+  other value lies in the bucket.
   """
   width = bits_BxTxD.shape[-1]
   lower_rank = (width - 1) // 2
-  upper_bits = (bits_BxTxD >> 16).astype(jnp.int16)
+  every_BxT = jnp.full(bits_BxTxD.shape[:-1], width, jnp.int32)
   start_BxT, below_end_BxT = _search(
-      upper_bits, 16, lower_rank, jnp.full(bits_BxTxD.shape[:-1], width, jnp.int32))
+      (bits_BxTxD >> 16).astype(jnp.int16), 15, lower_rank, every_BxT)
   start_BxT <<= 16
   # What lies outside of the bucket stays on its side of it.
   within = jnp.clip((bits_BxTxD - start_BxT[..., None]) >> _UNRESOLVED_BITS, -1, 1 << _LOWER_BITS)
@@ -189,52 +188,37 @@ def _median(bits_BxTxD: jax.Array) -> jax.Array:
 
 def _search(values_BxTxD: jax.Array, bits: int, rank: int, below_end_BxT: jax.Array
             ) -> tuple[jax.Array, jax.Array]:
-  """The value of a rank over the last axis of int16 values, and how many are at most as large.
+  """The int32 value of a rank over the last axis of int16 values, and how many are at most as
+  large.
 
   Args:
-    values_BxTxD: those of interest are 0 and above.
-    bits: an even number that holds the value.
+    values_BxTxD: those of interest are from 0 to 2^bits - 1.
+    bits: at most 15.
     rank: from 0.
     below_end_BxT: how many lie below 2^bits.
   """
   values_BxTxD = jax.lax.optimization_barrier(values_BxTxD)
 
-  def next_two_bits(i: jax.Array, bucket: Any) -> Any:
+  def next_bit(i: jax.Array, bucket: Any) -> Any:
     start_BxT, below_end_BxT = bucket
-    unit = jnp.int32(1) << (bits - 2 - 2 * i)
-    bounds = [start_BxT + k * unit for k in (1, 2, 3)]
-    for bound, below in zip(bounds, _counts_below(values_BxTxD, bounds)):
-      is_end = below > rank
-      start_BxT = jnp.where(is_end, start_BxT, bound)
-      below_end_BxT = jnp.where(is_end, jnp.minimum(below_end_BxT, below), below_end_BxT)
-    return start_BxT, below_end_BxT
+    # Computed within the loop over the width, a bound would keep the compiler from vectors.
+    bound_BxT = jax.lax.optimization_barrier((start_BxT | (1 << (bits - 1 - i))).astype(jnp.int16))
+    is_below = (values_BxTxD < bound_BxT[..., None]).astype(jnp.int16)
+    below_BxT = jnp.sum(fold(jnp.add, is_below, 16).astype(jnp.int32), -1)
+    is_end = below_BxT > rank
+    return (jnp.where(is_end, start_BxT, bound_BxT.astype(jnp.int32)),
+            jnp.where(is_end, below_BxT, below_end_BxT))
 
   found: tuple[jax.Array, jax.Array] = jax.lax.fori_loop(
-      0, bits // 2, next_two_bits, (jnp.zeros_like(below_end_BxT), below_end_BxT))
+      0, bits, next_bit, (jnp.zeros_like(below_end_BxT), below_end_BxT))
   return found
 
 
-def _counts_below(values_BxTxD: jax.Array, bounds: list[jax.Array]) -> list[jax.Array]:
-  """How many int16 values lie below each of three bounds, in one pass."""
-  # A bound beyond all values is as good as one above the largest. Computed within the loop over
-  # the width, bounds would keep the compiler from vector instructions.
-  short = jax.lax.optimization_barrier(
-      [jnp.minimum(bound, _LARGEST_SHORT).astype(jnp.int16) for bound in bounds])
-  # Four bits hold up to eight each.
-  packed = [(values_BxTxD < bound[..., None]).astype(jnp.int16) << (4 * i)
-            for i, bound in enumerate(short)]
-  folded = fold(jnp.add, functools.reduce(jnp.add, packed)).astype(jnp.int32)
-  # Ten bits hold up to 64 each.
-  spread = functools.reduce(jnp.add, [((folded >> (4 * i)) & 15) << (10 * i) for i in range(3)])
-  # Without the barrier all of it would be done once for each bound.
-  sums = jax.lax.optimization_barrier(fold(jnp.add, spread))
-  return [jnp.sum((sums >> (10 * i)) & 1023, -1) for i in range(3)]
-
-
-def fold(combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-  """The last axis cut in up to eight and combined: vector arithmetic, which on CPU takes a
-  fraction of the time of XLA's reduction over a contiguous axis."""
-  pieces = next(n for n in range(8, 0, -1) if x.shape[-1] % n == 0)
+def fold(combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, most: int = 8
+         ) -> jax.Array:
+  """The last axis cut in up to `most` and combined: vector arithmetic, which on CPU takes a
+  fraction of the time of XLA's reduction of integers over a contiguous axis."""
+  pieces = next(n for n in range(most, 0, -1) if x.shape[-1] % n == 0)
   return functools.reduce(combine, jnp.split(x, pieces, -1))
 
 
