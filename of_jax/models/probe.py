@@ -21,14 +21,14 @@ SITES = ("resid_pre", "resid_mid", "attn_in", "attn_out", "mlp_in", "mlp_hidden"
 # A tree of arrays; under a scan they come out stacked by layer.
 Statistics = dict[str, Any]
 # (site, x_BxTxD, first_BxT) -> what to keep, or None where the site is not wanted. `first` marks
-# the tokens at position 0, which attend to themselves alone.
-Observer = Callable[[str, jax.Array, jax.Array], Statistics | None]
+# the tokens at position 0, which attend to themselves alone; None is the first of every row.
+Observer = Callable[[str, jax.Array, jax.Array | None], Statistics | None]
 # The method `of_attention` of an observer that has one: (q_BxTxHxK, k_BxSxGxK, weigh, first_BxT)
 # -> what to keep, or None. `weigh` maps queries, all keys and the number of the first query to the
 # logits that the softmax reads and the weights that it gives, both float32 [batch, heads, queries,
 # keys]. Keys beyond the tokens' stand first.
 Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-OfAttention = Callable[[jax.Array, jax.Array, Weigh, jax.Array], Statistics | None]
+OfAttention = Callable[[jax.Array, jax.Array, Weigh, jax.Array | None], Statistics | None]
 # (site, x_BxTxD, number of the block as in Context) -> what the layer goes on with.
 Intervene = Callable[[str, jax.Array, jax.Array | int], jax.Array]
 # x_BxTxD leaving a block -> a number that gradients flow through, for a term of the loss.
@@ -50,6 +50,7 @@ class Context:
     observe: see Observer; None measures nothing.
     intervene: see Intervene; None, as in training, changes nothing.
     training: whether batch statistics act and running statistics are renewed.
+    first_BxT: true for the tokens at position 0, or None for the first of every row.
     collected: site -> statistics.
   """
 
@@ -61,6 +62,7 @@ class Context:
   observe: Observer | None = None
   intervene: Intervene | None = None
   training: bool = False
+  first_BxT: jax.Array | None = None
   collected: dict[str, Statistics] = dataclasses.field(default_factory=dict)
   _dropouts: int = 0
 
@@ -69,12 +71,12 @@ class Context:
 
     No gradient flows through the statistics.
     """
+    x_BxTxD = _gathered(x_BxTxD)
     if self.intervene is not None:
       x_BxTxD = self.intervene(site, x_BxTxD, self.layer)
     if self.observe is None:
       return x_BxTxD
-    first_BxT = self.positions_BxT == 0
-    statistics = self.observe(site, jax.lax.stop_gradient(x_BxTxD), first_BxT)
+    statistics = self.observe(site, jax.lax.stop_gradient(x_BxTxD), self.first_BxT)
     if statistics is not None:
       assert site not in self.collected, f"site {site} probed twice in one block"
       self.collected[site] = statistics
@@ -94,7 +96,7 @@ class Context:
     if observe is None:
       return
     statistics = observe(jax.lax.stop_gradient(q_BxTxHxK), jax.lax.stop_gradient(k_BxSxGxK),
-                         weigh, self.positions_BxT == 0)
+                         weigh, self.first_BxT)
     if statistics is not None:
       self.collected["attention"] = statistics
 
@@ -119,6 +121,19 @@ class Context:
 def uses_dropout(model: ModelConfig) -> bool:
   """Whether training needs a key."""
   return bool(model.dropout or model.embedding_dropout or model.attention_dropout)
+
+
+@jax.custom_vjp
+def _gathered(x: jax.Array) -> jax.Array:
+  """x. Its gradient is summed over what reads it here before what else reads `x` is added.
+
+  Watching gradients at a site needs that sum. Without it the sum of all that reads `x`, a block's
+  input that is also its skip's, would have another order and other bits when nothing is watched.
+  """
+  return x
+
+
+_gathered.defvjp(lambda x: (x, None), lambda _, g: (g,))
 
 
 def flatten_heads(x_BxTxHxK: jax.Array) -> jax.Array:

@@ -73,10 +73,11 @@ class ResidualMLP(StackedNetwork):
     assert documents_BxT is None
     # No image is the first of a sequence: what leaves out position 0 leaves out nothing.
     positions_BxT = jnp.full(inputs.shape[:2], -1)
+    first_BxT = jnp.zeros(inputs.shape[:2], bool)
 
     def context(key: jax.Array | None, layer: jax.Array | int) -> Context:
       return Context(positions_BxT, None, layer, self.model.dropout, key, observe, intervene,
-                     training)
+                     training, first_BxT)
 
     x_BxTxD = self.input(inputs.astype(self.model.compute_dtype))
     return self.run_stacks(partition.constrain_batch(x_BxTxD), context, dropout_key, penalise)

@@ -83,10 +83,11 @@ class Transformer(StackedNetwork):
              training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
     """See StackedNetwork.stream."""
     positions_BxT, mask_Bx1xTxT = _positions_and_mask(inputs, documents_BxT)
+    first_BxT = None if documents_BxT is None else positions_BxT == 0
 
     def context(key: jax.Array | None, layer: jax.Array | int) -> Context:
       return Context(positions_BxT, mask_Bx1xTxT, layer, self.model.dropout, key, observe,
-                     intervene, training)
+                     intervene, training, first_BxT)
 
     return self.run_stacks(self.embedding(inputs, positions_BxT), context, dropout_key, penalise)
 

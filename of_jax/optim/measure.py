@@ -143,15 +143,15 @@ def _finish(leaves: list[_Leaf], rate: jax.Array) -> dict[str, jax.Array]:
 
   for w, g, u, v, factor, condition, writes, view in leaves:
     w, g, u = (view.split(x.astype(jnp.float32)) for x in (w, g, u))
-    g, u = g / scale_g[:, None, None], u / scale_u[:, None, None]
-    norm = jnp.sum(jnp.square(w), (1, 2))
+    g, u = g * (1 / scale_g)[:, None, None], u * (1 / scale_u)[:, None, None]
+    norm = _inner(w, w)
     add("count", jnp.full(norm.shape, float(view.rows * view.columns)))
     add("w2", norm)
-    add("g2", jnp.sum(jnp.square(g), (1, 2)))
-    add("g4", jnp.sum(jnp.square(jnp.square(g)), (1, 2)))
-    add("u2", jnp.sum(jnp.square(u), (1, 2)))
-    add("u4", jnp.sum(jnp.square(jnp.square(u)), (1, 2)))
-    along = jnp.square(jnp.sum(u * w, (1, 2))) / jnp.where(norm > 0, norm, 1)
+    add("g2", _inner(g, g))
+    add("g4", _inner(jnp.square(g), jnp.square(g)))
+    add("u2", _inner(u, u))
+    add("u4", _inner(jnp.square(u), jnp.square(u)))
+    along = jnp.square(_inner(u, w)) / jnp.where(norm > 0, norm, 1)
     add("radial", along)
     if v is not None:
       v = view.split(v.astype(jnp.float32))
@@ -171,6 +171,12 @@ def _finish(leaves: list[_Leaf], rate: jax.Array) -> dict[str, jax.Array]:
            "preconditioner_condition": "condition" in total}
   found = {id_: finish(total, rate) for id_, finish in _FINISH.items() if known.get(id_, True)}
   return {name: jnp.where(jnp.isfinite(value), value, jnp.nan) for name, value in found.items()}
+
+
+def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
+  """[layers]: inner products of arrays [layers, rows, columns]. On CPU they take a fraction of the
+  time of reductions."""
+  return jnp.einsum("lrc,lrc->l", a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _largest(stacks: list[jax.Array]) -> jax.Array:

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 FIRST, REST = 0, 1
-# Relative accuracy of a median that falls among values closer to one another than this: 2^-14.
-_UNRESOLVED_BITS = 9
+# Of a float's 31 bits below the sign, a median is found from 15 upper and 7 lower ones: its
+# relative accuracy, where it falls among values closer to one another than this, is 2^-14.
+_LOWER_BITS, _UNRESOLVED_BITS = 7, 9
 # Half the largest number whose square is a float32: x less a mean is at most twice as large.
 _LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 0.5 / 2
 _LARGEST_BITS = np.iinfo(np.int32).max
@@ -36,14 +37,16 @@ class Activations:
     groups_GxBxT: true for the tokens that count, by group (FIRST, REST).
   """
 
-  def __init__(self, x_BxTxD: jax.Array, first_BxT: jax.Array,
+  def __init__(self, x_BxTxD: jax.Array, first_BxT: jax.Array | None = None,
                weights_BxT: jax.Array | None = None):
     """Args:
       x_BxTxD: activations.
-      first_BxT: true for the tokens at position 0.
+      first_BxT: true for the tokens at position 0; default the first of every row.
       weights_BxT: 1 for a token that counts, 0 for padding; default all 1.
     """
     self.raw_BxTxD = x_BxTxD.astype(jnp.float32)
+    self._starts_rows = first_BxT is None
+    first_BxT = first_of_rows(first_BxT, x_BxTxD.shape[:2])
     counts_BxT = jnp.ones(first_BxT.shape, bool) if weights_BxT is None else weights_BxT > 0
     self.groups_GxBxT = jnp.stack([first_BxT & counts_BxT, ~first_BxT & counts_BxT])
 
@@ -84,8 +87,8 @@ class Activations:
     """The median of |x| of each token, to 2^-14."""
     return _median(self.bits_BxTxD)
 
-  # Sums over groups are products with 0 and 1, far faster than masked sums. 0 x inf is NaN, so a
-  # token too large to be squared takes no part, and makes its own group's sums NaN, no other's.
+  # Sums over groups are products with 0 and 1, and 0 x inf is NaN, so a token too large to be
+  # squared takes no part, and makes its own group's sums NaN, no other's.
   @functools.cached_property
   def within_BxT(self) -> jax.Array:
     """True for the tokens whose squares are finite."""
@@ -114,9 +117,19 @@ class Activations:
 
   def totals(self, values_BxTxN: jax.Array) -> jax.Array:
     """[groups, N]: sums over tokens of what was computed of `x_BxTxD`."""
-    sums_GxN = jnp.einsum("gbt,btn->gn", self.groups_GxBxT.astype(jnp.float32), values_BxTxN,
-                          precision=jax.lax.Precision.HIGHEST)
-    return jnp.where(self.is_within_G[:, None], sums_GxN, jnp.nan)
+    # Row by row first: one sum over all tokens would round more. The barrier keeps them two.
+    sums_GxBxN = jax.lax.optimization_barrier(self.sums_of_rows(values_BxTxN))
+    return jnp.where(self.is_within_G[:, None], jnp.sum(sums_GxBxN, 1), jnp.nan)
+
+  def sums_of_rows(self, values_BxTxN: jax.Array) -> jax.Array:
+    """[groups, batch, N]: sums over the tokens of each row of finite values."""
+    if not self._starts_rows:
+      return jnp.einsum("gbt,btn->gbn", self.groups_GxBxT.astype(jnp.float32), values_BxTxN,
+                        precision=jax.lax.Precision.HIGHEST)
+    # Which token is whose is known: a sum that needs no copy of the values.
+    first_BxT, rest_BxT = self.groups_GxBxT
+    return jnp.stack([values_BxTxN[:, 0] * first_BxT[:, :1],
+                      jnp.sum(values_BxTxN * rest_BxT[..., None], 1)])
 
   def largest(self, values_BxTxN: jax.Array) -> jax.Array:
     """[groups]: the largest of values computed of `x_BxTxD`; -inf for a group without tokens."""
@@ -135,33 +148,35 @@ class Activations:
     return self.totals(jnp.square(self.x_BxTxD))
 
 
+def first_of_rows(first_BxT: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
+  """True for the tokens at position 0; None stands for the first of every row."""
+  if first_BxT is not None:
+    return first_BxT
+  return jnp.broadcast_to(jnp.arange(shape[1]) == 0, shape)
+
+
 def _median(bits_BxTxD: jax.Array) -> jax.Array:
   """The median over the last axis of non-negative float32 values given as bits, to 2^-14 relative.
 
   The median of an even width is the mean of the two middle values, as NumPy has it. No sort:
   non-negative floats are ordered like their bit patterns, so the bits of the lower middle value
-  are found from the top, two at a time, with one pass over the width for each pair. What is left
-  is a bucket of relative width 2^-14; the answer is its largest member, exact where no other
-  value lies in the bucket.
+  are found from the top, one by one, with a pass over the width for each. Passes read half of the
+  bits, and go at twice the speed: first the upper, then the lower of those that share them. What
+  is left is a bucket of relative width 2^-14; the answer is its largest member, exact where no
+  other value lies in the bucket.
   """
   width = bits_BxTxD.shape[-1]
   lower_rank = (width - 1) // 2
-  start_BxT = jnp.zeros(bits_BxTxD.shape[:-1], jnp.int32)
-
-  def next_two_bits(i: jax.Array, bucket: Any) -> Any:
-    start_BxT, below_end_BxT = bucket
-    unit = jnp.int32(1) << (29 - 2 * i)
-    bounds = [start_BxT + k * unit for k in (1, 2, 3)]
-    for bound, below in zip(bounds, _counts_below(bits_BxTxD, bounds)):
-      is_end = below > lower_rank
-      start_BxT = jnp.where(is_end, start_BxT, bound)
-      below_end_BxT = jnp.where(is_end, jnp.minimum(below_end_BxT, below), below_end_BxT)
-    return start_BxT, below_end_BxT
-
-  start_BxT, below_end_BxT = jax.lax.fori_loop(
-      0, (31 - _UNRESOLVED_BITS) // 2, next_two_bits,
-      (start_BxT, jnp.full_like(start_BxT, width)))
-  below_BxTxD = bits_BxTxD < (start_BxT + (1 << _UNRESOLVED_BITS))[..., None]
+  every_BxT = jnp.full(bits_BxTxD.shape[:-1], width, jnp.int32)
+  start_BxT, below_end_BxT = _search(
+      (bits_BxTxD >> 16).astype(jnp.int16), 15, lower_rank, every_BxT)
+  start_BxT <<= 16
+  # What lies outside of the bucket stays on its side of it.
+  within = jnp.clip((bits_BxTxD - start_BxT[..., None]) >> _UNRESOLVED_BITS, -1, 1 << _LOWER_BITS)
+  found_BxT, below_end_BxT = _search(
+      within.astype(jnp.int16), _LOWER_BITS, lower_rank, below_end_BxT)
+  end_BxT = start_BxT + ((found_BxT + 1) << _UNRESOLVED_BITS)
+  below_BxTxD = bits_BxTxD < end_BxT[..., None]
   lower_BxT = jnp.max(fold(jnp.maximum, jnp.where(below_BxTxD, bits_BxTxD, 0)), -1)
   above_BxT = jnp.min(fold(jnp.minimum, jnp.where(below_BxTxD, _LARGEST_BITS, bits_BxTxD)), -1)
   # An odd width has one middle value; so has an even one with both in the bucket.
@@ -171,23 +186,39 @@ def _median(bits_BxTxD: jax.Array) -> jax.Array:
   return as_float(lower_BxT) / 2 + as_float(upper_BxT) / 2
 
 
-def _counts_below(bits_BxTxD: jax.Array, bounds: list[jax.Array]) -> list[jax.Array]:
-  """How many values lie below each of three bounds, in one pass: ten bits of a sum for each."""
-  packed = [(bits_BxTxD < bound[..., None]).astype(jnp.int32) << (10 * i)
-            for i, bound in enumerate(bounds)]
-  folded = fold(jnp.add, functools.reduce(jnp.add, packed))
-  width, lanes = bits_BxTxD.shape[-1], folded.shape[-1]
-  chunks = next(n for n in range(1, lanes + 1) if lanes % n == 0 and width // n < 1024)
-  sums = jnp.sum(folded.reshape(*folded.shape[:-1], chunks, lanes // chunks), -1)
-  # Unpacked within the reduction's own loop, the sum would be taken three times.
-  sums = jax.lax.optimization_barrier(sums)
-  return [jnp.sum((sums >> (10 * i)) & 1023, -1) for i in range(3)]
+def _search(values_BxTxD: jax.Array, bits: int, rank: int, below_end_BxT: jax.Array
+            ) -> tuple[jax.Array, jax.Array]:
+  """The int32 value of a rank over the last axis of int16 values, and how many are at most as
+  large.
+
+  Args:
+    values_BxTxD: those of interest are from 0 to 2^bits - 1.
+    bits: at most 15.
+    rank: from 0.
+    below_end_BxT: how many lie below 2^bits.
+  """
+  values_BxTxD = jax.lax.optimization_barrier(values_BxTxD)
+
+  def next_bit(i: jax.Array, bucket: Any) -> Any:
+    start_BxT, below_end_BxT = bucket
+    # Computed within the loop over the width, a bound would keep the compiler from vectors.
+    bound_BxT = jax.lax.optimization_barrier((start_BxT | (1 << (bits - 1 - i))).astype(jnp.int16))
+    is_below = (values_BxTxD < bound_BxT[..., None]).astype(jnp.int16)
+    below_BxT = jnp.sum(fold(jnp.add, is_below, 16).astype(jnp.int32), -1)
+    is_end = below_BxT > rank
+    return (jnp.where(is_end, start_BxT, bound_BxT.astype(jnp.int32)),
+            jnp.where(is_end, below_BxT, below_end_BxT))
+
+  found: tuple[jax.Array, jax.Array] = jax.lax.fori_loop(
+      0, bits, next_bit, (jnp.zeros_like(below_end_BxT), below_end_BxT))
+  return found
 
 
-def fold(combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-  """The last axis cut in up to eight and combined: vector arithmetic, which on CPU takes a
-  fraction of the time of XLA's reduction over a contiguous axis."""
-  pieces = next(n for n in range(8, 0, -1) if x.shape[-1] % n == 0)
+def fold(combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, most: int = 8
+         ) -> jax.Array:
+  """The last axis cut in up to `most` and combined: vector arithmetic, which on CPU takes a
+  fraction of the time of XLA's reduction of integers over a contiguous axis."""
+  pieces = next(n for n in range(most, 0, -1) if x.shape[-1] % n == 0)
   return functools.reduce(combine, jnp.split(x, pieces, -1))
 
 

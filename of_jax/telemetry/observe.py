@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from of_jax import config_telemetry
 from of_jax.config import TelemetryConfig
 from of_jax.telemetry import registry
-from of_jax.telemetry.activations import Activations
+from of_jax.telemetry.activations import Activations, first_of_rows
 from of_jax.telemetry.families import attention
 from of_jax.telemetry.families.attention import Weigh
 from of_jax.telemetry.family import finish_all
@@ -90,7 +90,7 @@ class Observer:
   families: Mapping[str, tuple[str, ...]]
   weights_BxT: jax.Array | None = None
 
-  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array
+  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None
                ) -> dict[str, Any] | None:
     if site not in self.families:
       return None
@@ -98,9 +98,10 @@ class Observer:
     return {name: registry.load(name).statistics(activations) for name in self.families[site]}
 
   def of_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh,
-                   first_BxT: jax.Array) -> dict[str, Any] | None:
+                   first_BxT: jax.Array | None) -> dict[str, Any] | None:
     """The statistics of one layer's attention, see of_jax.models.probe.OfAttention."""
     names = self.families.get(config_telemetry.ATTENTION, ())
+    first_BxT = first_of_rows(first_BxT, q_BxTxHxK.shape[:2])
     counts_BxT = jnp.ones(first_BxT.shape, bool) if self.weights_BxT is None else (
         self.weights_BxT > 0)
     return {name: attention.statistics(q_BxTxHxK, k_BxSxGxK, weigh, first_BxT, counts_BxT)
@@ -118,7 +119,7 @@ class ChangeObserver:
   def __init__(self, telemetry: Telemetry, weights_BxT: jax.Array | None = None):
     self._families, self._weights_BxT = dict(telemetry.plan), weights_BxT
 
-  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array
+  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None
                ) -> dict[str, Any] | None:
     if site not in self._families:
       return None
@@ -153,8 +154,7 @@ def measure(x_BxTxD: jax.Array) -> dict[str, jax.Array]:
   x_BxTxD = jnp.asarray(x_BxTxD)
   if x_BxTxD.ndim != 3:
     raise ValueError(f"measure wants [batch, time, width], not the shape {x_BxTxD.shape}")
-  first_BxT = jnp.broadcast_to(jnp.arange(x_BxTxD.shape[1]) == 0, x_BxTxD.shape[:2])
   telemetry = array_telemetry()
-  statistics = telemetry.observer()(_ARRAY, x_BxTxD, first_BxT)
+  statistics = telemetry.observer()(_ARRAY, x_BxTxD, None)
   assert statistics is not None
   return telemetry.finish({_ARRAY: statistics})[_ARRAY]

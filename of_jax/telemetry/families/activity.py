@@ -35,10 +35,8 @@ class Activity(Family):
   """A NaN or infinity of a counted token makes its group's counts NaN."""
 
   def statistics(self, a: Activations) -> Statistics:
-    # How often each unit was active in each sequence, as a product with 0 and 1.
-    is_active_BxTxD = (a.raw_BxTxD != 0).astype(jnp.float32)
-    times_GxBxD = jnp.einsum("gbt,btd->gbd", a.groups_GxBxT.astype(jnp.float32), is_active_BxTxD,
-                             precision=jax.lax.Precision.HIGHEST)
+    # How often each unit was active in each sequence.
+    times_GxBxD = a.sums_of_rows((a.raw_BxTxD != 0).astype(jnp.float32))
     is_finite_G = ~jnp.any(a.groups_GxBxT & ~jnp.isfinite(a.max_BxT), (1, 2))
     times_GxBxD = jnp.where(is_finite_G[:, None, None], times_GxBxD, jnp.nan)
     counts_BxT, rest_BxT = a.counts_BxT, a.groups_GxBxT[REST]
@@ -74,7 +72,7 @@ def _some(times: jax.Array) -> jax.Array:
 def _percentiles(rate_D: jax.Array) -> jax.Array:
   """Of the last axis, as NumPy's default."""
   width = rate_D.shape[-1]
-  ordered = jax.lax.top_k(-rate_D, width)[0] * -1
+  ordered = jnp.sort(rate_D)
   points = []
   for percent in _PERCENTILES:
     place = percent / 100 * (width - 1)

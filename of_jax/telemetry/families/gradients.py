@@ -44,9 +44,8 @@ def _forward(x_BxTxD: jax.Array, slot_D: jax.Array) -> tuple[jax.Array, None]:
 
 def _backward(_: None, g_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
   squares_BxTxD = jnp.square(g_BxTxD.astype(jnp.float32))
-  ones_BxT = jnp.ones(g_BxTxD.shape[:2], jnp.float32)
-  return g_BxTxD, jnp.einsum("bt,btd->d", ones_BxT, squares_BxTxD,
-                             precision=jax.lax.Precision.HIGHEST)
+  # Row by row first, as in Activations.totals.
+  return g_BxTxD, jnp.sum(jax.lax.optimization_barrier(jnp.sum(squares_BxTxD, 1)), 0)
 
 
 leave_squares.defvjp(_forward, _backward)
@@ -58,7 +57,8 @@ class SlotObserver:
   def __init__(self, sites: Collection[str]):
     self._sites = sites
 
-  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array) -> Statistics | None:
+  def __call__(self, site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None
+               ) -> Statistics | None:
     del first_BxT
     zeros_D = jnp.zeros(x_BxTxD.shape[-1], jnp.float32)
     return {"sum_square": zeros_D} if site in self._sites else None

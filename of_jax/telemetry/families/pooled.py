@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.activations import REST, Activations, fold
+from of_jax.telemetry.activations import REST, Activations
 from of_jax.telemetry.family import Family, Statistics, group
 
 KIND = "activations"
@@ -36,9 +36,10 @@ class Pooled(Family):
     largest_BxT = jnp.where(a.within_BxT & (a.max_BxT > 0), a.max_BxT, 1)
     y_BxTxD = a.centred_BxTxD * (1 / largest_BxT)[..., None]
     square_BxTxD = jnp.square(y_BxTxD)
+    # As inner products, which on CPU take a fraction of the time of reductions.
     c2_BxT, c3_BxT, c4_BxT = (
-        jnp.sum(fold(jnp.add, power), -1)
-        for power in (square_BxTxD, square_BxTxD * y_BxTxD, jnp.square(square_BxTxD)))
+        jnp.einsum("btd,btd->bt", *factors, precision=jax.lax.Precision.HIGHEST)
+        for factors in ((y_BxTxD, y_BxTxD), (square_BxTxD, y_BxTxD), (square_BxTxD, square_BxTxD)))
     about = functools.partial(_about, c2_BxT, c3_BxT, c4_BxT, width)
     mean_BxT = a.mean_BxT / largest_BxT
     variance_BxT = c2_BxT / max(width - 1, 1) if width > 1 else jnp.full_like(c2_BxT, jnp.nan)
