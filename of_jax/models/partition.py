@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import PartitionSpec
 
+from of_jax.placement import BATCH_AXES
+
 # FSDP splits every matrix over `embed`, tensor parallelism over what heads and units share.
 PARAMETER_AXES: dict[str, str | None] = {
     "layers": None,
@@ -24,7 +26,6 @@ PARAMETER_AXES: dict[str, str | None] = {
     # Vectors of the width are small, and a split norm gain would cost a gather a use.
     "channel": None,
 }
-BATCH_AXES = ("data", "fsdp")
 # What an optimiser keeps beside arrays like the parameters: a stack of `matrices`, with `side`s.
 # A mesh axis splits the first of an array's axes that lists it and that it divides.
 STATE_AXES: dict[str, tuple[str, ...]] = {
@@ -76,26 +77,6 @@ def constrain_vocabulary(x: jax.Array) -> jax.Array:
   """`x` [..., width, vocabulary] split over its vocabulary, and a third axis as a batch is."""
   return _constrain(x, PartitionSpec(
       *([BATCH_AXES] if x.ndim == 3 else []), None, PARAMETER_AXES["vocab"]))
-
-
-def ways(axes: tuple[str, ...]) -> int:
-  """Parts that the mesh splits an array's axis into that lies along `axes`; 1 without a mesh."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
-
-
-def is_split() -> bool:
-  """Whether arrays are the whole mesh's here, and not already one device's own part."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return not mesh.empty and not mesh.manual_axes
-
-
-def platform() -> str:
-  """What this is traced for, `cpu`, `gpu` or `tpu`: the mesh's devices, which may not be here."""
-  mesh = jax.sharding.get_abstract_mesh()
-  found: str = (jax.default_backend() if mesh.empty or mesh.abstract_device is None
-                else mesh.abstract_device.platform)
-  return found
 
 
 def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:

@@ -6,11 +6,13 @@ these kernels serve they are used; elsewhere attention stays as it is, to the bi
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
+from of_jax import placement
 from of_jax.models import partition
 
 # What the kernels save for the backward pass, by the name that remat policies know it by.
@@ -28,8 +30,8 @@ def serves(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array) -> bool:
   MLP keeps of it: below that the logits are not what a step's memory goes to.
   """
   batch, time, heads, head_dim = q_BxTxHxK.shape
-  batch_ways, head_ways = partition.ways(partition.BATCH_AXES), partition.ways(("tensor",))
-  return (partition.platform() == "tpu" and time > 4 * head_dim and time % _LANES == 0
+  batch_ways, head_ways = placement.ways(placement.BATCH_AXES), placement.ways(("tensor",))
+  return (placement.platform() == "tpu" and time > 4 * head_dim and time % _LANES == 0
           and q_BxTxHxK.dtype.itemsize <= 4 and k_BxTxGxK.shape[1] == time
           and batch % batch_ways == 0 and heads % head_ways == 0
           and k_BxTxGxK.shape[2] % head_ways == 0)
@@ -51,10 +53,10 @@ def attend(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,
   scale = q_BxTxHxK.shape[-1] ** -0.5 if scale is None else scale
   run = functools.partial(_run, window=window, cap=cap, interpret=interpret)
   arrays = ((q_BxTxHxK * scale).astype(q_BxTxHxK.dtype), k_BxTxGxK, v_BxTxGxK, documents_BxT)
-  if not partition.is_split():
+  if not placement.is_split():
     return run(*arrays)
   # The compiler cannot split a kernel: each device runs it on its own sequences and heads.
-  of_heads = PartitionSpec(partition.BATCH_AXES, None, "tensor", None)
+  of_heads = PartitionSpec(placement.BATCH_AXES, None, "tensor", None)
   of_tokens = None if documents_BxT is None else partition.batch_spec(2)
   attended: jax.Array = jax.shard_map(
       run, in_specs=(of_heads, of_heads, of_heads, of_tokens), out_specs=of_heads,
@@ -91,6 +93,21 @@ def _run(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,
 
   attended: jax.Array = jax.vmap(of_sequence)(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, documents_BxT)
   return attended
+
+
+def flops(kernel: str, shapes: list[tuple[int, ...]], window: int | None) -> int | None:
+  """Of one run of a kernel by its name and the shapes of its arguments; None for another's.
+
+  A block takes the two products of attention forward, and backward the logits and d weights again
+  with one more for queries, two more for keys and values.
+  """
+  phase = re.fullmatch(r"splash_mha_(fwd|dq|dkv)(_segmented)?(_no)?_residuals", kernel)
+  if phase is None:
+    return None
+  batch, heads, time, head_dim = next(shape for shape in shapes if len(shape) == 4)
+  products = {"fwd": 2, "dq": 3, "dkv": 4}[phase.group(1)]
+  return (batch * heads * blocks(time, window) * products
+          * 2 * block_size(time) ** 2 * head_dim)
 
 
 def block_size(time: int) -> int:

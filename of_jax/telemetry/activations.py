@@ -18,11 +18,11 @@ import numpy as np
 
 FIRST, REST = 0, 1
 # Relative accuracy of a median that falls among values closer to one another than this: 2^-14.
-_UNRESOLVED_BITS = 9
+UNRESOLVED_BITS = 9
 # Half the largest number whose square is a float32: x less a mean is at most twice as large.
-_LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 0.5 / 2
-_LARGEST_BITS = np.iinfo(np.int32).max
-_MINUS_INFINITY = int(np.float32(-np.inf).view(np.int32))
+LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 0.5 / 2
+LARGEST_BITS = np.iinfo(np.int32).max
+MINUS_INFINITY = int(np.float32(-np.inf).view(np.int32))
 
 
 class Activations:
@@ -76,7 +76,7 @@ class Activations:
   def max_G(self) -> jax.Array:
     """The largest |x|; -inf, below 0, for a group without tokens."""
     # Over bits, among which a NaN is the largest.
-    bits = jnp.where(self.groups_GxBxT, self.max_bits_BxT, _MINUS_INFINITY)
+    bits = jnp.where(self.groups_GxBxT, self.max_bits_BxT, MINUS_INFINITY)
     return as_float(jnp.max(bits, (1, 2)))
 
   @functools.cached_property
@@ -89,7 +89,7 @@ class Activations:
   @functools.cached_property
   def within_BxT(self) -> jax.Array:
     """True for the tokens whose squares are finite."""
-    within_BxT: jax.Array = self.max_BxT <= _LARGEST_SQUARED
+    within_BxT: jax.Array = self.max_BxT <= LARGEST_SQUARED
     return within_BxT
 
   @functools.cached_property
@@ -134,6 +134,18 @@ class Activations:
     """Sums over tokens of x^2."""
     return self.totals(jnp.square(self.x_BxTxD))
 
+  @functools.cached_property
+  def sum_square_centred_GxD(self) -> jax.Array:
+    """Sums over tokens of the squares of `centred_BxTxD`."""
+    return self.totals(jnp.square(self.centred_BxTxD))
+
+  @functools.cached_property
+  def sum_ratio_G(self) -> jax.Array:
+    """Sums over tokens of the largest |x| over the median |x|."""
+    ratio_BxT = self.max_BxT / self.median_BxT
+    # `where`, not a product: the other group may hold infinities.
+    return jnp.sum(jnp.where(self.groups_GxBxT, ratio_BxT, 0), (1, 2))
+
 
 def _median(bits_BxTxD: jax.Array) -> jax.Array:
   """The median over the last axis of non-negative float32 values given as bits, to 2^-14 relative.
@@ -159,11 +171,11 @@ def _median(bits_BxTxD: jax.Array) -> jax.Array:
     return start_BxT, below_end_BxT
 
   start_BxT, below_end_BxT = jax.lax.fori_loop(
-      0, (31 - _UNRESOLVED_BITS) // 2, next_two_bits,
+      0, (31 - UNRESOLVED_BITS) // 2, next_two_bits,
       (start_BxT, jnp.full_like(start_BxT, width)))
-  below_BxTxD = bits_BxTxD < (start_BxT + (1 << _UNRESOLVED_BITS))[..., None]
+  below_BxTxD = bits_BxTxD < (start_BxT + (1 << UNRESOLVED_BITS))[..., None]
   lower_BxT = jnp.max(fold(jnp.maximum, jnp.where(below_BxTxD, bits_BxTxD, 0)), -1)
-  above_BxT = jnp.min(fold(jnp.minimum, jnp.where(below_BxTxD, _LARGEST_BITS, bits_BxTxD)), -1)
+  above_BxT = jnp.min(fold(jnp.minimum, jnp.where(below_BxTxD, LARGEST_BITS, bits_BxTxD)), -1)
   # An odd width has one middle value; so has an even one with both in the bucket.
   is_one = (below_end_BxT > lower_rank + 1) | bool(width % 2)
   upper_BxT = jnp.where(is_one, lower_BxT, above_BxT)

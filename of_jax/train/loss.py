@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from of_jax import placement
 from of_jax.models import partition
 
 # Logits that one device holds at once: on CPU few enough for a cache, enough for a full product;
@@ -54,7 +55,7 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
   # Gathered here, and the parts of its gradient added up behind the loop: within, each chunk would
   # move the whole table between devices.
   table = partition.constrain_vocabulary(table_DxV.astype(x_BxTxD.dtype))
-  ways = partition.ways(partition.BATCH_AXES)
+  ways = placement.ways(placement.BATCH_AXES)
 
   def split(array: jax.Array) -> jax.Array:
     # Over time, because the batch is what devices share.
@@ -115,7 +116,7 @@ def _number_of_chunks(logits_a_position: int, time: int) -> int:
   """The fewest equal chunks of the time axis that keep a device's logits within the limit."""
   mesh = jax.sharding.get_abstract_mesh()
   on_a_device = logits_a_position / (1 if mesh.empty else mesh.size)
-  wanted = on_a_device * time / _LOGITS_AT_ONCE.get(partition.platform(), _LOGITS_ELSEWHERE)
+  wanted = on_a_device * time / _LOGITS_AT_ONCE.get(placement.platform(), _LOGITS_ELSEWHERE)
   return next(n for n in range(1, time + 1) if time % n == 0 and (n >= wanted or n == time))
 
 

@@ -5,6 +5,7 @@ slice. Leaves: bytes a chip, flops, bytes moved, collectives and an estimate of 
 """
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -82,7 +83,8 @@ def compile_step(config: Config, topology: str) -> dict[str, Any]:
         raise
       return {**report, **over}
   memory = compiled.memory_analysis()
-  return {**report, **_judge(compiled.as_text(), chip, mesh.size, model_flops), **_fits(
+  return {**report, **_judge(compiled.as_text(), chip, mesh.size, model_flops,
+                             config.model.attention_window), **_fits(
       memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
       + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes, chip),
       "warnings": _warnings(log)}
@@ -103,10 +105,12 @@ def _over_memory(message: str) -> dict[str, Any] | None:
   return {"bytes_per_chip": needs, "hbm_bytes": has, "fits": False}
 
 
-def _judge(text: str, chip: Chip, chips: int, model_flops: int) -> dict[str, Any]:
-  """What the text of a program says of its cost."""
+def _judge(text: str, chip: Chip, chips: int, model_flops: int, window: int | None = None
+           ) -> dict[str, Any]:
+  """What the text of a program says of its cost; attention's window is not in the text."""
+  from of_jax.models import splash
   from of_jax.train import hlo
-  program = hlo.read(text)
+  program = hlo.read(text, functools.partial(splash.flops, window=window))
   seconds = sum(op.trips * max(op.matrix_flops / chip.flops, op.bytes / chip.hbm_bandwidth)
                 for op in program.operations)
   seconds += sum(c.trips * c.sent for c in program.collectives) / chip.link_bandwidth
