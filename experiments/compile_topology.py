@@ -30,7 +30,7 @@ _CONFIG = flags.DEFINE_string("config", None, "config file, or FILE:ARGUMENT")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "slice: v5e or v6e up to 16x16, v5p up to 1,024 chips, as in v5p:4x4x8")
 _TELEMETRY = flags.DEFINE_list(
-    "telemetry", ["off", "basic"], "levels to compile beside the config's own")
+    "telemetry", ["off", "basic"], "levels to compile beside the config's own; off is in every table")
 _OUT = flags.DEFINE_string("out", None, "file for the result as JSON; default: none is left")
 _TABLE = flags.DEFINE_string("table", None, "page for the table of the size ladder")
 
@@ -60,11 +60,9 @@ class Row:
 # slices have powers of two, so larger ones take a batch that they can share.
 LADDER = (
     Row("130m", "v5e:2x4", (8, 1, 1)),
+    Row("320m", "v5e:4x8", (4, 8, 1)),
     Row("1b", "v5e:16x16", (16, 16, 1), 512),
     Row("7b", "v5p:8x8x8", (8, 64, 1), 512),
-    Row("320m", "v5e:4x8", (4, 8, 1)),
-    Row("1b", "v6e:8x8", (8, 8, 1), 448),
-    Row("7b", "v5p:2x2x2", (1, 8, 1)),
 )
 
 
@@ -160,7 +158,7 @@ def _table(page: pathlib.Path) -> None:
   kept = page.with_suffix(".json")
   reports: dict[str, Any] = run_directory.read_json(kept) if kept.exists() else {}
   for row in LADDER:
-    for level in ("off", "basic"):
+    for level in dict.fromkeys(["off", *_TELEMETRY.value]):
       done = reports.setdefault(row.name, {"telemetry": {}})["telemetry"]
       if level not in done:
         # Kept one by one: a large step takes the compiler minutes.

@@ -95,19 +95,20 @@ def _run(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,
   return attended
 
 
-def flops(kernel: str, shapes: list[tuple[int, ...]], window: int | None) -> int | None:
-  """Of one run of a kernel by its name and the shapes of its arguments; None for another's.
+def product_flops(kernel: str, shapes: list[tuple[int, ...]], window: int | None) -> int | None:
+  """Flops of matrix products of one run of a kernel, by its name and the shapes of its arguments.
 
   A block takes the two products of attention forward, and backward the logits and d weights again
-  with one more for queries, two more for keys and values.
+  with one more for queries, two more for keys and values. None for a kernel that is not splash's.
   """
   phase = re.fullmatch(r"splash_mha_(fwd|dq|dkv)(_segmented)?(_no)?_residuals", kernel)
   if phase is None:
     return None
   batch, heads, time, head_dim = next(shape for shape in shapes if len(shape) == 4)
   products = {"fwd": 2, "dq": 3, "dkv": 4}[phase.group(1)]
-  return (batch * heads * blocks(time, window) * products
-          * 2 * block_size(time) ** 2 * head_dim)
+  flops: int = (batch * heads * blocks(time, window) * products
+                * 2 * block_size(time) ** 2 * head_dim)
+  return flops
 
 
 def block_size(time: int) -> int:

@@ -6,6 +6,7 @@ of it there; only sums leave. Other platforms, and sites that it does not fit, h
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ _WIDEST = 8192
 _ON_CHIP_BYTES = 64 * 2 ** 20
 # Rows that a block of sums has; the first two are the groups FIRST and REST.
 _ROWS = 8
+KERNEL = "activation_sums"
 
 
 def read(x_BxTxD: jax.Array, first_BxT: jax.Array, weights_BxT: jax.Array | None = None
@@ -44,6 +46,18 @@ def serves(x_BxTxD: jax.Array) -> bool:
   return (placement.platform() == "tpu" and batch % ways == 0
           and (batch // ways * time) % _LANES == 0 and width % _LANES == 0 and width <= _WIDEST
           and x_BxTxD.dtype in (jnp.float32, jnp.bfloat16))
+
+
+def flops(x_NxD: tuple[int, int], dtype: str) -> tuple[int, int]:
+  """Flops of one run of the kernel, and the matrix products among them, as XLA counts them.
+
+  The median's passes compare and add, and so does the count at their end; |x|, four comparisons
+  and selections and two extremes for the median's neighbours and the maximum; of the sums a
+  selection, a sum, a difference and two squares, then three products with the groups.
+  """
+  size, products = math.prod(x_NxD), 3 * 2 * _ROWS * math.prod(x_NxD)
+  passes = 31 - _unresolved(dtype)
+  return size * (2 * (passes + 1) + 7 + 5) + products, products
 
 
 class ReadOnce(Activations):
@@ -138,9 +152,6 @@ def _sums_of(x_BxTxD: jax.Array, groups_GxBxT: jax.Array, interpret: bool
           jnp.max(max_bits_ExN[:groups], -1))
 
 
-KERNEL = "activation_sums"
-
-
 def _kernel(x_ref: Any, weights_ref: Any, sums_ref: Any, ratio_ref: Any, max_bits_ref: Any
             ) -> None:
   """Adds a block of 128 tokens to the sums, which stay on the chip from block to block."""
@@ -152,12 +163,10 @@ def _kernel(x_ref: Any, weights_ref: Any, sums_ref: Any, ratio_ref: Any, max_bit
     ratio_ref[...] = jnp.zeros_like(ratio_ref)
     max_bits_ref[...] = jnp.full_like(max_bits_ref, MINUS_INFINITY)
 
-  is_narrow = x_ref.dtype == jnp.bfloat16
   raw_NxD = x_ref[...].astype(jnp.float32)
   bits_NxD = jax.lax.bitcast_convert_type(jnp.abs(raw_NxD), jnp.int32)
   max_bits_Nx1 = jnp.max(bits_NxD, -1, keepdims=True)
-  # bfloat16 has 16 bits less, and no two values share a bucket of them.
-  median_Nx1 = _median(bits_NxD, 16 if is_narrow else UNRESOLVED_BITS)
+  median_Nx1 = _median(bits_NxD, _unresolved(x_ref.dtype))
   max_Nx1 = as_float(max_bits_Nx1)
   # A token a row, as the block has them, is a token a lane in what is kept.
   shape = (raw_NxD.shape[0], _LANES)
@@ -172,6 +181,11 @@ def _kernel(x_ref: Any, weights_ref: Any, sums_ref: Any, ratio_ref: Any, max_bit
   for i, values_NxD in enumerate((x_NxD, jnp.square(x_NxD), jnp.square(centred_NxD))):
     sums_ref[i] += jnp.dot(weights_ExN, values_NxD, precision=jax.lax.Precision.HIGHEST,
                            preferred_element_type=jnp.float32)
+
+
+def _unresolved(dtype: Any) -> int:
+  # bfloat16 has 16 bits less, and no two values share a bucket of them.
+  return 16 if dtype == jnp.bfloat16 else UNRESOLVED_BITS
 
 
 def _median(bits_NxD: jax.Array, unresolved: int) -> jax.Array:

@@ -126,8 +126,9 @@ class Program:
     return kinds
 
 
-# (a kernel's name, the shapes that it is given) -> flops of one run, None for one that is unknown.
-KernelFlops = Callable[[str, list[tuple[int, ...]]], int | None]
+# (a kernel's name, the shapes that it is given) -> flops of one run and the matrix products among
+# them, None for a kernel that is unknown.
+KernelFlops = Callable[[str, list[tuple[int, ...]]], tuple[int, int] | None]
 
 
 def read(text: str, kernels: KernelFlops = lambda name, shapes: None) -> Program:
@@ -135,8 +136,8 @@ def read(text: str, kernels: KernelFlops = lambda name, shapes: None) -> Program
 
   Args:
     text: of the program.
-    kernels: what is known of kernels that are no HLO; all their flops are matrix products, and
-      they move each of their arrays once.
+    kernels: what is known of kernels that are no HLO. They count as moving each of their arrays
+      once, and as no cycles.
 
   Raises:
     ValueError: there is no entry.
@@ -278,8 +279,7 @@ class _Reader:
       flops = convolution_flops(instruction, computation)
       return flops, flops
     if opcode == "custom-call":
-      flops = self._kernel_flops(instruction, computation) or 0
-      return flops, flops
+      return self._kernel_flops(instruction, computation) or (0, 0)
     if opcode in ("fusion", "call", "async-start"):
       return self._computation_flops(instruction.called[0]) if instruction.called else (0, 0)
     if opcode == "while":
@@ -300,10 +300,12 @@ class _Reader:
       return arrays[0].size * max(0, window - 1), 0
     return 0, 0
 
-  def _kernel_flops(self, instruction: Instruction, computation: Computation) -> int | None:
+  def _kernel_flops(self, instruction: Instruction, computation: Computation
+                    ) -> tuple[int, int] | None:
     name = re.search(r'op_name="[^"]*/([^/"]*)/pallas_call"', instruction.attributes)
-    return name and self._kernels(name.group(1), [
-        array.dims for operand in instruction.operands for array in computation[operand].arrays])
+    return self._kernels(name.group(1), [
+        array.dims for operand in instruction.operands
+        for array in computation[operand].arrays]) if name else None
 
   def _bytes(self, instruction: Instruction, computation: Computation) -> int:
     """What an operation reads and writes in main memory."""
