@@ -185,7 +185,7 @@ def _kernel(x_ref: Any, weights_ref: Any, sums_ref: Any, ratio_ref: Any, max_bit
 
 def _unresolved(dtype: Any) -> int:
   # bfloat16 has 16 bits less, and no two values share a bucket of them.
-  return 16 if dtype == jnp.bfloat16 else UNRESOLVED_BITS
+  return 16 if jnp.dtype(dtype) == jnp.bfloat16 else UNRESOLVED_BITS
 
 
 def _median(bits_NxD: jax.Array, unresolved: int) -> jax.Array:

@@ -16,8 +16,8 @@ from of_jax.models import partition
 
 # Logits that one device holds at once: on CPU few enough for a cache, enough for a full product;
 # elsewhere 256 MiB, since each chunk reads the table and its gradient, at 1.2B 0.8 GB, once more.
-_LOGITS_AT_ONCE = {"cpu": 2 ** 21}
-_LOGITS_ELSEWHERE = 2 ** 26
+_LOGITS_AT_ONCE = 2 ** 21
+_LOGITS_ON_ACCELERATORS = 2 ** 26
 
 Sums = dict[str, jax.Array]
 
@@ -116,7 +116,8 @@ def _number_of_chunks(logits_a_position: int, time: int) -> int:
   """The fewest equal chunks of the time axis that keep a device's logits within the limit."""
   mesh = jax.sharding.get_abstract_mesh()
   on_a_device = logits_a_position / (1 if mesh.empty else mesh.size)
-  wanted = on_a_device * time / _LOGITS_AT_ONCE.get(placement.platform(), _LOGITS_ELSEWHERE)
+  limit = _LOGITS_AT_ONCE if placement.platform() == "cpu" else _LOGITS_ON_ACCELERATORS
+  wanted = on_a_device * time / limit
   return next(n for n in range(1, time + 1) if time % n == 0 and (n >= wanted or n == time))
 
 
