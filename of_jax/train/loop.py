@@ -18,6 +18,7 @@ from of_jax.train import checkpoint, distributed, environment, provenance, write
 from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.costly import Costly
 from of_jax.train.distributed import Interruption
+from of_jax.train.profile import Profile
 from of_jax.train.progress import TrainingProgress
 from of_jax.train.sharding import local_rows, make_mesh, place_batch
 from of_jax.train.step import State, Trainer, make_trainer
@@ -25,7 +26,8 @@ from of_jax.train.step import State, Trainer, make_trainer
 Log = Callable[[str], None]
 
 
-def train(config: Config, workdir: str | Path, log: Log = print) -> None:
+def train(config: Config, workdir: str | Path, log: Log = print,
+          profile: tuple[int, int] | None = None) -> None:
   """Trains a run to its end, or resumes it; a finished run returns at once.
 
   The numbers in metrics.jsonl and the checkpoints are functions of the config, the corpus and
@@ -38,6 +40,7 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
     config: resolved.
     workdir: the run directory; made if it is not there.
     log: takes the lines that tell what happens.
+    profile: first and last step to trace, see of_jax.train.profile.
 
   Raises:
     UserError: a directory that holds another config's run, data that does not fit the config,
@@ -46,10 +49,12 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
     Preempted: SIGTERM came to this or another process; the state is saved.
   """
   with Interruption() as interruption:
-    _train(config, workdir, log if distributed.is_writer() else lambda line: None, interruption)
+    _train(config, workdir, log if distributed.is_writer() else lambda line: None, interruption,
+           profile)
 
 
-def _train(config: Config, workdir: str | Path, log: Log, interruption: Interruption) -> None:
+def _train(config: Config, workdir: str | Path, log: Log, interruption: Interruption,
+           profile: tuple[int, int] | None) -> None:
   if "://" in str(workdir):
     raise UserError(f"--workdir={workdir}: run directories are local so far; give a folder")
   workdir = Path(workdir)
@@ -91,7 +96,7 @@ def _train(config: Config, workdir: str | Path, log: Log, interruption: Interrup
           log(f"{workdir}: resumes after step {start} of {config.train.steps}")
           state = checkpoints.restore(jax.eval_shape(lambda: state), trainer.shardings, start)
         _run(config, workdir, trainer, mesh, batches, checkpoints, state, start or 0, kept,
-             interruption, log)
+             interruption, Profile(workdir, profile), log)
       distributed.wait_for_all("trained")
       if distributed.is_writer():
         (workdir / run_directory.DONE).touch()
@@ -109,7 +114,7 @@ def _initial_state(config: Config, trainer: Trainer) -> State:
 
 def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mesh,
          batches: Shuffled, checkpoints: Checkpoints, state: State, start: int, kept: list[int],
-         interruption: Interruption, say: Log) -> None:
+         interruption: Interruption, profile: Profile, say: Log) -> None:
   """Steps `start` + 1 to the last, with what is logged, evaluated and kept on the way."""
   steps, every = config.train, config.telemetry.every
   last = steps.steps
@@ -122,7 +127,7 @@ def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mes
   # A step's metrics are fetched after the next step is dispatched, so that the devices never wait.
   late: tuple[int, Any] | None = None
   unit = "images" if config.model.kind == "residual_mlp" else "tokens"
-  with log, TrainingProgress(
+  with log, profile, TrainingProgress(
       workdir.name, start, last, unit, distributed.is_writer()) as progress:
     for step in range(start + 1, last + 1):
       batch = place_batch(mesh, batches.train_batch(step - 1), rows)
@@ -134,7 +139,9 @@ def _run(config: Config, workdir: Path, trainer: Trainer, mesh: jax.sharding.Mes
           progress.update(*log.train(*late))
           late = None
         costly.before_step(due, state, batch, key)
+      profile.before_step(step, state)
       state, metrics = (trainer.step_measured if measured else trainer.step)(state, batch, key)
+      profile.after_step(step, state)
       if due:
         metrics = costly.after_step(due, state, metrics)
         log.leave_out(costly.spent())
