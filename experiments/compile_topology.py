@@ -30,7 +30,8 @@ _CONFIG = flags.DEFINE_string("config", None, "config file, or FILE:ARGUMENT")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "slice: v5e or v6e up to 16x16, v5p up to 1,024 chips, as in v5p:4x4x8")
 _TELEMETRY = flags.DEFINE_list(
-    "telemetry", ["off", "basic"], "levels to compile beside the config's own; off is in every table")
+    "telemetry", ["off", "basic"],
+    "levels to compile: beside the config's own, or for a table, which has off in any case")
 _OUT = flags.DEFINE_string("out", None, "file for the result as JSON; default: none is left")
 _TABLE = flags.DEFINE_string("table", None, "page for the table of the size ladder")
 

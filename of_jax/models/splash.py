@@ -4,7 +4,6 @@ Written out, [batch, heads, time, time] logits are most of what a step at 4,096 
 these kernels serve they are used; elsewhere attention stays as it is, to the bit.
 """
 
-import dataclasses
 import functools
 import re
 from typing import Any
@@ -19,7 +18,7 @@ from of_jax.models import partition
 RESIDUALS = "attention_residuals"
 # Queries or keys that a register holds side by side, which blocks are multiples of.
 _LANES = 128
-# A kernel's blocks of queries and of keys: a tile of 512 x 512 logits is 1 MiB of the chip's memory.
+# A kernel's blocks of queries and of keys: 512 x 512 logits take 1 MiB of the chip's memory.
 _LARGEST_BLOCK = 512
 
 
@@ -78,9 +77,9 @@ def _run(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,
   mask = (splash_attention_mask.CausalMask(shape) if window is None else
           splash_attention_mask.LocalMask(shape, (window - 1, 0), 0))
   block = block_size(time)
-  sizes = splash_attention_kernel.BlockSizes(**{
-      field.name: block for field in dataclasses.fields(splash_attention_kernel.BlockSizes)
-      if field.name.startswith("block_")})
+  sizes = splash_attention_kernel.BlockSizes(
+      block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
+      block_kv_dq=block)
   kernel = splash_attention_kernel.make_splash_mha(
       splash_attention_mask.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1,
       q_seq_shards=1, attn_logits_soft_cap=cap, residual_checkpoint_name=RESIDUALS,

@@ -48,7 +48,7 @@ def serves(x_BxTxD: jax.Array) -> bool:
           and x_BxTxD.dtype in (jnp.float32, jnp.bfloat16))
 
 
-def flops(x_NxD: tuple[int, int], dtype: str) -> tuple[int, int]:
+def flops(x_NxD: tuple[int, ...], dtype: str) -> tuple[int, int]:
   """Flops of one run of the kernel, and the matrix products among them, as XLA counts them.
 
   The median's passes compare and add, and so does the count at their end; |x|, four comparisons
@@ -189,7 +189,7 @@ def _unresolved(dtype: Any) -> int:
 
 
 def _median(bits_NxD: jax.Array, unresolved: int) -> jax.Array:
-  """As of_jax.telemetry.activations has it; a bit at a time, since a pass here is over registers."""
+  """As of_jax.telemetry.activations has it, but a bit at a time: passes here are over registers."""
   width = bits_NxD.shape[-1]
   lower_rank = (width - 1) // 2
 

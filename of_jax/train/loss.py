@@ -87,9 +87,9 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
     if ways == 1:
       table_gradient += jnp.einsum("btd,btv->dv", x, slope, preferred_element_type=jnp.float32)
     else:
-      parts = [part.reshape(ways, -1, *part.shape[1:]) for part in (x, slope)]
+      by_group = [rows.reshape(ways, -1, *rows.shape[1:]) for rows in (x, slope)]
       table_gradient += partition.constrain_vocabulary(jnp.einsum(
-          "sbtd,sbtv->sdv", *parts, preferred_element_type=jnp.float32))
+          "sbtd,sbtv->sdv", *by_group, preferred_element_type=jnp.float32))
     return (totals, table_gradient), jnp.tensordot(slope, table.T, 1)
 
   zero = jnp.float32(0)
