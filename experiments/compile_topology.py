@@ -103,7 +103,9 @@ def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
       "from them by the formula below, and chip-hours and MFU from the seconds. "
       f"jax {machine['jax']}, libtpu {machine['libtpu']}, {machine['date']}.", "",
       f"Seconds: {formula}. MFU is 6 N D and attention over the seconds, at the peak of "
-      "bfloat16. Chip-hours are for the tokens of the whole setup.", "",
+      "bfloat16. Chip-hours are for the tokens of the whole setup. Attention's kernels leave out "
+      "blocks of keys that no query may see, which 6 N D and attention counts; they and the "
+      "kernel of telemetry count as moving each array once, and as no cycles.", "",
       "| size | slice | mesh (data, fsdp, tensor) | batch | GiB a chip | fits | PFLOP a step | "
       "over 6 N D | GB moved a chip | collectives, GB a chip | s a step | MFU | chip-hours |",
       "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
