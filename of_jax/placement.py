@@ -20,9 +20,11 @@ def platform() -> str:
 
 
 def ways(axes: tuple[str, ...]) -> int:
-  """Parts that an array's axis is split into that lies along these mesh axes; 1 without a mesh."""
+  """Parts that an array's axis is split into that lies along these mesh axes; 1 without a mesh, or
+  where arrays are one device's part already."""
   mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+  return 1 if mesh.empty else math.prod(
+      mesh.shape.get(axis, 1) for axis in axes if axis not in mesh.manual_axes)
 
 
 def is_split() -> bool:

@@ -56,6 +56,7 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
   # move the whole table between devices.
   table = partition.constrain_vocabulary(table_DxV.astype(x_BxTxD.dtype))
   ways = placement.ways(placement.BATCH_AXES)
+  ways = ways if batch % ways == 0 else 1
 
   def split(array: jax.Array) -> jax.Array:
     # Over time, because the batch is what devices share.
