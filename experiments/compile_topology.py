@@ -8,7 +8,8 @@ Needs the extra `tpu`, whose libtpu holds the compiler. The step is compiled at 
 level asked for; --out=FILE.json keeps what is printed. Exit status 1 where it does not fit the
 chips' memory or the compiler warns, as of an array that it gathers whole on every chip. With
 --table the size ladder is compiled, each size for the slices named in this file; results are kept
-beside the page as .json, and a row that is there is not compiled again.
+beside the page as .json, and a program that is there is not compiled again: stopped, the same
+command goes on. The page says what is missing.
 """
 
 import dataclasses
@@ -92,9 +93,11 @@ def faults(report: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
-  """The page of the ladder, from what `_table` keeps alone."""
+  """The page of the ladder, from what `_table` keeps alone; it need not have every row."""
   machine = reports["machine"]
-  formula = reports[rows[0].name]["telemetry"]["off"]["predicted_seconds_formula"]
+  missing = [row.name for row in rows if {"off", "basic"} - set(_levels(row, reports))]
+  rows = [row for row in rows if "off" in _levels(row, reports)]
+  formula = _levels(rows[0], reports)["off"]["predicted_seconds_formula"]
   lines = [
       "# The size ladder on TPU slices, by the TPU compiler", "",
       "`python -m experiments.compile_topology --table=docs/tpu_ladder.md`: the real train step, "
@@ -124,6 +127,8 @@ def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
   problems = [line for row in rows for line in faults(reports[row.name])]
   lines += ["", "## What the compiler objects to", "",
             *([f"- {line}" for line in problems] or ["Nothing."])]
+  if missing:
+    lines += ["", f"Not compiled yet, without telemetry or with it: {', '.join(missing)}."]
   return "\n".join(lines) + "\n"
 
 
@@ -168,6 +173,7 @@ def _table(page: pathlib.Path) -> None:
         done.update(compile_levels({level: row.config(level)}, row.topology)["telemetry"])
         reports["machine"] = _machine()
         run_directory.write_json(kept, reports)
+        page.write_text(markdown(LADDER, reports))
   page.write_text(markdown(LADDER, reports))
   print(page)
   _exit_over([line for row in LADDER for line in faults(reports[row.name])])
@@ -207,6 +213,11 @@ def _print(report: Mapping[str, Any]) -> None:
   for kind, total in (report["collectives"] or {}).items():
     console.print(f"{kind}: {total['count']} of {total['bytes'] / 1e9:.3f} GB in all")
   console.print(f"seconds: {report['predicted_seconds_formula']}", highlight=False)
+
+
+def _levels(row: Row, reports: Mapping[str, Any]) -> Mapping[str, Any]:
+  levels: Mapping[str, Any] = reports.get(row.name, {}).get("telemetry", {})
+  return levels
 
 
 def _ladder_line(row: Row, report: Mapping[str, Any]) -> str:
