@@ -96,3 +96,16 @@ def test_flops_of_the_kernel() -> None:
     products = 3 * 2 * 8 * 128 * 256
     assert one_pass.flops((128, 256), dtype) == (
         128 * 256 * (2 * (passes + 1) + 12) + products, products)
+
+
+def test_members_trained_together() -> None:
+  """Under vmap, as in a vectorised sweep, each member has its own sums."""
+  x, first, weights = activations("bfloat16")
+  members = jnp.stack([x, 2 * x])
+
+  def sums(x: jax.Array) -> list[jax.Array]:
+    found = one_pass.ReadOnce(x, first, weights, interpret=True)
+    return [getattr(found, name) for name in SUMS]
+
+  for ours, alone, times in zip(jax.vmap(sums)(members), sums(x), (1, 2, 4, 4)):
+    np.testing.assert_array_equal(ours, jnp.stack([alone, times * alone]))

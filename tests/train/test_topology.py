@@ -170,11 +170,11 @@ def test_large_sizes_on_their_slices(row: compile_topology.Row) -> None:
 @needs_libtpu
 @pytest.mark.slow
 def test_kernels_of_a_small_step(make_config: Callable[..., Config]) -> None:
-  """A step of 1,024 tokens holds neither the pairs of tokens nor all logits, and telemetry adds one
-  reading of the stream to it for each block and the final site."""
+  """A step of 2,048 tokens holds neither the pairs of tokens nor all logits, and telemetry moves
+  what reading the stream once and copying it would, for each block and the final site, no more."""
   fields = {"mesh__data": 2, "mesh__fsdp": 2, "model__width": 256, "model__heads": 4,
-            "model__depth": 2, "model__compute_dtype": "bfloat16", "train__batch_size": 32,
-            "train__sequence_length": 1024, "data__vocab_size": 16384}
+            "model__depth": 2, "model__compute_dtype": "bfloat16", "train__batch_size": 16,
+            "train__sequence_length": 2048, "data__vocab_size": 16384}
   configs = {level: make_config(**fields, telemetry__level=level) for level in ("off", "basic")}
   texts: list[str] = []
   judge = topology._judge
@@ -187,15 +187,14 @@ def test_kernels_of_a_small_step(make_config: Callable[..., Config]) -> None:
     patch.setattr(topology, "_judge", keep)
     levels = {level: topology.compile_step(config, "v5e:2x2") for level, config in configs.items()}
   shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w+\[([\d,]+)\]", texts[0])}
-  # A device has 8 sequences and 2^27 logits of them, and takes at most 2^26 at once.
-  assert (8, 512, 16384) in shapes
-  assert not any(math.prod(shape) >= 8 * 1024 * 16384 or shape[-2:] == (1024, 1024)
+  # A device has 4 sequences and 2^27 logits of them, and takes at most 2^26 at once.
+  assert (4, 1024, 16384) in shapes
+  assert not any(math.prod(shape) >= 4 * 2048 * 16384 or shape[-2:] == (2048, 2048)
                  for shape in shapes)
   off, basic = levels["off"], levels["basic"]
   assert not any(own["warnings"] or own["uncounted"] for own in levels.values())
-  sites, stream = 3, 8 * 1024 * 256 * 2
-  assert 0.9 * sites * stream < basic["bytes_accessed"] - off["bytes_accessed"] < (
-      1.5 * sites * stream)
+  sites, stream = 3, 4 * 2048 * 256 * 2
+  assert basic["bytes_accessed"] - off["bytes_accessed"] <= 3 * sites * stream
   moved = [sum(kind["bytes"] for kind in own["collectives"].values()) for own in (off, basic)]
   assert 0 < moved[1] - moved[0] <= 4 * sites * (6 * 256 + 6)
 
