@@ -8,7 +8,8 @@ Needs the extra `tpu`, whose libtpu holds the compiler. The step is compiled at 
 level asked for; --out=FILE.json keeps what is printed. Exit status 1 where it does not fit the
 chips' memory or the compiler warns, as of an array that it gathers whole on every chip. With
 --table the size ladder is compiled, each size for the slices named in this file; results are kept
-beside the page as .json, and a row that is there is not compiled again.
+beside the page as .json, and a program that is there is not compiled again: stopped, the same
+command goes on. The page says what is missing.
 """
 
 import dataclasses
@@ -30,7 +31,8 @@ _CONFIG = flags.DEFINE_string("config", None, "config file, or FILE:ARGUMENT")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "slice: v5e or v6e up to 16x16, v5p up to 1,024 chips, as in v5p:4x4x8")
 _TELEMETRY = flags.DEFINE_list(
-    "telemetry", ["off", "basic"], "levels to compile beside the config's own")
+    "telemetry", ["off", "basic"],
+    "levels to compile: beside the config's own, or for a table, which has off in any case")
 _OUT = flags.DEFINE_string("out", None, "file for the result as JSON; default: none is left")
 _TABLE = flags.DEFINE_string("table", None, "page for the table of the size ladder")
 
@@ -60,11 +62,9 @@ class Row:
 # slices have powers of two, so larger ones take a batch that they can share.
 LADDER = (
     Row("130m", "v5e:2x4", (8, 1, 1)),
+    Row("320m", "v5e:4x8", (4, 8, 1)),
     Row("1b", "v5e:16x16", (16, 16, 1), 512),
     Row("7b", "v5p:8x8x8", (8, 64, 1), 512),
-    Row("320m", "v5e:4x8", (4, 8, 1)),
-    Row("1b", "v6e:8x8", (8, 8, 1), 448),
-    Row("7b", "v5p:2x2x2", (1, 8, 1)),
 )
 
 
@@ -93,9 +93,11 @@ def faults(report: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
-  """The page of the ladder, from what `_table` keeps alone."""
+  """The page of the ladder, from what `_table` keeps alone; it need not have every row."""
   machine = reports["machine"]
-  formula = reports[rows[0].name]["telemetry"]["off"]["predicted_seconds_formula"]
+  missing = [row.name for row in rows if {"off", "basic"} - set(_levels(row, reports))]
+  rows = [row for row in rows if "off" in _levels(row, reports)]
+  formula = _levels(rows[0], reports)["off"]["predicted_seconds_formula"]
   lines = [
       "# The size ladder on TPU slices, by the TPU compiler", "",
       "`python -m experiments.compile_topology --table=docs/tpu_ladder.md`: the real train step, "
@@ -104,7 +106,9 @@ def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
       "from them by the formula below, and chip-hours and MFU from the seconds. "
       f"jax {machine['jax']}, libtpu {machine['libtpu']}, {machine['date']}.", "",
       f"Seconds: {formula}. MFU is 6 N D and attention over the seconds, at the peak of "
-      "bfloat16. Chip-hours are for the tokens of the whole setup.", "",
+      "bfloat16. Chip-hours are for the tokens of the whole setup. Attention's kernels leave out "
+      "blocks of keys that no query may see, which 6 N D and attention counts; they and the "
+      "kernel of telemetry count as moving each array once, and as no cycles.", "",
       "| size | slice | mesh (data, fsdp, tensor) | batch | GiB a chip | fits | PFLOP a step | "
       "over 6 N D | GB moved a chip | collectives, GB a chip | s a step | MFU | chip-hours |",
       "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
@@ -123,6 +127,8 @@ def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
   problems = [line for row in rows for line in faults(reports[row.name])]
   lines += ["", "## What the compiler objects to", "",
             *([f"- {line}" for line in problems] or ["Nothing."])]
+  if missing:
+    lines += ["", f"Not compiled yet, without telemetry or with it: {', '.join(missing)}."]
   return "\n".join(lines) + "\n"
 
 
@@ -160,13 +166,14 @@ def _table(page: pathlib.Path) -> None:
   kept = page.with_suffix(".json")
   reports: dict[str, Any] = run_directory.read_json(kept) if kept.exists() else {}
   for row in LADDER:
-    for level in ("off", "basic"):
+    for level in dict.fromkeys(["off", *_TELEMETRY.value]):
       done = reports.setdefault(row.name, {"telemetry": {}})["telemetry"]
       if level not in done:
         # Kept one by one: a large step takes the compiler minutes.
         done.update(compile_levels({level: row.config(level)}, row.topology)["telemetry"])
         reports["machine"] = _machine()
         run_directory.write_json(kept, reports)
+        page.write_text(markdown(LADDER, reports))
   page.write_text(markdown(LADDER, reports))
   print(page)
   _exit_over([line for row in LADDER for line in faults(reports[row.name])])
@@ -206,6 +213,11 @@ def _print(report: Mapping[str, Any]) -> None:
   for kind, total in (report["collectives"] or {}).items():
     console.print(f"{kind}: {total['count']} of {total['bytes'] / 1e9:.3f} GB in all")
   console.print(f"seconds: {report['predicted_seconds_formula']}", highlight=False)
+
+
+def _levels(row: Row, reports: Mapping[str, Any]) -> Mapping[str, Any]:
+  levels: Mapping[str, Any] = reports.get(row.name, {}).get("telemetry", {})
+  return levels
 
 
 def _ladder_line(row: Row, report: Mapping[str, Any]) -> str:

@@ -24,6 +24,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "run directory: made, or resumed
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "run directory, DIR@STEP or weights trained elsewhere, to start from; the "
     "same as --config.train.init_from")
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "FIRST:LAST, steps to trace into WORKDIR/profile for TensorBoard's "
+    "profiler, as in 20:24")
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache", None, "folder for compiled programs, so that a run that is started again "
+    "does not compile again; default JAX_COMPILATION_CACHE_DIR, and without it none")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, or auto; default JAX_COORDINATOR_ADDRESS, and "
     "without it one process")
@@ -40,11 +46,27 @@ def main() -> None:
     raise UserError("--workdir is missing, as in --workdir=runs/smoke")
   extra = [("train.init_from", _INIT_FROM.value)] if _INIT_FROM.value else []
   config = cli.load_config(_CONFIG.value, extra)
+  profile = _profile_steps(config.train.steps)
   place = _place()
+  if _COMPILATION_CACHE.value:
+    # Read when jax is imported.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATION_CACHE.value
   # jax comes with the trainer, so it is imported only once the command line is known to be good.
   from of_jax.train import distributed, train
   with distributed.joined(distributed.Job(*place) if place else None):
-    train(config, _WORKDIR.value)
+    train(config, _WORKDIR.value, profile=profile)
+
+
+def _profile_steps(steps: int) -> tuple[int, int] | None:
+  text = _PROFILE_STEPS.value
+  if text is None:
+    return None
+  first, separator, last = text.partition(":")
+  if not (separator and first.isdigit() and last.isdigit()
+          and 1 <= int(first) <= int(last) <= steps):
+    raise UserError(f"--profile_steps={text}: not FIRST:LAST with 1 <= FIRST <= LAST <= {steps}, "
+                    "as in 20:24")
+  return int(first), int(last)
 
 
 def _place() -> tuple[str, int | None, int | None] | None:

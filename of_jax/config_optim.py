@@ -87,6 +87,8 @@ def validate(config: "Config", check: Check, roles: Sequence[str]) -> None:
   if optim.nesterov:
     check(optim.momentum != 0, "optim.nesterov", "does nothing without optim.momentum")
 
+  check(optim.momentum != 0 or optim.moment_dtype == "float32", "optim.moment_dtype",
+        f"optim.name={optim.name} keeps no moments without optim.momentum")
   check(optim.precondition_power is None or optim.precondition_power < 0,
         "optim.precondition_power", "must be negative")
   check(optim.shampoo_beta is None or optim.name == "shampoo" or optim.shampoo_beta < 1,

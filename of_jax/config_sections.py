@@ -155,6 +155,8 @@ class OptimConfig:
       None, "shampoo: of each factor, -0.5 (He et al. 2024) or -0.25 (Gupta et al. 2018)")
   grafting: Literal["none", "sgd", "adam"] | None = _field(
       None, "shampoo: whose norm the update takes, matrix by matrix")
+  moment_dtype: Literal["float32", "bfloat16"] = _field(
+      "float32", "type that moments are kept in; bfloat16 is rounded to at random")
   weight_decay: float = _field(0.1, "decoupled; each step decays by learning_rate x this")
   decay_roles: tuple[str, ...] = _field(
       ("embedding", "hidden", "unembedding"), "parameter roles that decay")

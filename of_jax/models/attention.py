@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from of_jax.config import ModelConfig
+from of_jax.models import splash
 from of_jax.models.gates import make_gate
 from of_jax.models.norms import Norm, at_least_float32, make_norm
 from of_jax.models.parameter import Linear, normal, parameter
@@ -187,8 +188,11 @@ class Attention(nnx.Module):
     # The library's softmax is computed in float32, also of float64.
     narrow = q_BxTxHxK.dtype != jnp.float64
     drops = bool(self.dropout) and context.dropout_key is not None
-    if (self.softmax.is_plain and self.cap is None and not self.has_sink and narrow
-        and not drops):
+    if self._is_for_splash(context) and not drops and splash.serves(q_BxTxHxK, k_BxTxGxK):
+      y_BxTxHxK = splash.attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, context.documents_BxT,
+                                self.window, self.cap, self.scale)
+    elif (self.softmax.is_plain and self.cap is None and not self.has_sink and narrow
+          and not drops):
       y_BxTxHxK = jax.nn.dot_product_attention(
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask_Bx1xTxT, is_causal=True, scale=self.scale)
     else:
@@ -196,6 +200,12 @@ class Attention(nnx.Module):
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, self.softmax, self.cap, self.scale,
           lambda weights: context.dropout(weights, self.dropout))
     return self.out(self.gate(y_BxTxHxK, x_BxTxD))
+
+  def _is_for_splash(self, context: Context) -> bool:
+    """Whether the kernels compute this function: all of it is known but who is in a document."""
+    is_known = context.mask_Bx1xTxT is None or context.documents_BxT is not None
+    return (self.softmax.is_plain and not self.has_sink and is_known
+            and (self.window is None or self.full_every is None))
 
   def _probe_weights(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array,
                      mask_Bx1xTxT: jax.Array | None, context: Context) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import PartitionSpec
 
+from of_jax.placement import BATCH_AXES
+
 # FSDP splits every matrix over `embed`, tensor parallelism over what heads and units share.
 PARAMETER_AXES: dict[str, str | None] = {
     "layers": None,
@@ -24,7 +26,6 @@ PARAMETER_AXES: dict[str, str | None] = {
     # Vectors of the width are small, and a split norm gain would cost a gather a use.
     "channel": None,
 }
-BATCH_AXES = ("data", "fsdp")
 # What an optimiser keeps beside arrays like the parameters: a stack of `matrices`, with `side`s.
 # A mesh axis splits the first of an array's axes that lists it and that it divides.
 STATE_AXES: dict[str, tuple[str, ...]] = {
@@ -72,13 +73,10 @@ def constrain_replicated(x: jax.Array) -> jax.Array:
   return _constrain(x, PartitionSpec(*([None] * x.ndim)))
 
 
-def devices() -> int:
-  """How many devices share an array: 1 without a mesh.
-
-  Within a member of of_jax.train.together the mesh has other axes, and a member is not split.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  return mesh.size if "data" in mesh.axis_names else 1
+def constrain_vocabulary(x: jax.Array) -> jax.Array:
+  """`x` [..., width, vocabulary] split over its vocabulary, and a third axis as a batch is."""
+  return _constrain(x, PartitionSpec(
+      *([BATCH_AXES] if x.ndim == 3 else []), None, PARAMETER_AXES["vocab"]))
 
 
 def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:

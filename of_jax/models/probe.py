@@ -44,6 +44,7 @@ class Context:
   Attributes:
     positions_BxT: position of each token, from 0 in its window or in its document.
     mask_Bx1xTxT: true where attention is allowed beside causality, or None for everywhere.
+    documents_BxT: what that mask is made of, where it is made of documents.
     layer: the block's number, from 1 at the bottom; 0 outside the blocks.
     dropout_rate: probability that a value is dropped; used only with a key.
     dropout_key: None in evaluation.
@@ -63,6 +64,7 @@ class Context:
   intervene: Intervene | None = None
   training: bool = False
   first_BxT: jax.Array | None = None
+  documents_BxT: jax.Array | None = None
   collected: dict[str, Statistics] = dataclasses.field(default_factory=dict)
   _dropouts: int = 0
 

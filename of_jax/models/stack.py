@@ -12,11 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from of_jax.config import ModelConfig
-from of_jax.models import partition
+from of_jax.models import partition, splash
 from of_jax.models.norms import Norm
 from of_jax.models.probe import PENALTY, Context, Intervene, Observer, Penalise, Statistics
 
-_REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+# Kernels of attention stand for the products that they hold.
+_REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(splash.RESIDUALS))}
 
 # (dropout key or None, number of the block from 1, 0 outside the blocks) -> its context.
 MakeContext = Callable[[jax.Array | None, jax.Array | int], Context]

@@ -87,7 +87,7 @@ class Transformer(StackedNetwork):
 
     def context(key: jax.Array | None, layer: jax.Array | int) -> Context:
       return Context(positions_BxT, mask_Bx1xTxT, layer, self.model.dropout, key, observe,
-                     intervene, training, first_BxT)
+                     intervene, training, first_BxT, documents_BxT)
 
     return self.run_stacks(self.embedding(inputs, positions_BxT), context, dropout_key, penalise)
 

@@ -11,6 +11,7 @@ from of_jax.config_rules import TRAINED_ROLES
 from of_jax.errors import UserError
 from of_jax.optim.layout import Layout, lay_out
 from of_jax.optim.matrices import MatrixView
+from of_jax.optim.narrow import narrow
 from of_jax.optim.normalize_project import kinds_by_role, nap
 
 
@@ -37,6 +38,8 @@ def build_optimizer(optim: OptimConfig, schedule: optax.Schedule, roles: Any, ax
   layout = lay_out(optim, roles, axes, shapes)
   module = importlib.import_module(f"of_jax.optim.optimizers.{optim.name}")
   optimizer: optax.GradientTransformation = module.from_config(optim, schedule, layout)
+  if optim.moment_dtype == "bfloat16":
+    optimizer = narrow(optimizer)
   if any(factor != 1 for factor in jax.tree.leaves(layout.multipliers)):
     optimizer = optax.chain(optimizer, _scale_by_leaf(layout))
   if optim.projection_every is not None:

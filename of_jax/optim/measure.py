@@ -89,7 +89,9 @@ def measure_step(layout: Layout, params: Any, gradients: Any, updates: Any, stat
     ids: the metrics that are kept.
   """
   named = dict(_named(params))
-  nu, factors = _of_state(state, "nu", named), _of_state(state, "factors", named)
+  nu = {path: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        for path, leaf in _of_state(state, "nu", named).items()}
+  factors = _of_state(state, "factors", named)
   conditions = _conditions(state, named)
   slopes, moves, roles, views, axes, multipliers = (
       dict(_named(tree)) for tree in (gradients, updates, layout.roles, layout.views, layout.axes,

@@ -19,11 +19,11 @@ import numpy as np
 FIRST, REST = 0, 1
 # Of a float's 31 bits below the sign, a median is found from 15 upper and 7 lower ones: its
 # relative accuracy, where it falls among values closer to one another than this, is 2^-14.
-_LOWER_BITS, _UNRESOLVED_BITS = 7, 9
+_LOWER_BITS, UNRESOLVED_BITS = 7, 9
 # Half the largest number whose square is a float32: x less a mean is at most twice as large.
-_LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 0.5 / 2
-_LARGEST_BITS = np.iinfo(np.int32).max
-_MINUS_INFINITY = int(np.float32(-np.inf).view(np.int32))
+LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 0.5 / 2
+LARGEST_BITS = np.iinfo(np.int32).max
+MINUS_INFINITY = int(np.float32(-np.inf).view(np.int32))
 
 
 class Activations:
@@ -79,7 +79,7 @@ class Activations:
   def max_G(self) -> jax.Array:
     """The largest |x|; -inf, below 0, for a group without tokens."""
     # Over bits, among which a NaN is the largest.
-    bits = jnp.where(self.groups_GxBxT, self.max_bits_BxT, _MINUS_INFINITY)
+    bits = jnp.where(self.groups_GxBxT, self.max_bits_BxT, MINUS_INFINITY)
     return as_float(jnp.max(bits, (1, 2)))
 
   @functools.cached_property
@@ -92,7 +92,7 @@ class Activations:
   @functools.cached_property
   def within_BxT(self) -> jax.Array:
     """True for the tokens whose squares are finite."""
-    within_BxT: jax.Array = self.max_BxT <= _LARGEST_SQUARED
+    within_BxT: jax.Array = self.max_BxT <= LARGEST_SQUARED
     return within_BxT
 
   @functools.cached_property
@@ -147,6 +147,18 @@ class Activations:
     """Sums over tokens of x^2."""
     return self.totals(jnp.square(self.x_BxTxD))
 
+  @functools.cached_property
+  def sum_square_centred_GxD(self) -> jax.Array:
+    """Sums over tokens of the squares of `centred_BxTxD`."""
+    return self.totals(jnp.square(self.centred_BxTxD))
+
+  @functools.cached_property
+  def sum_ratio_G(self) -> jax.Array:
+    """Sums over tokens of the largest |x| over the median |x|."""
+    ratio_BxT = self.max_BxT / self.median_BxT
+    # `where`, not a product: the other group may hold infinities.
+    return jnp.sum(jnp.where(self.groups_GxBxT, ratio_BxT, 0), (1, 2))
+
 
 def first_of_rows(first_BxT: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
   """True for the tokens at position 0; None stands for the first of every row."""
@@ -172,13 +184,13 @@ def _median(bits_BxTxD: jax.Array) -> jax.Array:
       (bits_BxTxD >> 16).astype(jnp.int16), 15, lower_rank, every_BxT)
   start_BxT <<= 16
   # What lies outside of the bucket stays on its side of it.
-  within = jnp.clip((bits_BxTxD - start_BxT[..., None]) >> _UNRESOLVED_BITS, -1, 1 << _LOWER_BITS)
+  within = jnp.clip((bits_BxTxD - start_BxT[..., None]) >> UNRESOLVED_BITS, -1, 1 << _LOWER_BITS)
   found_BxT, below_end_BxT = _search(
       within.astype(jnp.int16), _LOWER_BITS, lower_rank, below_end_BxT)
-  end_BxT = start_BxT + ((found_BxT + 1) << _UNRESOLVED_BITS)
+  end_BxT = start_BxT + ((found_BxT + 1) << UNRESOLVED_BITS)
   below_BxTxD = bits_BxTxD < end_BxT[..., None]
   lower_BxT = jnp.max(fold(jnp.maximum, jnp.where(below_BxTxD, bits_BxTxD, 0)), -1)
-  above_BxT = jnp.min(fold(jnp.minimum, jnp.where(below_BxTxD, _LARGEST_BITS, bits_BxTxD)), -1)
+  above_BxT = jnp.min(fold(jnp.minimum, jnp.where(below_BxTxD, LARGEST_BITS, bits_BxTxD)), -1)
   # An odd width has one middle value; so has an even one with both in the bucket.
   is_one = (below_end_BxT > lower_rank + 1) | bool(width % 2)
   upper_BxT = jnp.where(is_one, lower_BxT, above_BxT)

@@ -14,6 +14,7 @@ from of_jax.telemetry.activations import Activations, first_of_rows
 from of_jax.telemetry.families import attention
 from of_jax.telemetry.families.attention import Weigh
 from of_jax.telemetry.family import finish_all
+from of_jax.telemetry.one_pass import read
 
 # site -> family -> statistics.
 SiteStatistics = Mapping[str, Mapping[str, dict[str, jax.Array]]]
@@ -94,7 +95,7 @@ class Observer:
                ) -> dict[str, Any] | None:
     if site not in self.families:
       return None
-    activations = Activations(x_BxTxD, first_BxT, self.weights_BxT)
+    activations = read(x_BxTxD, first_BxT, self.weights_BxT)
     return {name: registry.load(name).statistics(activations) for name in self.families[site]}
 
   def of_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh,

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable
 
 from of_jax.train.hlo_products import convolution_flops, dot_flops
 from of_jax.train.hlo_text import Computation, Instruction, group_size, origin, parse, window_of
@@ -125,16 +126,31 @@ class Program:
     return kinds
 
 
-def read(text: str) -> Program:
-  """Reads the optimised HLO of one program. Raises ValueError where there is no entry."""
+# (a kernel's name, the shapes that it is given) -> flops of one run and the matrix products among
+# them, None for a kernel that is unknown.
+KernelFlops = Callable[[str, list[tuple[int, ...]]], tuple[int, int] | None]
+
+
+def read(text: str, kernels: KernelFlops = lambda name, shapes: None) -> Program:
+  """Reads the optimised HLO of one program.
+
+  Args:
+    text: of the program.
+    kernels: what is known of kernels that are no HLO. They count as moving each of their arrays
+      once, and as no cycles.
+
+  Raises:
+    ValueError: there is no entry.
+  """
   header = re.search(r"^HloModule .*?num_partitions=(\d+)", text)
-  return _Reader(*parse(text), int(header.group(1)) if header else 1).read()
+  return _Reader(*parse(text), int(header.group(1)) if header else 1, kernels).read()
 
 
 class _Reader:
 
-  def __init__(self, computations: dict[str, Computation], entry: str, partitions: int):
-    self._computations = computations
+  def __init__(self, computations: dict[str, Computation], entry: str, partitions: int,
+               kernels: KernelFlops):
+    self._computations, self._kernels = computations, kernels
     self._entry, self._partitions = entry, partitions
     self._operations: list[Operation] = []
     self._collectives: list[Collective] = []
@@ -224,7 +240,7 @@ class _Reader:
             source.group(1) if source else instruction.name))
     elif instruction.opcode == "custom-call":
       target = (instruction.attribute("custom_call_target") or "custom call").strip('"')
-      if target not in _WITHOUT_FLOPS:
+      if target not in _WITHOUT_FLOPS and self._kernel_flops(instruction, computation) is None:
         self._uncounted[target] = None
     if instruction.opcode in ("fusion", "async-start"):
       for name in instruction.called:
@@ -262,6 +278,8 @@ class _Reader:
     if opcode == "convolution":
       flops = convolution_flops(instruction, computation)
       return flops, flops
+    if opcode == "custom-call":
+      return self._kernel_flops(instruction, computation) or (0, 0)
     if opcode in ("fusion", "call", "async-start"):
       return self._computation_flops(instruction.called[0]) if instruction.called else (0, 0)
     if opcode == "while":
@@ -281,6 +299,13 @@ class _Reader:
       window = math.prod(window_of(instruction)["size"])
       return arrays[0].size * max(0, window - 1), 0
     return 0, 0
+
+  def _kernel_flops(self, instruction: Instruction, computation: Computation
+                    ) -> tuple[int, int] | None:
+    name = re.search(r'op_name="[^"]*/([^/"]*)/pallas_call"', instruction.attributes)
+    return self._kernels(name.group(1), [
+        array.dims for operand in instruction.operands
+        for array in computation[operand].arrays]) if name else None
 
   def _bytes(self, instruction: Instruction, computation: Computation) -> int:
     """What an operation reads and writes in main memory."""

@@ -81,6 +81,8 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
   computations: dict[str, Computation] = {}
   entry = ""
   current: Computation | None = None
+  # A kernel's description of itself, the only thing in this text that goes over lines.
+  text = re.sub(r"kernel_metadata=\{\n.*\n\}\}", "}", text)
   for line in text.splitlines():
     if current is None:
       head = _HEAD.match(line)

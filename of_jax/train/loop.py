@@ -17,6 +17,7 @@ from of_jax.train import checkpoint, distributed, environment, provenance, start
 from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.costly import Costly
 from of_jax.train.distributed import Interruption
+from of_jax.train.profile import Profile
 from of_jax.train.progress import TrainingProgress
 from of_jax.train.recorder import Recorder
 from of_jax.train.sharding import local_rows, make_mesh, place_batch
@@ -25,7 +26,8 @@ from of_jax.train.step import Batch, State, Trainer, make_trainer
 Log = Callable[[str], None]
 
 
-def train(config: Config, workdir: str | Path, log: Log = print) -> None:
+def train(config: Config, workdir: str | Path, log: Log = print,
+          profile: tuple[int, int] | None = None) -> None:
   """Trains a run to its end, or resumes it; a finished run returns at once.
 
   The numbers in metrics.jsonl and the checkpoints are functions of the config, the corpus and
@@ -38,6 +40,7 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
     config: resolved.
     workdir: the run directory; made if it is not there.
     log: takes the lines that tell what happens.
+    profile: first and last step to trace, see of_jax.train.profile.
 
   Raises:
     UserError: a directory that holds another config's run, data that does not fit the config,
@@ -46,10 +49,12 @@ def train(config: Config, workdir: str | Path, log: Log = print) -> None:
     Preempted: SIGTERM came to this or another process; the state is saved.
   """
   with Interruption() as interruption:
-    _train(config, workdir, log if distributed.is_writer() else lambda line: None, interruption)
+    _train(config, workdir, log if distributed.is_writer() else lambda line: None, interruption,
+           profile)
 
 
-def _train(config: Config, workdir: str | Path, log: Log, interruption: Interruption) -> None:
+def _train(config: Config, workdir: str | Path, log: Log, interruption: Interruption,
+           profile: tuple[int, int] | None) -> None:
   if "://" in str(workdir):
     raise UserError(f"--workdir={workdir}: run directories are local so far; give a folder")
   workdir = Path(workdir)
@@ -100,7 +105,7 @@ def _train(config: Config, workdir: str | Path, log: Log, interruption: Interrup
             [workdir], [run_log(workdir, config, done or 0, trainer)], [checkpoints],
             lambda tree: [tree], log)
         run_steps(config, workdir.name, trainer, feed, training_key(config), recorder, state,
-                  done or 0, interruption, log)
+                  done or 0, interruption, Profile(workdir, profile), log)
   log(f"{workdir}: finished")
 
 
@@ -156,7 +161,7 @@ class Feeding(Protocol):
 
 def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: jax.Array,
               recorder: Recorder, state: State, done: int, interruption: Interruption,
-              say: Log) -> None:
+              profile: Profile, say: Log) -> None:
   """Steps `done` + 1 to the last, with what is logged, evaluated and kept on the way.
 
   State, batches, key and metrics are of one run, or of several (see of_jax.train.together) of
@@ -170,7 +175,8 @@ def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: j
   late: tuple[int, Any] | None = None
   unit = "images" if config.model.kind == "residual_mlp" else "tokens"
   recorder.restart_clock()
-  with recorder, TrainingProgress(name, done, last, unit, distributed.is_writer()) as progress:
+  with recorder, profile, TrainingProgress(
+      name, done, last, unit, distributed.is_writer()) as progress:
     for step in range(done + 1, last + 1):
       batch = feed.train(step)
       logged = step in (1, last) or step % steps.log_every == 0
@@ -181,7 +187,9 @@ def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: j
           progress.update(*recorder.train(*late))
           late = None
         costly.before_step(due, state, batch, key)
+      profile.before_step(step, state)
       state, metrics = (trainer.step_measured if measured else trainer.step)(state, batch, key)
+      profile.after_step(step, state)
       if due:
         metrics = costly.after_step(due, state, metrics)
         recorder.leave_out(costly.spent())

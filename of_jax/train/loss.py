@@ -11,10 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from of_jax import placement
 from of_jax.models import partition
 
-# Logits that one device holds at once: few enough for a cache, enough for a full product.
+# Logits that one device holds at once: on CPU few enough for a cache, enough for a full product;
+# elsewhere 256 MiB, since each chunk reads the table and its gradient, at 1.2B 0.8 GB, once more.
 _LOGITS_AT_ONCE = 2 ** 21
+_LOGITS_ON_ACCELERATORS = 2 ** 26
 
 Sums = dict[str, jax.Array]
 
@@ -49,7 +52,11 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
   batch, time, _ = x_BxTxD.shape
   vocab = table_DxV.shape[1]
   chunks = _number_of_chunks(batch * vocab, time)
-  table = table_DxV.astype(x_BxTxD.dtype)
+  # Gathered here, and the parts of its gradient added up behind the loop: within, each chunk would
+  # move the whole table between devices.
+  table = partition.constrain_vocabulary(table_DxV.astype(x_BxTxD.dtype))
+  ways = placement.ways(placement.BATCH_AXES)
+  ways = ways if batch % ways == 0 else 1
 
   def split(array: jax.Array) -> jax.Array:
     # Over time, because the batch is what devices share.
@@ -78,23 +85,38 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
     if cap is not None:
       slope *= 1 - jnp.square(logits / cap)  # c tanh(z / c)' = 1 - tanh(z / c)^2
     slope = slope.astype(x.dtype)
-    table_gradient += jnp.einsum("btd,btv->dv", x, slope, preferred_element_type=jnp.float32)
+    if ways == 1:
+      table_gradient += jnp.einsum("btd,btv->dv", x, slope, preferred_element_type=jnp.float32)
+    else:
+      by_group = [rows.reshape(ways, -1, *rows.shape[1:]) for rows in (x, slope)]
+      table_gradient += partition.constrain_vocabulary(jnp.einsum(
+          "sbtd,sbtv->sdv", *by_group, preferred_element_type=jnp.float32))
     return (totals, table_gradient), jnp.tensordot(slope, table.T, 1)
 
   zero = jnp.float32(0)
   start = ((zero, {"loss": zero, "count": zero}),
-           jnp.zeros(table_DxV.shape, jnp.float32) if gradient else zero)
+           _zeros(table_DxV.shape, ways) if gradient else zero)
   (totals, table_gradient), x_gradient = jax.lax.scan(
       add_chunk, start, (split(x_BxTxD), split(targets_BxT), split(weights_BxT)))
   if not gradient:
     return totals, None
+  if ways > 1:
+    table_gradient = jnp.sum(table_gradient, 0)
   return totals, (x_gradient.swapaxes(0, 1).reshape(x_BxTxD.shape),
                   table_gradient.astype(table_DxV.dtype))
 
 
+def _zeros(shape: tuple[int, ...], ways: int) -> jax.Array:
+  """Where the table's gradient is added up: a part for each group of devices with its own rows."""
+  if ways == 1:
+    return jnp.zeros(shape, jnp.float32)
+  return partition.constrain_vocabulary(jnp.zeros((ways, *shape), jnp.float32))
+
+
 def _number_of_chunks(logits_a_position: int, time: int) -> int:
   """The fewest equal chunks of the time axis that keep a device's logits within the limit."""
-  wanted = logits_a_position / partition.devices() * time / _LOGITS_AT_ONCE
+  limit = _LOGITS_AT_ONCE if placement.platform() == "cpu" else _LOGITS_ON_ACCELERATORS
+  wanted = logits_a_position / placement.devices() * time / limit
   return next(n for n in range(1, time + 1) if time % n == 0 and (n >= wanted or n == time))
 
 

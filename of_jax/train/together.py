@@ -29,6 +29,7 @@ from of_jax.errors import UserError
 from of_jax.train import checkpoint, environment, loop, provenance, start, writers
 from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.distributed import Interruption
+from of_jax.train.profile import Profile
 from of_jax.train.recorder import Recorder
 from of_jax.train.sharding import AXES, state_shardings
 from of_jax.train.step import (
@@ -131,7 +132,7 @@ def _train(runs: dict[Path, Config], log: loop.Log, interruption: Interruption) 
     del states
     loop.run_steps(
         first, name, sweep.trainer, StackedFeed(sweep, batches), sweep.keys(),
-        recorder, state, done or 0, interruption, log)
+        recorder, state, done or 0, interruption, Profile(workdirs[0], None), log)
   for workdir in workdirs:
     log(f"{workdir}: finished")
 

@@ -5,6 +5,7 @@ slice. Leaves: bytes a chip, flops, bytes moved, collectives and an estimate of 
 """
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -82,7 +83,8 @@ def compile_step(config: Config, topology: str) -> dict[str, Any]:
         raise
       return {**report, **over}
   memory = compiled.memory_analysis()
-  return {**report, **_judge(compiled.as_text(), chip, mesh.size, model_flops), **_fits(
+  return {**report, **_judge(compiled.as_text(), chip, mesh.size, model_flops,
+                             config), **_fits(
       memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
       + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes, chip),
       "warnings": _warnings(log)}
@@ -103,10 +105,11 @@ def _over_memory(message: str) -> dict[str, Any] | None:
   return {"bytes_per_chip": needs, "hbm_bytes": has, "fits": False}
 
 
-def _judge(text: str, chip: Chip, chips: int, model_flops: int) -> dict[str, Any]:
-  """What the text of a program says of its cost."""
+def _judge(text: str, chip: Chip, chips: int, model_flops: int, config: Config | None = None
+           ) -> dict[str, Any]:
+  """What the text of a program says of its cost, with what only the config says of its kernels."""
   from of_jax.train import hlo
-  program = hlo.read(text)
+  program = hlo.read(text, *([functools.partial(_kernel_flops, config)] if config else []))
   seconds = sum(op.trips * max(op.matrix_flops / chip.flops, op.bytes / chip.hbm_bandwidth)
                 for op in program.operations)
   seconds += sum(c.trips * c.sent for c in program.collectives) / chip.link_bandwidth
@@ -118,6 +121,17 @@ def _judge(text: str, chip: Chip, chips: int, model_flops: int) -> dict[str, Any
       "predicted_mfu": (None if program.uncounted
                         else model_flops / (seconds * chips * chip.flops)),
       "cycles": program.cycles, "uncounted": list(program.uncounted)}
+
+
+def _kernel_flops(config: Config, kernel: str, shapes: list[tuple[int, ...]]
+                  ) -> tuple[int, int] | None:
+  """See hlo.KernelFlops."""
+  from of_jax.models import splash
+  from of_jax.telemetry import one_pass
+  if kernel == one_pass.KERNEL:
+    return one_pass.flops(shapes[0], config.model.compute_dtype)
+  products = splash.product_flops(kernel, shapes, config.model.attention_window)
+  return None if products is None else (products, products)
 
 
 def _lower(config: Config, mesh: Any) -> tuple[Any, int]:

@@ -35,6 +35,7 @@ MISTAKES = {
     "tokens for an MLP": ([MLP, "--config.data.corpus=text:DIR"], "holds no images; use digits"),
     "block of an MLP": ([MLP, "--config.model.block=op"], "does nothing in residual_mlp"),
     "no such images": ([MLP, "--config.data.corpus=cifar10:DIR/none"], "no such folder"),
+    "steps to trace": ([SMOKE, "--profile_steps=20:999"], "FIRST <= LAST <= 150, as in 20:24"),
     "no such run": ([SMOKE, "--init_from=DIR/none", "--config.data.corpus=tokens:DIR/ok.npy"],
                     "is not a run directory"),
 }

@@ -39,6 +39,26 @@ def test_the_tpu_compilers_forms_by_hand() -> None:
   assert runs["fusion.3"] == (4, 16 * 32 * 4 + 16 * 64 * 4 + 4)
 
 
+def test_a_kernel_counts_as_told() -> None:
+  """One with a description of itself that goes over lines."""
+  text = """HloModule m
+
+ENTRY %main (x: f32[4,8]) -> f32[4,8] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %mine.3 = f32[4,8]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block\\": 1}"
+}}, metadata={op_name="jit(f)/while/body/mine/pallas_call" stack_frame_id=1}
+  ROOT %copied = f32[4,8]{1,0} copy(%mine.3)
+}
+"""
+  program = hlo.read(text, lambda name, shapes: (7, 5) if (name, shapes) == (
+      "mine", [(4, 8)]) else None)
+  assert (program.flops, program.matrix_flops, program.uncounted) == (7, 5, ())
+  assert program.bytes == 4 * 4 * 8 * 4  # Both read an array and write one.
+  assert hlo.read(text).uncounted == ("tpu_custom_call",)
+
+
 def lowered(make_config: Callable[..., Config], **fields: object) -> tuple[hlo.Program, float, int]:
   """The CPU program of a train step, 6 N D and attention, and the number of devices."""
   config = make_config(telemetry__level="off", model__depth=2, **fields)

@@ -177,15 +177,16 @@ def command(token_file: Path, workdir: Path, *fields: str) -> list[str]:
           f"--workdir={workdir}", *(f"--config.{field}" for field in settings)]
 
 
-def run_command(token_file: Path, workdir: Path, *fields: str) -> subprocess.Popen[bytes]:
+def run_command(token_file: Path, workdir: Path, *fields: str, flags: tuple[str, ...] = ()
+                ) -> subprocess.Popen[bytes]:
   """As a user runs it: one device, compiled with every optimisation (see conftest)."""
   environment = {name: value for name, value in os.environ.items()
                  if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
   # Processes that run the same program share its compilation, most of a short run's time.
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(token_file.parent / "compiled"),
-           "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  cache = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-  return subprocess.Popen(command(token_file, workdir, *fields), cwd=ROOT,
+  folder = f"--compilation_cache={token_file.parent / 'compiled'}"
+  return subprocess.Popen([*command(token_file, workdir, *fields), folder, *flags], cwd=ROOT,
                           env={**environment, **cache}, stdout=subprocess.DEVNULL,
                           stderr=subprocess.DEVNULL)
 
@@ -220,8 +221,14 @@ def test_killed_anywhere_ends_in_the_same_bits(token_file: Path, uninterrupted: 
   if (workdir / "metrics.jsonl").exists():
     with (workdir / "metrics.jsonl").open("a") as file:
       file.write('{"step": 59, "split": "tr')
-  assert run_command(token_file, workdir).wait() == 0
+  compiled = {path.name for path in (token_file.parent / "compiled").glob("*-cache")}
+  assert run_command(token_file, workdir, flags=("--profile_steps=50:52",)).wait() == 0
   same_bits(workdir, uninterrupted, 60)
+  # What the first run compiled is kept; three steps of this one are traced.
+  assert compiled and compiled == {
+      path.name for path in (token_file.parent / "compiled").glob("*-cache")}
+  traces = list((workdir / "profile").rglob("*.xplane.pb"))
+  assert len(traces) == 1 and traces[0].stat().st_size > 1000
   resumed = run_directory.read_json(workdir / "env.json")["resumed"]
   assert [r["after_step"] for r in resumed] and resumed[-1]["after_step"] >= 20
   steps = [record["step"] for record in run_directory.read_lines(workdir / "timing.jsonl")]

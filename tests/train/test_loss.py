@@ -1,14 +1,19 @@
 """The fused cross-entropy against the plain one, in value and gradient."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
-from of_jax.train import loss
+from of_jax.config import Config
+from of_jax.models import partition
+from of_jax.train import hlo, loss
 from of_jax.train.loss import cross_entropy
+from of_jax.train.sharding import make_mesh
 
 
 def plain(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float,
@@ -57,3 +62,34 @@ def test_large_logits_do_not_overflow() -> None:
   targets, weights = np.array([[2, 0]]), np.ones((1, 2), np.float32)
   _, parts = cross_entropy(x, table, targets, weights, 0.0)
   np.testing.assert_allclose(parts["loss"], 4e6)
+
+
+def test_over_a_mesh_the_table_moves_once(make_config: Callable[..., Config],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+  """Eight chunks or one: it is gathered before the loop, its gradient summed behind it."""
+  mesh = make_mesh(make_config(mesh__data=2, mesh__fsdp=2, mesh__tensor=2))
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((8, 16, 32)).astype(np.float32)
+  table = rng.standard_normal((32, 64)).astype(np.float32)
+  targets, weights = rng.integers(0, 64, (8, 16)), np.ones((8, 16), np.float32)
+  rows, matrix = (NamedSharding(mesh, spec) for spec in (
+      partition.batch_spec(3), partition.parameter_spec(("embed", "vocab"))))
+  monkeypatch.setattr(loss, "_LOGITS_AT_ONCE", 2 * 64)  # Two positions of a device's 2 x 32.
+
+  def objective(x: jax.Array, table: jax.Array) -> Any:
+    return cross_entropy(x, table, targets, weights, 0.1)[0]
+
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(jax.value_and_grad(objective, (0, 1)), out_shardings=(
+        None, (rows, matrix))).lower(
+            jax.device_put(x, rows), jax.device_put(table, matrix)).compile()
+    value, gradients = compiled(jax.device_put(x, rows), jax.device_put(table, matrix))
+  expected, expected_gradients = jax.value_and_grad(
+      lambda x, table: plain(x, table, targets, weights, 0.1, None)[0], (0, 1))(x, table)
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
+  for ours, theirs in zip(gradients, expected_gradients):
+    np.testing.assert_allclose(ours, theirs, atol=1e-6 * np.abs(theirs).max())
+  program = hlo.read(compiled.as_text())
+  trips = {op.trips for op in program.operations if op.matrix_flops}
+  large = [c for c in program.collectives if c.bytes >= table.nbytes / 4]
+  assert trips == {8} and large and {c.trips for c in large} == {1}

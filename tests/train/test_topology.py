@@ -1,8 +1,11 @@
 """TPU slices by name, and the report on a step compiled for one; where libtpu is, the real one."""
 
 import importlib.util
+import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +123,80 @@ def test_the_page_of_the_ladder() -> None:
           "0.9 | 41% | 80 |") in text
   assert "| 130m | v5e:2x4 | basic | +0.50% | +1.00% | +10.00% | +640 |" in text
   assert text.endswith("Nothing.\n")
+  more = compile_topology.Row("7b", "v5p:2x2x2", (1, 8, 1))
+  partial = compile_topology.markdown([row, more], {
+      row.name: {"telemetry": {"off": off}}, "machine": {"jax": "0", "libtpu": "0", "date": "x"}})
+  assert "| 130m | v5e:2x4 | 8 x 1 x 1 |" in partial and "| basic |" not in partial
+  assert partial.endswith("with it: 130m v5e:2x4, 7b v5p:2x2x2.\n")
+
+
+def check_bounds(levels: Mapping[str, Any], config: Config) -> None:
+  """What issue and README promise of a size: it fits, nothing is warned of, `basic` is all but
+  free. Its collectives are sums and maxima by group, first tokens and others: of three vectors of
+  the width for each block and the final site, and of three numbers."""
+  for own in levels.values():
+    assert own["fits"] and own["warnings"] == [] and own["uncounted"] == []
+  off, basic = levels["off"], levels["basic"]
+  assert basic["flops"] <= 1.01 * off["flops"]
+  assert basic["bytes_accessed"] <= 1.02 * off["bytes_accessed"]
+  moved = [sum(kind["bytes"] for kind in own["collectives"].values()) for own in (off, basic)]
+  vectors, numbers = 2 * 3, 2 * 3
+  assert 0 < moved[1] - moved[0] <= (
+      4 * (config.model.depth + 1) * (vectors * config.model.width + numbers))
+
+
+def test_the_page_of_docs_is_what_the_command_makes() -> None:
+  """Of what the compiler said when it was last asked; large sizes that are there keep their
+  promises."""
+  page = Path(__file__).parents[2] / "docs" / "tpu_ladder.md"
+  reports = json.loads(page.with_suffix(".json").read_text())
+  assert page.read_text() == compile_topology.markdown(compile_topology.LADDER, reports)
+  for row in compile_topology.LADDER:
+    levels = reports.get(row.name, {}).get("telemetry", {})
+    if row.size in ("1b", "7b") and "basic" in levels:
+      check_bounds(levels, row.config("off"))
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [row for row in compile_topology.LADDER
+                                 if row.size in ("1b", "7b")], ids=lambda row: row.name)
+def test_large_sizes_on_their_slices(row: compile_topology.Row) -> None:
+  """About three minutes of a core for each of four programs."""
+  levels = {level: row.config(level) for level in ("off", "basic")}
+  check_bounds(compile_topology.compile_levels(levels, row.topology)["telemetry"], levels["off"])
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_kernels_of_a_small_step(make_config: Callable[..., Config]) -> None:
+  """A step of 2,048 tokens holds neither the pairs of tokens nor all logits, and telemetry moves
+  what reading the stream once and copying it would, for each block and the final site, no more."""
+  fields = {"mesh__data": 2, "mesh__fsdp": 2, "model__width": 256, "model__heads": 4,
+            "model__depth": 2, "model__compute_dtype": "bfloat16", "train__batch_size": 16,
+            "train__sequence_length": 2048, "data__vocab_size": 16384}
+  configs = {level: make_config(**fields, telemetry__level=level) for level in ("off", "basic")}
+  texts: list[str] = []
+  judge = topology._judge
+
+  def keep(text: str, *rest: Any) -> dict[str, Any]:
+    texts.append(text)
+    return judge(text, *rest)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(topology, "_judge", keep)
+    levels = {level: topology.compile_step(config, "v5e:2x2") for level, config in configs.items()}
+  shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w+\[([\d,]+)\]", texts[0])}
+  # A device has 4 sequences and 2^27 logits of them, and takes at most 2^26 at once.
+  assert (4, 1024, 16384) in shapes
+  assert not any(math.prod(shape) >= 4 * 2048 * 16384 or shape[-2:] == (2048, 2048)
+                 for shape in shapes)
+  off, basic = levels["off"], levels["basic"]
+  assert not any(own["warnings"] or own["uncounted"] for own in levels.values())
+  sites, stream = 3, 4 * 2048 * 256 * 2
+  assert basic["bytes_accessed"] - off["bytes_accessed"] <= 3 * sites * stream
+  moved = [sum(kind["bytes"] for kind in own["collectives"].values()) for own in (off, basic)]
+  assert 0 < moved[1] - moved[0] <= 4 * sites * (6 * 256 + 6)
 
 
 @needs_libtpu

@@ -40,7 +40,7 @@ class Moments(Family):
 
   def statistics(self, a: Activations) -> Statistics:
     return {"count": a.count_G, "sum": a.sum_GxD, "sum_square": a.sum_square_GxD,
-            "sum_square_centred": a.totals(jnp.square(a.centred_BxTxD)), "max_abs": a.max_G}
+            "sum_square_centred": a.sum_square_centred_GxD, "max_abs": a.max_G}
 
   def finish(self, s: Statistics, no_first: bool) -> dict[str, jax.Array]:
     count, largest = (group(s, name, no_first) for name in ("count", "max_abs"))
