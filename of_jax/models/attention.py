@@ -1,5 +1,7 @@
 """Causal multi-head attention, its parts chosen by name: see Attention."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +12,10 @@ from of_jax.models.norms import Norm, at_least_float32, make_norm
 from of_jax.models.parameter import Linear, normal, parameter
 from of_jax.models.probe import Context, flatten_heads
 from of_jax.models.sigma_reparam import SigmaReparamLinear
-from of_jax.models.softmaxes import Softmax, make_softmax
+from of_jax.models.softmaxes import make_softmax
+
+# float32 logits [batch, heads, queries, keys] -> weights.
+FromLogits = Callable[[jax.Array], jax.Array]
 
 
 def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, fraction: float = 1.0
@@ -59,7 +64,7 @@ class KeyValueSink(nnx.Module):
 
 
 def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
-           mask_Bx1xTxT: jax.Array | None, softmax: Softmax, cap: float | None = None,
+           mask_Bx1xTxT: jax.Array | None, softmax: FromLogits, cap: float | None = None,
            scale: float | None = None) -> jax.Array:
   """Causal attention with every step at hand, for what fused kernels do not offer.
 
@@ -157,8 +162,9 @@ class Attention(nnx.Module):
       self.sink = KeyValueSink(rngs, model)
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    q_BxTxHxK, k_BxTxGxK = self.query(x_BxTxD), self.key(x_BxTxD)
-    v_BxTxGxK = self.value(x_BxTxD)
+    q_BxTxHxK = context.linear("attn_query", "attn_in", self.query, x_BxTxD)
+    k_BxTxGxK = context.linear("attn_key", "attn_in", self.key, x_BxTxD)
+    v_BxTxGxK = context.linear("attn_value", "attn_in", self.value, x_BxTxD)
     if self.has_qk_norm:
       q_BxTxHxK = self._norm(self.query_norm, q_BxTxHxK, context)
       k_BxTxGxK = self._norm(self.key_norm, k_BxTxGxK, context)
@@ -167,19 +173,26 @@ class Attention(nnx.Module):
       q_BxTxHxK, k_BxTxGxK = rotate(q_BxTxHxK, *rope), rotate(k_BxTxGxK, *rope)
     q_BxTxHxK = context.probe_heads("attn_q", q_BxTxHxK)
     k_BxTxGxK = context.probe_heads("attn_k", k_BxTxGxK)
+    v_BxTxGxK = context.at_heads("attn_v", v_BxTxGxK)
     if self.has_sink:
       k_BxTxGxK, v_BxTxGxK = self.sink.prepend(k_BxTxGxK, v_BxTxGxK)
     mask_Bx1xTxT = self._mask(context, x_BxTxD.shape[1])
     self._probe_weights(q_BxTxHxK, k_BxTxGxK, mask_Bx1xTxT, context)
     # The library's softmax is computed in float32, also of float64.
     narrow = q_BxTxHxK.dtype != jnp.float64
-    if self.softmax.is_plain and self.cap is None and not self.has_sink and narrow:
+    fused = self.softmax.is_plain and self.cap is None and not self.has_sink and narrow
+    if fused and context.numerics is None:
       y_BxTxHxK = jax.nn.dot_product_attention(
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask_Bx1xTxT, is_causal=True, scale=self.scale)
     else:
-      y_BxTxHxK = attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, self.softmax, self.cap,
+      def softmax(logits_BxHxTxS: jax.Array) -> jax.Array:
+        logits_BxHxTxS = context.at("attn_logits", logits_BxHxTxS)
+        return context.at("attn_weights", self.softmax(logits_BxHxTxS))
+
+      y_BxTxHxK = attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, softmax, self.cap,
                          self.scale)
-    return self.out(self.gate(y_BxTxHxK, x_BxTxD))
+    y_BxTxHxK = context.at_heads("attn_heads", self.gate(y_BxTxHxK, x_BxTxD, context))
+    return context.linear("attn_output", "attn_heads", self.out, y_BxTxHxK)
 
   def _probe_weights(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array,
                      mask_Bx1xTxT: jax.Array | None, context: Context) -> None:

@@ -14,6 +14,7 @@ from flax import nnx
 from of_jax.config import ModelConfig
 from of_jax.models import partition
 from of_jax.models.norms import Norm
+from of_jax.models.numerics import Numerics
 from of_jax.models.probe import Context, Intervene, Observer, Statistics
 
 _REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -55,7 +56,8 @@ class StackedNetwork(nnx.Module):
 
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
              dropout_key: jax.Array | None = None, observe: Observer | None = None,
-             intervene: Intervene | None = None, training: bool = False
+             intervene: Intervene | None = None, training: bool = False,
+             numerics: Numerics | None = None
              ) -> tuple[jax.Array, dict[str, Statistics]]:
     """Everything before the unembedding.
 
@@ -68,6 +70,7 @@ class StackedNetwork(nnx.Module):
       observe: what the probes keep, see of_jax.models.probe.
       intervene: what the probes change, for analysis; None in training.
       training: whether norms that have them use batch statistics; else running ones, frozen.
+      numerics: with which numbers to compute, see Numerics; None as they are, as in training.
 
     Returns:
       what the unembedding reads, [batch, time, width] in the compute type, and site ->
@@ -104,6 +107,7 @@ class StackedNetwork(nnx.Module):
       collected.append(statistics)
       start += depth
 
+    x_BxTxD = outer.at("resid_post", x_BxTxD)
     if self.model.final_norm:
       x_BxTxD = self.final_norm(x_BxTxD, outer)
     x_BxTxD = outer.probe("final", self.leave(x_BxTxD))

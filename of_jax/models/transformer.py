@@ -9,6 +9,7 @@ from of_jax.models import partition
 from of_jax.models.blocks import plan_stack
 from of_jax.models.embedding_projection import EmbeddingProjection
 from of_jax.models.norms import make_norm
+from of_jax.models.numerics import Numerics
 from of_jax.models.parameter import Linear, normal, parameter
 from of_jax.models.probe import Context, Intervene, Observer, Statistics
 from of_jax.models.stack import StackedNetwork, stacked
@@ -79,14 +80,15 @@ class Transformer(StackedNetwork):
 
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
              dropout_key: jax.Array | None = None, observe: Observer | None = None,
-             intervene: Intervene | None = None, training: bool = False
+             intervene: Intervene | None = None, training: bool = False,
+             numerics: Numerics | None = None
              ) -> tuple[jax.Array, dict[str, Statistics]]:
     """See StackedNetwork.stream."""
     positions_BxT, mask_Bx1xTxT = _positions_and_mask(inputs, documents_BxT)
 
     def context(key: jax.Array | None, layer: jax.Array | int) -> Context:
       return Context(positions_BxT, mask_Bx1xTxT, layer, self.model.dropout, key, observe,
-                     intervene, training)
+                     intervene, training, numerics)
 
     return self.run_stacks(self.embedding(inputs, positions_BxT), context, dropout_key)
 
