@@ -13,7 +13,7 @@ LAYERS = (
     ("errors",), ("variants", "tpu"),
     ("config_images", "config_model", "config_optim", "config_telemetry", "config_values"),
     ("config_rules",), ("config_sections",), ("config",),
-    ("presets", "run_directory"), ("data",), ("models",), ("interop",), ("optim", "telemetry"),
+    ("presets", "run_directory"), ("data",), ("models",), ("quantise",), ("interop",), ("optim", "telemetry"),
     ("train",))
 ABOVE = {name: {n for layer in LAYERS[:i + 1] for n in layer}
          for i, names in enumerate(LAYERS) for name in names}
