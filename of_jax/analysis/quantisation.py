@@ -22,8 +22,14 @@ from of_jax.errors import UserError
 from of_jax.models.functional import Parameters
 from of_jax.quantise import quantisers
 from of_jax.quantise import scheme as schemes
-from of_jax.quantise.numerics import Bounds, FindBounds, FindRanges, Quantised, Ranges
-from of_jax.quantise.numerics import rounded_weight
+from of_jax.quantise.numerics import (
+    Bounds,
+    FindBounds,
+    FindRanges,
+    Quantised,
+    Ranges,
+    rounded_weight,
+)
 from of_jax.quantise.scheme import Scheme
 from of_jax.train.loss import cross_entropy
 
@@ -47,8 +53,8 @@ def calibrate(model: Model, batches: Sequence[Batch], scheme: Scheme) -> Calibra
   """
   _refuse_images(model.config)
   tokens = jnp.zeros((1, 1), jnp.int32)
-  bounds = {name: kept["bound"] for name, kept in
-            _finder(model.config, _of_weights(scheme), "bounds")(model.params, tokens, None).items()}
+  kept_bounds = _finder(model.config, _of_weights(scheme), "bounds")(model.params, tokens, None)
+  bounds = {name: kept["bound"] for name, kept in kept_bounds.items()}
   ranges: dict[str, tuple[jax.Array, jax.Array]] = {}
   for batch in batches if scheme.is_static else ():
     found = _finder(model.config, _of_activations(scheme), "ranges")(
