@@ -59,7 +59,8 @@ def _claims(rates: Sequence[str], embedding_scale: str) -> tuple[Claim, ...]:
         Claim(
             f"kurtosis_tells_{short}",
             f"The higher a run's kurtosis, the more it loses when quantised to {scheme}.",
-            "On quantisation: kurtosis goes with the error of quantisation across blocks and settings.",
+            "On quantisation: kurtosis goes with the error of quantisation across blocks and "
+            "settings.",
             f"{how} Kurtosis: of the stream entering each block, mean over layers, last "
             f"checkpoint. Reproduced if the 95 % bootstrap interval of Spearman's rank "
             f"correlation over the {len(names)} runs ({claims_quantisation.RESAMPLES:,} "

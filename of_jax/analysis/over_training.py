@@ -157,7 +157,8 @@ def spectra(run: Path, steps: Sequence[int]) -> dict[str, Any]:
 
 
 ANALYSES: Mapping[str, Callable[[Path, Sequence[int]], dict[str, Any]]] = {
-    "outlier_dimensions": outlier_dimensions, "quantised": quantised, "sparsity": sparsity, "spectra": spectra}
+    "outlier_dimensions": outlier_dimensions, "quantised": quantised,
+    "sparsity": sparsity, "spectra": spectra}
 
 
 def unembedding(model: Model) -> npt.NDArray[np.float32]:

@@ -214,7 +214,8 @@ def _of_quantised(analysis: Mapping[str, Any]) -> list[Panel]:
             _plain([one["increase"]["mean"] for one in each])),))]
 
 
-_OF = {"outlier_dimensions": _of_outlier_dimensions, "quantised": _of_quantised, "sparsity": _of_sparsity,
+_OF = {"outlier_dimensions": _of_outlier_dimensions, "quantised": _of_quantised,
+       "sparsity": _of_sparsity,
        "spectra": _of_spectra}
 
 

@@ -147,8 +147,8 @@ def quantised(run: Path, steps: Sequence[int]) -> dict[str, Any]:
   first = next(iter(each.values()))
   return {
       "analysis": "quantised", "run": str(run), "num_tokens": first["num_tokens"],
-      "definition": "increase of the loss on the validation set, in nats a token, when the model is "
-      "quantised; kurtosis of the stream entering each block there, mean over layers",
+      "definition": "increase of the loss on the validation set, in nats a token, when the model "
+      "is quantised; kurtosis of the stream entering each block there, mean over layers",
       "steps": [{"step": model.step, "kurtosis": first["kurtosis"], "loss": first["loss"],
                  "schemes": each}]}
 

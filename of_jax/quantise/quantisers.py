@@ -1,7 +1,7 @@
 """The arithmetic of quantisation: ranges, grids, rounding. Enters: arrays. Leaves: integers, or the
 numbers that they stand for.
 
-A value is q stands for (q - zero) scale. Ranges are of the finite values; what is not finite is
+A whole number q stands for (q - zero) scale. Ranges are of the finite values; what is not finite is
 passed through as it is.
 """
 
