@@ -61,7 +61,7 @@ def test_imports_flow_one_way(path: Path) -> None:
     "of_jax.config", "of_jax.presets", "of_jax.run_directory", "of_jax.data.corpora",
     "of_jax.data.loader", "experiments.cli", "experiments.train", "experiments.study",
     "experiments.prepare_data", "experiments.report", "experiments.benchmark",
-    "experiments.measure", "experiments.load",
+    "experiments.measure", "experiments.load", "experiments.quantise",
     "experiments.variants", "experiments.coordinate_check"))
 def test_a_mistake_is_found_before_jax_is_imported(module: str) -> None:
   code = f"import sys, {module}; sys.exit('jax' in sys.modules)"
