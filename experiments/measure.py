@@ -49,11 +49,12 @@ _INTERVENE = flags.DEFINE_multi_string(
     "intervene", [], "KIND:SITE:LAYER:NEURONS[:LIMIT], KIND zero, mean, clip or rotate, LAYER a "
     "number from 0 or all, NEURONS as 5,17 or topN; may be given again, all act at once")
 _ANALYSE = flags.DEFINE_list(
-    "analyse", [], "of outlier_dimensions, sparsity, spectra: leaves a file of that name each")
+    "analyse", [], "of outlier_dimensions, quantised, sparsity, spectra: leaves a file of "
+    "that name each")
 _OUT = flags.DEFINE_string("out", "", "folder to leave measure.json and figures in")
 _LIST_METRICS = flags.DEFINE_bool("list_metrics", False, "print every metric and stop")
 
-ANALYSES = ("outlier_dimensions", "sparsity", "spectra")
+ANALYSES = ("outlier_dimensions", "quantised", "sparsity", "spectra")
 
 
 def main() -> None:

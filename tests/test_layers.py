@@ -13,8 +13,8 @@ LAYERS = (
     ("errors",), ("variants", "tpu", "placement"),
     ("config_images", "config_model", "config_optim", "config_telemetry", "config_values"),
     ("config_rules",), ("config_sections",), ("config",),
-    ("baselines", "presets", "run_directory"), ("data",), ("models",), ("interop",),
-    ("optim", "telemetry"), ("train",))
+    ("baselines", "presets", "run_directory"), ("data",), ("models",), ("quantise",),
+    ("interop",), ("optim", "telemetry"), ("train",))
 ABOVE = {name: {n for layer in LAYERS[:i + 1] for n in layer}
          for i, names in enumerate(LAYERS) for name in names}
 # Analysis reads run directories and restores their checkpoints, never the trainer.
@@ -64,7 +64,7 @@ def test_imports_flow_one_way(path: Path) -> None:
     "of_jax.config", "of_jax.presets", "of_jax.run_directory", "of_jax.data.corpora",
     "of_jax.data.loader", "experiments.cli", "experiments.train", "experiments.study",
     "experiments.prepare_data", "experiments.report", "experiments.benchmark",
-    "experiments.measure", "experiments.load",
+    "experiments.measure", "experiments.load", "experiments.quantise",
     "experiments.variants", "experiments.coordinate_check"))
 def test_a_mistake_is_found_before_jax_is_imported(module: str) -> None:
   code = f"import sys, {module}; sys.exit('jax' in sys.modules)"

@@ -40,19 +40,19 @@ PAPER = {
 }
 
 
-def _name(block: str, rate: str, scale: str, seed: int) -> str:
+def name_of(block: str, rate: str, scale: str, seed: int) -> str:
   return f"{block}_lr{rate}_scale{scale}_seed{seed}"
 
 
-def _run(block: str, rate: str, scale: str, seed: int) -> tuple[str, Overrides]:
-  return _name(block, rate, scale, seed), BLOCKS[block] + (
+def run_of(block: str, rate: str, scale: str, seed: int) -> tuple[str, Overrides]:
+  return name_of(block, rate, scale, seed), BLOCKS[block] + (
       ("optim.learning_rate", rate), ("model.embedding_scale", scale), ("train.seed", str(seed)))
 
 
 def _op_claim(pre: str, scale: str, rates: Sequence[str], seeds: Sequence[int], factor: float,
               paper: str) -> Claim:
   def table(block: str) -> dict[str, list[str]]:
-    return {f"learning rate {r}": [_name(block, r, scale, s) for s in seeds] for r in rates}
+    return {f"learning rate {r}": [name_of(block, r, scale, s) for s in seeds] for r in rates}
 
   count = len(rates) * len(seeds) * 2
   return Claim(
@@ -71,7 +71,7 @@ def _op_claim(pre: str, scale: str, rates: Sequence[str], seeds: Sequence[int], 
 
 
 def _rate_claim(block: str, scale: str, low: str, high: str, seeds: Sequence[int]) -> Claim:
-  pairs = [(_name(block, low, scale, s), _name(block, high, scale, s)) for s in seeds]
+  pairs = [(name_of(block, low, scale, s), name_of(block, high, scale, s)) for s in seeds]
   return Claim(
       "learning_rate", "A smaller learning rate gives smaller outlier features.",
       "Section 5: 1e-3 to 3e-4 at 130M lowers kurtosis at no loss of final convergence.",
@@ -87,11 +87,11 @@ def _smoke() -> Scale:
            ("op", "1e-2", "50", 0), ("pre", "1e-2", "8", 1), ("op", "1e-2", "8", 1),
            ("pre", "3e-3", "8", 0), ("op", "3e-3", "8", 0), ("pre", "3e-3", "8", 1),
            ("op", "3e-3", "8", 1)]
-  small, large = _name("pre", "1e-2", "8", 0), _name("pre", "1e-2", "50", 0)
+  small, large = name_of("pre", "1e-2", "8", 0), name_of("pre", "1e-2", "50", 0)
   return Scale(
       config="experiments/configs/smoke.py",
       common=(("train.steps", "150"),),
-      runs=dict(_run(*r) for r in order),
+      runs=dict(run_of(*r) for r in order),
       claims=(
           _op_claim("pre", "8", ["1e-2", "3e-3"], [0, 1], 5,
                     "Section 3: OP lowers peak kurtosis by orders of magnitude at equal loss, at "
@@ -107,7 +107,7 @@ def _smoke() -> Scale:
               "finite or read another corpus. The op run at scale 50 is reported, it does not "
               "decide.",
               claims.outliers_need_small_scale(
-                  small, large, factor=5, ceiling=2, also=[_name("op", "1e-2", "50", 0)])),
+                  small, large, factor=5, ceiling=2, also=[name_of("op", "1e-2", "50", 0)])),
           _rate_claim("pre", "8", "3e-3", "1e-2", [0, 1])),
       paper=PAPER)
 
@@ -122,7 +122,7 @@ def _small() -> Scale:
       config="experiments/configs/ladder.py:small",
       common=(("data.corpus", "python_stdlib"), ("train.steps", "10000"),
               ("train.log_every", "10")),
-      runs=dict(_run(*r) for r in order),
+      runs=dict(run_of(*r) for r in order),
       claims=(_op_claim("pre", "50", rates, seeds, 10, paper),
               _op_claim("pre_srms", "50", rates, seeds, 10, paper),
               _rate_claim("pre", "50", "1e-3", "3e-3", seeds)),
@@ -136,11 +136,11 @@ def _paper() -> Scale:
   paper = ("Figure 2 and section 3: every Pre-Norm variant grows outlier features; OP cuts peak "
            "kurtosis by orders of magnitude at equal loss and equal speed of convergence.")
   pre_blocks = [b for b in BLOCKS if b != "op"]
-  pre = [_name(b, "1e-3", "50", s) for b in pre_blocks for s in (0, 1)]
+  pre = [name_of(b, "1e-3", "50", s) for b in pre_blocks for s in (0, 1)]
   return Scale(
       config="experiments/configs/ladder.py:130m",
       common=(("data.corpus", "pypi_code"), ("train.steps", "80000"), ("train.log_every", "20")),
-      runs=dict(_run(*r) for r in order),
+      runs=dict(run_of(*r) for r in order),
       claims=(
           *(_op_claim(b, "50", ["1e-3"], [0, 1], 100, paper) for b in pre_blocks),
           Claim(
@@ -162,7 +162,7 @@ def _paper() -> Scale:
               "and of pre_layer is below that of pre_srms. Inconclusive if a run is missing, "
               "unfinished, not finite or read another corpus.",
               claims.smaller_peaks(
-                  [(_name(b, "1e-3", "50", s), _name("pre_srms", "1e-3", "50", s))
+                  [(name_of(b, "1e-3", "50", s), name_of("pre_srms", "1e-3", "50", s))
                    for b in ("pre", "pre_layer") for s in (0, 1)], "the norm with a gain")),
           _rate_claim("pre", "50", "3e-4", "1e-3", [0, 1])),
       paper=PAPER)

@@ -139,7 +139,8 @@ def _evaluator(config: Config, telemetry: Telemetry, interventions: tuple[Interv
         intervene=apply(interventions, references) if interventions else None)
     if config.model.kind == "residual_mlp":
       return squared_error(x_BxTxD, table_DxV, targets, weights)[1], statistics
-    return cross_entropy(x_BxTxD, table_DxV, targets, weights, 0.0)[1], statistics
+    return cross_entropy(x_BxTxD, table_DxV, targets, weights, 0.0,
+                         config.model.logit_cap)[1], statistics
 
   return run
 

@@ -18,6 +18,7 @@ from of_jax.analysis import sparsity as sparsity_lib
 from of_jax.analysis import spectra as spectra_lib
 from of_jax.analysis.evaluation import Batch, Model, measure, network_of, observed
 from of_jax.analysis.interventions import Intervention
+from of_jax.analysis.quantisation import quantised
 from of_jax.analysis.replay import Restored, corpus_batches, restore
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
@@ -156,7 +157,8 @@ def spectra(run: Path, steps: Sequence[int]) -> dict[str, Any]:
 
 
 ANALYSES: Mapping[str, Callable[[Path, Sequence[int]], dict[str, Any]]] = {
-    "outlier_dimensions": outlier_dimensions, "sparsity": sparsity, "spectra": spectra}
+    "outlier_dimensions": outlier_dimensions, "quantised": quantised,
+    "sparsity": sparsity, "spectra": spectra}
 
 
 def unembedding(model: Model) -> npt.NDArray[np.float32]:

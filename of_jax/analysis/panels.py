@@ -204,7 +204,18 @@ def _of_spectra(analysis: Mapping[str, Any]) -> list[Panel]:
   return panels
 
 
-_OF = {"outlier_dimensions": _of_outlier_dimensions, "sparsity": _of_sparsity,
+def _of_quantised(analysis: Mapping[str, Any]) -> list[Panel]:
+  last = analysis["steps"][-1]
+  each = list(last["schemes"].values())
+  return [Panel(
+      f"step {last['step']:,}, kurtosis {last['kurtosis']:.3g}", "bits of a weight",
+      "increase of the loss (nats a token)", analysis["definition"],
+      (Line("activations of 8 bits", [float(one["weight_bits"]) for one in each],
+            _plain([one["increase"]["mean"] for one in each])),))]
+
+
+_OF = {"outlier_dimensions": _of_outlier_dimensions, "quantised": _of_quantised,
+       "sparsity": _of_sparsity,
        "spectra": _of_spectra}
 
 

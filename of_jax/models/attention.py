@@ -14,7 +14,10 @@ from of_jax.models.parameter import Linear, normal, parameter
 from of_jax.models.probe import Context, flatten_heads
 from of_jax.models.rope_scaling import frequency_scale
 from of_jax.models.sigma_reparam import SigmaReparamLinear
-from of_jax.models.softmaxes import Softmax, make_softmax
+from of_jax.models.softmaxes import make_softmax
+
+# float32 logits [batch, heads, queries, keys] -> weights.
+FromLogits = Callable[[jax.Array], jax.Array]
 
 
 def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, fraction: float = 1.0,
@@ -66,7 +69,7 @@ class KeyValueSink(nnx.Module):
 
 
 def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
-           mask_Bx1xTxT: jax.Array | None, softmax: Softmax, cap: float | None = None,
+           mask_Bx1xTxT: jax.Array | None, softmax: FromLogits, cap: float | None = None,
            scale: float | None = None, drop: Callable[[jax.Array], jax.Array] | None = None
            ) -> jax.Array:
   """Causal attention with every step at hand, for what fused kernels do not offer.
@@ -171,8 +174,9 @@ class Attention(nnx.Module):
       self.sink = KeyValueSink(rngs, model)
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    q_BxTxHxK, k_BxTxGxK = self.query(x_BxTxD), self.key(x_BxTxD)
-    v_BxTxGxK = self.value(x_BxTxD)
+    q_BxTxHxK = context.linear("attn_query", "attn_in", self.query, x_BxTxD)
+    k_BxTxGxK = context.linear("attn_key", "attn_in", self.key, x_BxTxD)
+    v_BxTxGxK = context.linear("attn_value", "attn_in", self.value, x_BxTxD)
     if self.has_qk_norm:
       q_BxTxHxK = self._norm(self.query_norm, q_BxTxHxK, context)
       k_BxTxGxK = self._norm(self.key_norm, k_BxTxGxK, context)
@@ -181,6 +185,7 @@ class Attention(nnx.Module):
       q_BxTxHxK, k_BxTxGxK = rotate(q_BxTxHxK, *rope), rotate(k_BxTxGxK, *rope)
     q_BxTxHxK = context.probe_heads("attn_q", q_BxTxHxK)
     k_BxTxGxK = context.probe_heads("attn_k", k_BxTxGxK)
+    v_BxTxGxK = context.at_heads("attn_v", v_BxTxGxK)
     if self.has_sink:
       k_BxTxGxK, v_BxTxGxK = self.sink.prepend(k_BxTxGxK, v_BxTxGxK)
     mask_Bx1xTxT = self._mask(context, x_BxTxD.shape[1])
@@ -188,18 +193,23 @@ class Attention(nnx.Module):
     # The library's softmax is computed in float32, also of float64.
     narrow = q_BxTxHxK.dtype != jnp.float64
     drops = bool(self.dropout) and context.dropout_key is not None
-    if self._is_for_splash(context) and not drops and splash.serves(q_BxTxHxK, k_BxTxGxK):
+    is_plain = self.softmax.is_plain and not drops and context.numerics is None
+    if is_plain and self._is_for_splash(context) and splash.serves(q_BxTxHxK, k_BxTxGxK):
       y_BxTxHxK = splash.attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, context.documents_BxT,
                                 self.window, self.cap, self.scale)
-    elif (self.softmax.is_plain and self.cap is None and not self.has_sink and narrow
-          and not drops):
+    elif is_plain and self.cap is None and not self.has_sink and narrow:
       y_BxTxHxK = jax.nn.dot_product_attention(
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask_Bx1xTxT, is_causal=True, scale=self.scale)
     else:
+      def softmax(logits_BxHxTxS: jax.Array) -> jax.Array:
+        logits_BxHxTxS = context.at("attn_logits", logits_BxHxTxS)
+        return context.at("attn_weights", self.softmax(logits_BxHxTxS))
+
       y_BxTxHxK = attend(
-          q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, self.softmax, self.cap, self.scale,
+          q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, softmax, self.cap, self.scale,
           lambda weights: context.dropout(weights, self.dropout))
-    return self.out(self.gate(y_BxTxHxK, x_BxTxD))
+    y_BxTxHxK = context.at_heads("attn_heads", self.gate(y_BxTxHxK, x_BxTxD, context))
+    return context.linear("attn_output", "attn_heads", self.out, y_BxTxHxK)
 
   def _is_for_splash(self, context: Context) -> bool:
     """Whether the kernels compute this function: all of it is known but who is in a document."""

@@ -13,6 +13,7 @@ from flax import nnx
 
 from of_jax.config import Config
 from of_jax.config_rules import ROLES
+from of_jax.models.numerics import Numerics
 from of_jax.models.probe import Intervene, Observer, Penalise, Statistics
 from of_jax.models.residual_mlp import ResidualMLP
 from of_jax.models.stack import StackedNetwork
@@ -67,13 +68,14 @@ class Network:
   def stream(self, parameters: Parameters, inputs: jax.Array,
              documents_BxT: jax.Array | None = None, *, dropout_key: jax.Array | None = None,
              observe: Observer | None = None, intervene: Intervene | None = None,
-             penalise: Penalise | None = None, training: bool = False
+             penalise: Penalise | None = None, training: bool = False,
+             numerics: Numerics | None = None
              ) -> tuple[jax.Array, jax.Array, dict[str, Statistics]]:
     """What the unembedding reads, the unembedding, and statistics, see StackedNetwork.stream."""
     model = self._merge(parameters)
     x_BxTxD, statistics = model.stream(
         inputs, documents_BxT, dropout_key=dropout_key, observe=observe, intervene=intervene,
-        penalise=penalise, training=training)
+        penalise=penalise, training=training, numerics=numerics)
     return x_BxTxD, model.unembedding_table(), statistics
 
   def trained(self, tree: Parameters) -> Parameters:

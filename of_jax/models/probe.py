@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from of_jax.config import ModelConfig
+from of_jax.models.numerics import Numerics
+from of_jax.models.parameter import Linear
 
 SITES = ("resid_pre", "resid_mid", "attn_in", "attn_out", "mlp_in", "mlp_hidden", "mlp_out",
          "attn_q", "attn_k", "final")
@@ -52,6 +54,7 @@ class Context:
     intervene: see Intervene; None, as in training, changes nothing.
     training: whether batch statistics act and running statistics are renewed.
     first_BxT: true for the tokens at position 0, or None for the first of every row.
+    numerics: see Numerics; None, as in training, changes nothing.
     collected: site -> statistics.
   """
 
@@ -65,6 +68,7 @@ class Context:
   training: bool = False
   first_BxT: jax.Array | None = None
   documents_BxT: jax.Array | None = None
+  numerics: Numerics | None = None
   collected: dict[str, Statistics] = dataclasses.field(default_factory=dict)
   _dropouts: int = 0
 
@@ -76,17 +80,42 @@ class Context:
     x_BxTxD = _gathered(x_BxTxD)
     if self.intervene is not None:
       x_BxTxD = self.intervene(site, x_BxTxD, self.layer)
+    x_BxTxD = self.at(site, x_BxTxD)
     if self.observe is None:
       return x_BxTxD
-    statistics = self.observe(site, jax.lax.stop_gradient(x_BxTxD), self.first_BxT)
-    if statistics is not None:
-      assert site not in self.collected, f"site {site} probed twice in one block"
-      self.collected[site] = statistics
+    self._keep(site, self.observe(site, jax.lax.stop_gradient(x_BxTxD), self.first_BxT))
     return x_BxTxD
 
   def probe_heads(self, site: str, x_BxTxHxK: jax.Array) -> jax.Array:
     """As `probe`, of [..., heads, head_dim]: the neurons of the site are those of all heads."""
     return self.probe(site, flatten_heads(x_BxTxHxK)).reshape(x_BxTxHxK.shape)
+
+  def at(self, site: str, x: jax.Array) -> jax.Array:
+    """[..., neurons] as the numerics have it; `x` itself without any."""
+    if self.numerics is None:
+      return x
+    y, kept = self.numerics.activation(site, x, self.layer)
+    self._keep(site, kept)
+    return y
+
+  def at_heads(self, site: str, x_BxTxHxK: jax.Array) -> jax.Array:
+    """As `at`, of [..., heads, head_dim]."""
+    if self.numerics is None:
+      return x_BxTxHxK
+    return self.at(site, flatten_heads(x_BxTxHxK)).reshape(x_BxTxHxK.shape)
+
+  def linear(self, name: str, site: str, linear: Linear, x: jax.Array) -> jax.Array:
+    """`linear(x)` as the numerics have it: the linear map `name`, which reads `site`."""
+    if self.numerics is None:
+      return linear(x)
+    y, kept = self.numerics.product(name, site, linear, x, self.layer)
+    self._keep(name, kept)
+    return y
+
+  def _keep(self, name: str, kept: Statistics | None) -> None:
+    if kept is not None:
+      assert name not in self.collected, f"{name} met twice in one block"
+      self.collected[name] = kept
 
   def probe_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh) -> None:
     """Collects the observer's statistics of attention, as if it were a site, if it wants any.

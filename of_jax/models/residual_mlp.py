@@ -15,6 +15,7 @@ from of_jax.models import partition
 from of_jax.models.blocks import Gain
 from of_jax.models.mlps import make_mlp
 from of_jax.models.norms import make_norm
+from of_jax.models.numerics import Numerics
 from of_jax.models.parameter import Linear
 from of_jax.models.probe import Context, Intervene, Observer, Penalise, Statistics
 from of_jax.models.stack import StackedNetwork, stacked
@@ -68,7 +69,8 @@ class ResidualMLP(StackedNetwork):
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
              dropout_key: jax.Array | None = None, observe: Observer | None = None,
              intervene: Intervene | None = None, penalise: Penalise | None = None,
-             training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
+             training: bool = False, numerics: Numerics | None = None
+             ) -> tuple[jax.Array, dict[str, Statistics]]:
     """See StackedNetwork.stream; images belong to no document."""
     assert documents_BxT is None
     # No image is the first of a sequence: what leaves out position 0 leaves out nothing.
@@ -77,7 +79,7 @@ class ResidualMLP(StackedNetwork):
 
     def context(key: jax.Array | None, layer: jax.Array | int) -> Context:
       return Context(positions_BxT, None, layer, self.model.dropout, key, observe, intervene,
-                     training, first_BxT)
+                     training, first_BxT, None, numerics)
 
     x_BxTxD = self.input(inputs.astype(self.model.compute_dtype))
     return self.run_stacks(partition.constrain_batch(x_BxTxD), context, dropout_key, penalise)

@@ -14,6 +14,7 @@ from flax import nnx
 from of_jax.config import ModelConfig
 from of_jax.models import partition, splash
 from of_jax.models.norms import Norm
+from of_jax.models.numerics import Numerics
 from of_jax.models.probe import PENALTY, Context, Intervene, Observer, Penalise, Statistics
 
 # Kernels of attention stand for the products that they hold.
@@ -59,7 +60,8 @@ class StackedNetwork(nnx.Module):
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
              dropout_key: jax.Array | None = None, observe: Observer | None = None,
              intervene: Intervene | None = None, penalise: Penalise | None = None,
-             training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
+             training: bool = False, numerics: Numerics | None = None
+             ) -> tuple[jax.Array, dict[str, Statistics]]:
     """Everything before the unembedding.
 
     Args:
@@ -72,6 +74,7 @@ class StackedNetwork(nnx.Module):
       intervene: what the probes change, for analysis; None in training.
       penalise: of each block's output, for the loss: the statistics have it as PENALTY.
       training: whether norms that have them use batch statistics; else running ones, frozen.
+      numerics: with which numbers to compute, see Numerics; None as they are, as in training.
 
     Returns:
       what the unembedding reads, [batch, time, width] in the compute type, and site ->
@@ -108,6 +111,7 @@ class StackedNetwork(nnx.Module):
       collected.append(statistics)
       start += depth
 
+    x_BxTxD = outer.at("resid_post", x_BxTxD)
     if self.model.final_norm:
       x_BxTxD = self.final_norm(x_BxTxD, outer)
     x_BxTxD = outer.probe("final", self.leave(x_BxTxD))

@@ -9,6 +9,7 @@ from of_jax.models import partition
 from of_jax.models.blocks import plan_stack
 from of_jax.models.embedding_projection import EmbeddingProjection
 from of_jax.models.norms import make_norm
+from of_jax.models.numerics import Numerics
 from of_jax.models.parameter import Linear, normal, parameter
 from of_jax.models.probe import Context, Intervene, Observer, Penalise, Statistics
 from of_jax.models.stack import StackedNetwork, stacked
@@ -80,14 +81,15 @@ class Transformer(StackedNetwork):
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
              dropout_key: jax.Array | None = None, observe: Observer | None = None,
              intervene: Intervene | None = None, penalise: Penalise | None = None,
-             training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
+             training: bool = False, numerics: Numerics | None = None
+             ) -> tuple[jax.Array, dict[str, Statistics]]:
     """See StackedNetwork.stream."""
     positions_BxT, mask_Bx1xTxT = _positions_and_mask(inputs, documents_BxT)
     first_BxT = None if documents_BxT is None else positions_BxT == 0
 
     def context(key: jax.Array | None, layer: jax.Array | int) -> Context:
       return Context(positions_BxT, mask_Bx1xTxT, layer, self.model.dropout, key, observe,
-                     intervene, training, first_BxT, documents_BxT)
+                     intervene, training, first_BxT, documents_BxT, numerics)
 
     return self.run_stacks(self.embedding(inputs, positions_BxT), context, dropout_key, penalise)
 

@@ -5,6 +5,7 @@ from flax import nnx
 
 from of_jax import variants
 from of_jax.config import ModelConfig
+from of_jax.models.probe import Context
 
 
 class Gate(nnx.Module):
@@ -13,7 +14,7 @@ class Gate(nnx.Module):
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     del rngs, model
 
-  def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
+  def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     raise NotImplementedError
 
 

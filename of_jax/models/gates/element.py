@@ -6,6 +6,7 @@ from flax import nnx
 from of_jax.config import ModelConfig
 from of_jax.models.gates import Gate
 from of_jax.models.parameter import Linear
+from of_jax.models.probe import Context
 
 
 class ElementGate(Gate):
@@ -20,5 +21,6 @@ class ElementGate(Gate):
     self.linear = Linear(rngs, (model.width, model.heads, model.head_dim),
                          ("embed", "heads", "head_dim"), model.init_std)
 
-  def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
-    return y_BxTxHxK * jax.nn.sigmoid(self.linear(x_BxTxD))
+  def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    return y_BxTxHxK * jax.nn.sigmoid(
+        context.linear("attn_gate", "attn_in", self.linear, x_BxTxD))

@@ -10,6 +10,7 @@ from of_jax.config import ModelConfig
 from of_jax.models import partition
 from of_jax.models.gates import Gate
 from of_jax.models.parameter import constant, normal, parameter
+from of_jax.models.probe import Context
 
 
 class HeadGate(Gate):
@@ -27,7 +28,7 @@ class HeadGate(Gate):
     logit = math.log(model.attention_gate_init / (1 - model.attention_gate_init))
     self.bias = parameter(rngs, (model.heads,), constant(logit), "bias", ("heads",))
 
-  def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
+  def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     dtype, kernel_HxK = y_BxTxHxK.dtype, self.kernel[...]
     # Unsaid, XLA would split the heads of x, and on a (2, 2, 2) mesh it got the sum wrong.
     x_BxTxHxK = partition.constrain_batch(

@@ -47,7 +47,7 @@ class MLP(nnx.Module):
 
   def hidden(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     """The hidden units after the nonlinearity, [batch, time, mlp_width]."""
-    return self.activate(self.up(x_BxTxD), context)
+    return self.activate(context.linear("mlp_up", "mlp_in", self.up, x_BxTxD), context)
 
   def activate(self, x_BxTxF: jax.Array, context: Context) -> jax.Array:
     """phi, behind its norm if it has one."""
@@ -55,7 +55,8 @@ class MLP(nnx.Module):
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     h_BxTxF = self.hidden(x_BxTxD, context)
-    return self.down(context.probe("mlp_hidden", h_BxTxF))
+    h_BxTxF = context.probe("mlp_hidden", h_BxTxF)
+    return context.linear("mlp_down", "mlp_hidden", self.down, h_BxTxF)
 
 
 class GatedMLP(MLP):
@@ -66,7 +67,9 @@ class GatedMLP(MLP):
     self.gate = self.linear_in(rngs, model)
 
   def hidden(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    return self.activate(self.gate(x_BxTxD), context) * self.up(x_BxTxD)
+    gate_BxTxF = context.linear("mlp_gate", "mlp_in", self.gate, x_BxTxD)
+    up_BxTxF = context.linear("mlp_up", "mlp_in", self.up, x_BxTxD)
+    return self.activate(gate_BxTxF, context) * up_BxTxF
 
 
 def make_mlp(rngs: nnx.Rngs, model: ModelConfig) -> MLP:

@@ -1,0 +1,154 @@
+"""Quantises a checkpoint after training: perplexity before and after.
+
+  python -m experiments.quantise --run=runs/first --weight_bits=8 --activation_bits=8 --out=DIR
+
+On one device, on the run's own evaluation set, or --tokens, --text or --corpus as `measure` reads
+them. Static ranges come from batches of the run's training data, or of the data given, which a seed
+draws. --run given several times compares runs: quantise.json then holds a list, {"runs": [...]},
+and a figure shows kurtosis against what quantisation costs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import cli, measure
+from of_jax.errors import UserError
+from of_jax.quantise import scheme as schemes
+from of_jax.run_directory import write_json
+
+_DEFAULT = schemes.Scheme()
+_RUNS = flags.DEFINE_multi_string("runs", [], "further run directories; may be given again")
+_WEIGHT_BITS = flags.DEFINE_integer("weight_bits", _DEFAULT.weight_bits, "4, 6, 8 or 16")
+_ACTIVATION_BITS = flags.DEFINE_integer("activation_bits", _DEFAULT.activation_bits, "likewise")
+_WEIGHT_GRANULARITY = flags.DEFINE_string(
+    "weight_granularity", _DEFAULT.weight_granularity, "what shares a range: "
+    + ", ".join(schemes.GRANULARITIES["weight"]))
+_ACTIVATION_GRANULARITY = flags.DEFINE_string(
+    "activation_granularity", _DEFAULT.activation_granularity, "likewise: "
+    + ", ".join(schemes.GRANULARITIES["activation"]) + "; a token's is found as it passes")
+_WEIGHT_RANGE = flags.DEFINE_string(
+    "weight_range", _DEFAULT.weight_range, ", ".join(schemes.RANGES["weight"]))
+_ACTIVATION_RANGE = flags.DEFINE_string(
+    "activation_range", "", ", ".join(schemes.RANGES["activation"])
+    + f"; default {_DEFAULT.activation_range}, for tokens min_max")
+_GROUP_SIZE = flags.DEFINE_integer("group_size", _DEFAULT.group_size, "inputs that share a range, "
+                                   "with --weight_granularity=group")
+_EXCLUDE = flags.DEFINE_list("exclude", [], "sites to leave as they are, or names of several: "
+                             + ", ".join(schemes.GROUPS))
+_INTEGER = flags.DEFINE_bool("integer", False, "multiply int8 by int8 into int32, in place of "
+                             "rounded numbers in float")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "each draws the batches of calibration")
+_BY_SITE = flags.DEFINE_bool("by_site", False, "also quantise all sites but one, and one alone")
+
+# What measure.py declares and this binary has no use for.
+_OF_MEASURE = ("metrics", "user_metrics", "intervene", "analyse", "training_batch", "list_metrics")
+
+
+def main() -> None:
+  scheme, seeds = _scheme(), _seeds()
+  runs = [run for run in (flags.FLAGS.run, *_RUNS.value) if run]
+  steps = flags.FLAGS.step
+  _check(runs, steps)
+  # Here, because it imports jax: a mistake on the command line is reported before that.
+  from of_jax.analysis import quantisation, replay
+  from of_jax.train.environment import machine
+
+  results: list[dict[str, Any]] = []
+  for run in runs:
+    model = replay.restore(run, int(steps[0]) if steps else None)
+    batches, description = measure.data_of(model)
+    given = any(flags.FLAGS[name].value for name in ("tokens", "text", "corpus"))
+    count = quantisation.CALIBRATION_BATCHES * len(seeds)
+    calibration = batches if given else model.batches("train", count)
+    found = quantisation.quantise(model, batches, calibration, scheme, seeds, _BY_SITE.value)
+    results.append({**found, "model": str(model.path), "step": model.step, "provenance": {
+        **machine(), "data": description, "digest": model.digest,
+        "digest_agreed": model.is_verified}})
+    print(_line(results[-1]), flush=True)
+  if not flags.FLAGS.out:
+    return
+  out = Path(flags.FLAGS.out).expanduser()
+  out.mkdir(parents=True, exist_ok=True)
+  if len(results) > 1:
+    _figure(results, out / "quantise.png")
+  write_json(out / "quantise.json", results[0] if len(results) == 1 else {"runs": results})
+  print(out / "quantise.json")
+
+
+def _scheme() -> schemes.Scheme:
+  """The scheme that the flags ask for.
+
+  Raises:
+    UserError: one that cannot be carried out.
+  """
+  chosen = (schemes.expand(flags.FLAGS.sites, "--sites") if flags.FLAGS.sites
+            else schemes.DEFAULT_SITES)
+  left_out = schemes.expand(_EXCLUDE.value, "--exclude")
+  by_token = _ACTIVATION_GRANULARITY.value == "token"
+  scheme = schemes.Scheme(
+      _WEIGHT_BITS.value, _ACTIVATION_BITS.value, _WEIGHT_GRANULARITY.value,
+      _ACTIVATION_GRANULARITY.value, _WEIGHT_RANGE.value,
+      _ACTIVATION_RANGE.value or ("min_max" if by_token else _DEFAULT.activation_range),
+      _GROUP_SIZE.value, "integer" if _INTEGER.value else "simulated",
+      tuple(site for site in chosen if site not in left_out))
+  schemes.check(scheme)
+  return scheme
+
+
+def _seeds() -> list[int]:
+  if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
+    raise UserError(f"--seeds={','.join(_SEEDS.value)}: not a list of numbers, as in 0,1,2")
+  return [int(seed) for seed in _SEEDS.value]
+
+
+def _check(runs: list[str], steps: list[str]) -> None:
+  """Looks at the rest of the command line."""
+  for name in _OF_MEASURE:
+    if flags.FLAGS[name].present:
+      raise UserError(f"--{name}: is a flag of measure; leave it out")
+  if not runs:
+    raise UserError("--run is missing, as in --run=runs/first")
+  if len(steps) > 1 or not all(step.isdigit() for step in steps):
+    raise UserError(f"--step={','.join(steps)}: not one step, as in 150")
+  out = Path(flags.FLAGS.out).expanduser()
+  if flags.FLAGS.out and out.exists() and not out.is_dir():
+    raise UserError(f"--out={flags.FLAGS.out}: is a file, not a folder")
+  for name in ("tokens", "text"):
+    if flags.FLAGS[name].value and not Path(flags.FLAGS[name].value).expanduser().is_file():
+      raise UserError(f"--{name}={flags.FLAGS[name].value}: no such file")
+  from of_jax.analysis.runs import read_config
+  for run in runs:
+    read_config(Path(run).expanduser())
+
+
+def _line(found: dict[str, Any]) -> str:
+  after = found["perplexity_quantised"]
+  text = (f"{found['model']} step {found['step']:,}: perplexity {found['perplexity']:.4f}, "
+          f"W{found['weight_bits']}A{found['activation_bits']} {after['mean']:.4f} "
+          f"+- {after['std']:.4f} over {len(after['seeds'])} seeds  kurtosis of the stream "
+          f"{found['kurtosis']:.4g}, mean over layers")
+  for site, values in found["by_site"].items():
+    text += f"\n  {site:14} all but it {values['all_but']:.4f}  it alone {values['only']:.4f}"
+  return text
+
+
+def _figure(results: list[dict[str, Any]], path: Path) -> None:
+  import matplotlib
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+  figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
+  for one in results:
+    axes.errorbar(one["kurtosis"], one["increase"]["mean"], one["increase"]["std"], fmt="o",
+                  label=Path(one["model"]).name)
+  axes.set_xscale("log")
+  axes.set_xlabel("kurtosis of the stream, mean over layers")
+  axes.set_ylabel("increase of the loss when quantised (nats a token)")
+  axes.legend(fontsize="small")
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
+
+
+if __name__ == "__main__":
+  cli.run(main)

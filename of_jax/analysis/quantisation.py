@@ -1,0 +1,222 @@
+"""What quantisation costs. Enters: anything with a config and parameters, batches, a scheme.
+Leaves: perplexity as it is and quantised, over calibration seeds and site by site.
+"""
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from of_jax.analysis import replay
+from of_jax.analysis.evaluation import Batch, Model, measure, network_of
+from of_jax.config import Config
+from of_jax.data.corpora import prepare
+from of_jax.errors import UserError
+from of_jax.models.functional import Parameters
+from of_jax.quantise import quantisers
+from of_jax.quantise import scheme as schemes
+from of_jax.quantise.numerics import (
+    Bounds,
+    FindBounds,
+    FindRanges,
+    Quantised,
+    Ranges,
+    rounded_weight,
+)
+from of_jax.quantise.scheme import Scheme
+from of_jax.train.loss import cross_entropy
+
+# Batches that ranges are found on, and how often they are drawn: Bondarenko et al.'s script.
+CALIBRATION_BATCHES = 4
+SEEDS = (0, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+  """What static quantisation needs to know of a model."""
+
+  bounds: Bounds
+  ranges: Ranges
+
+
+def calibrate(model: Model, batches: Sequence[Batch], scheme: Scheme) -> Calibration:
+  """Bounds of the weights, and ranges of the activations of the unquantised model on batches.
+
+  Ranges that are found as tokens pass need no batch, and none is read.
+  """
+  _refuse_images(model.config)
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  kept_bounds = _finder(model.config, _of_weights(scheme), "bounds")(model.params, tokens, None)
+  bounds = {name: kept["bound"] for name, kept in kept_bounds.items()}
+  ranges: dict[str, tuple[jax.Array, jax.Array]] = {}
+  for batch in batches if scheme.is_static else ():
+    found = _finder(model.config, _of_activations(scheme), "ranges")(
+        model.params, batch["inputs"], batch.get("documents"))
+    for site, kept in found.items():
+      new = kept["low"], kept["high"]
+      ranges[site] = (quantisers.combine(ranges[site], new, scheme.activation_range)
+                      if site in ranges else new)
+  return Calibration(bounds, ranges)
+
+
+def loss(model: Model, batches: Sequence[Batch], scheme: Scheme, calibration: Calibration) -> float:
+  """Nats a token of the quantised model, over all batches together, weighted by tokens."""
+  _refuse_images(model.config)
+  if scheme.arithmetic == "integer":
+    program, chosen = _program(model.config, scheme), {}
+  else:
+    # Which sites, the program is told: leaving out one or another compiles nothing.
+    program = _program(model.config, dataclasses.replace(scheme, sites=schemes.SITES))
+    chosen = {site: site in scheme.sites for site in schemes.SITES}
+  total = count = 0.0
+  for batch in batches:
+    parts = program(model.params, dict(batch), calibration.bounds, calibration.ranges, chosen)
+    total, count = total + float(parts["loss"]), count + float(parts["count"])
+  return total / count
+
+
+def plain_loss(model: Model, batches: Sequence[Batch]) -> tuple[float, float, int]:
+  """Nats a token as trained, kurtosis of the stream (mean over layers), and tokens."""
+  found = measure(model, batches, ("resid_pre",), ("kurtosis",))
+  kurtosis = np.asarray(found["telemetry"]["resid_pre"]["kurtosis"], np.float64)
+  return found["loss"], float(kurtosis.mean()), found["num_tokens"]
+
+
+def draw(batches: Sequence[Batch], seed: int, count: int = CALIBRATION_BATCHES) -> list[Batch]:
+  """The batches that a seed calibrates on: `count` of those given, or all there are, in its order.
+  """
+  order = np.random.default_rng(seed).permutation(len(batches))
+  return [batches[i] for i in order[:count]]
+
+
+def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch], scheme: Scheme,
+             seeds: Sequence[int] = SEEDS, by_site: bool = False) -> dict[str, Any]:
+  """What quantise.json holds of one model.
+
+  Args:
+    batches: to evaluate on.
+    calibration: what seeds draw batches from, see `draw`.
+    by_site: whether to also leave out, and to quantise alone, each site of the scheme.
+
+  Raises:
+    UserError: a scheme that cannot be carried out, or a model of images.
+  """
+  schemes.check(scheme)
+  plain, kurtosis, tokens = plain_loss(model, batches)
+  # Dynamic ranges know no calibration: every seed gives the same.
+  found = {seed: calibrate(model, draw(calibration, seed), scheme)
+           for seed in (seeds if scheme.is_static else seeds[:1])}
+  losses = [loss(model, batches, scheme, one) for one in found.values()]
+  present = sites_of(model.config)
+  result = {
+      "perplexity": _perplexity(plain), "loss": plain, "num_tokens": tokens, "kurtosis": kurtosis,
+      "perplexity_quantised": {**_spread([_perplexity(one) for one in losses]),
+                               "seeds": list(found)},
+      "increase": _spread([one - plain for one in losses]),
+      **{name: value for name, value in dataclasses.asdict(scheme).items() if name != "sites"},
+      "sites": [site for site in scheme.sites if site in present], "by_site": {}}
+  if by_site:
+    first = next(iter(found.values()))
+    for site in result["sites"]:
+      others = tuple(other for other in scheme.sites if other != site)
+      result["by_site"][site] = {
+          kind: _perplexity(loss(model, batches, dataclasses.replace(scheme, sites=sites), first))
+          for kind, sites in (("all_but", others), ("only", (site,)))}
+  return result
+
+
+def quantised(run: Path, steps: Sequence[int]) -> dict[str, Any]:
+  """W8A8 and W4A8 of a run's last checkpoint, on its validation set."""
+  model = replay.restore(run, steps[-1])
+  _refuse_images(model.config)
+  corpus = prepare(model.config.data, lambda line: None)
+  batches = replay.corpus_batches(model.config, corpus)
+  calibration = replay.corpus_batches(model.config, corpus, "train",
+                                      CALIBRATION_BATCHES * len(SEEDS))
+  each = {}
+  for bits in (8, 4):
+    scheme = Scheme(weight_bits=bits)
+    each[scheme.label] = quantise(model, batches, calibration, scheme)
+  first = next(iter(each.values()))
+  return {
+      "analysis": "quantised", "run": str(run), "num_tokens": first["num_tokens"],
+      "definition": "increase of the loss on the validation set, in nats a token, when the model "
+      "is quantised; kurtosis of the stream entering each block there, mean over layers",
+      "steps": [{"step": model.step, "kurtosis": first["kurtosis"], "loss": first["loss"],
+                 "schemes": each}]}
+
+
+@functools.lru_cache(maxsize=8)
+def sites_of(config: Config) -> tuple[str, ...]:
+  """The sites of scheme.SITES that a model has, by tracing it."""
+  network, tokens = network_of(config), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  met = {"unembedding"}
+  for finder in (FindBounds(Scheme(weight_range="min_max")),
+                 FindRanges(Scheme(activation_range="min_max"))):
+    met |= set(jax.eval_shape(lambda params, x, own=finder: network.stream(
+        params, x, numerics=own)[2], network.shapes, tokens))
+  return tuple(site for site in schemes.SITES if site in met)
+
+
+@functools.lru_cache(maxsize=16)
+def _finder(config: Config, scheme: Scheme, what: str) -> Any:
+  network = network_of(config)
+
+  @jax.jit
+  def run(params: Parameters, inputs: jax.Array, documents: jax.Array | None) -> Any:
+    numerics = FindBounds(scheme) if what == "bounds" else FindRanges(scheme)
+    return network.stream(params, inputs, documents, numerics=numerics)[2]
+
+  return run
+
+
+@functools.lru_cache(maxsize=16)
+def _program(config: Config, scheme: Scheme) -> Any:
+  network = network_of(config)
+
+  @jax.jit
+  def run(params: Parameters, batch: Mapping[str, jax.Array], bounds: Bounds, ranges: Ranges,
+          chosen: Mapping[str, Any]) -> Any:
+    chosen = chosen or {site: site in scheme.sites for site in schemes.SITES}
+    x_BxTxD, table_DxV, _ = network.stream(
+        params, batch["inputs"], batch.get("documents"),
+        numerics=Quantised(scheme, bounds, ranges, chosen))
+    rounded = rounded_weight(table_DxV, scheme, "unembedding")
+    table_DxV = jnp.where(chosen["unembedding"], rounded, table_DxV)
+    return cross_entropy(x_BxTxD, table_DxV, batch["targets"], batch["weights"], 0.0,
+                         config.model.logit_cap)[1]
+
+  return run
+
+
+def _of_weights(scheme: Scheme) -> Scheme:
+  """What decides bounds, so that schemes that agree on it share a program."""
+  return Scheme(weight_bits=scheme.weight_bits, weight_granularity=scheme.weight_granularity,
+                weight_range=scheme.weight_range, group_size=scheme.group_size)
+
+
+def _of_activations(scheme: Scheme) -> Scheme:
+  return Scheme(activation_bits=scheme.activation_bits, activation_range=scheme.activation_range,
+                activation_granularity=scheme.activation_granularity)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+  """Mean and standard deviation (divided by the count)."""
+  return {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+
+
+def _perplexity(nats: float) -> float:
+  return math.exp(nats) if nats < 700 else math.inf
+
+
+def _refuse_images(config: Config) -> None:
+  if config.model.kind != "transformer":
+    raise UserError(f"model.kind={config.model.kind}: quantisation is of transformers; perplexity "
+                    "is of tokens")

@@ -1,0 +1,130 @@
+"""What is quantised and how. Imports nothing, so that a mistake is found before jax is imported."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+
+from of_jax.errors import UserError
+
+BITS = (4, 6, 8, 16)
+
+# Inputs of linear maps; a map quantises its own, with the range of its site.
+LINEAR_INPUTS = ("attn_in", "attn_heads", "mlp_in", "mlp_hidden")
+# site -> what it holds. The first are probe sites, see of_jax.models.probe.
+ACTIVATIONS = {
+    "resid_pre": "the stream entering a block: embedding and residual sums",
+    "resid_mid": "the stream entering the MLP half: residual sums",
+    "resid_post": "the stream leaving the last block",
+    "attn_in": "what attention reads: the norm's output where there is one",
+    "attn_q": "queries, after QK-norm and rotation", "attn_k": "keys, likewise",
+    "attn_v": "values", "attn_logits": "what the softmax reads",
+    "attn_weights": "what the softmax gives", "attn_heads": "what the output projection reads",
+    "attn_out": "what attention adds to the stream",
+    "mlp_in": "what the MLP reads: the norm's output where there is one",
+    "mlp_hidden": "hidden units after the nonlinearity",
+    "mlp_out": "what the MLP adds to the stream",
+    "final": "what the unembedding reads"}
+WEIGHTS = {
+    "attn_query": "kernel", "attn_key": "kernel", "attn_value": "kernel", "attn_output": "kernel",
+    "attn_gate": "kernel of the gate a neuron, where there is one", "mlp_up": "kernel",
+    "mlp_gate": "kernel of gated MLPs", "mlp_down": "kernel",
+    "unembedding": "the table that gives the logits"}
+SITES = (*ACTIVATIONS, *WEIGHTS)
+# Bondarenko et al. 2023 (2306.12929), whose settings He et al. 2024 use, leave the last product.
+DEFAULT_SITES = tuple(site for site in SITES if site not in ("final", "unembedding"))
+# Names for several sites at once.
+GROUPS = {
+    "activations": tuple(ACTIVATIONS), "weights": tuple(WEIGHTS),
+    "residual": ("resid_pre", "resid_mid", "resid_post"),
+    "softmax": ("attn_logits", "attn_weights"),
+    "linear": (*LINEAR_INPUTS, *(name for name in WEIGHTS if name != "unembedding"))}
+
+GRANULARITIES = {"weight": ("tensor", "channel", "group"),
+                 "activation": ("tensor", "channel", "token")}
+RANGES = {"weight": ("min_max", "percentile", "mse"),
+          "activation": ("min_max", "running_min_max", "percentile", "mse")}
+ARITHMETICS = ("simulated", "integer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+  """How a model is quantised. The defaults are He et al. 2024's, after Bondarenko et al.'s code.
+
+  Attributes:
+    weight_bits, activation_bits: of BITS. Weights are symmetric, activations asymmetric.
+    weight_granularity: one range a tensor, an output channel, or `group_size` inputs of one.
+    activation_granularity: one range a tensor, a neuron (attn_logits and attn_weights, which have
+      none: a tensor), or a token, found as it passes.
+    weight_range, activation_range: how ranges are found, see of_jax.quantise.quantisers.
+    group_size: inputs that share a range.
+    arithmetic: `simulated`, rounded numbers in float; `integer`, linear maps as int8 x int8 ->
+      int32 products.
+    sites: of SITES, what is quantised.
+  """
+
+  weight_bits: int = 8
+  activation_bits: int = 8
+  weight_granularity: str = "tensor"
+  activation_granularity: str = "tensor"
+  weight_range: str = "mse"
+  activation_range: str = "percentile"
+  group_size: int = 32
+  arithmetic: str = "simulated"
+  sites: tuple[str, ...] = DEFAULT_SITES
+
+  @property
+  def is_static(self) -> bool:
+    """Whether ranges of activations come from calibration."""
+    return self.activation_granularity != "token"
+
+  @property
+  def label(self) -> str:
+    """As in W8A8."""
+    return f"W{self.weight_bits}A{self.activation_bits}"
+
+
+def check(scheme: Scheme) -> None:
+  """Raises UserError for a scheme that cannot be carried out."""
+  for kind in ("weight", "activation"):
+    for field, known in (("bits", BITS), ("granularity", GRANULARITIES[kind]),
+                         ("range", RANGES[kind])):
+      _check_one(f"{kind}_{field}", getattr(scheme, f"{kind}_{field}"), known)
+  _check_one("arithmetic", scheme.arithmetic, ARITHMETICS)
+  if scheme.group_size < 1:
+    raise UserError(f"group_size={scheme.group_size}: must be at least 1")
+  if not scheme.sites:
+    raise UserError("sites: nothing is left to quantise")
+  for site in scheme.sites:
+    _check_one("sites", site, SITES)
+  if not scheme.is_static and scheme.activation_range != "min_max":
+    raise UserError(f"activation_range={scheme.activation_range}: a token's range is that of its "
+                    "own values, min_max; or choose activation_granularity=tensor")
+  if scheme.arithmetic == "integer":
+    for field in ("weight_bits", "activation_bits"):
+      if getattr(scheme, field) > 8:
+        raise UserError(f"{field}={getattr(scheme, field)}: the integer path multiplies int8; "
+                        "choose 8 or fewer, or simulated arithmetic")
+    if scheme.activation_granularity == "channel":
+      raise UserError("activation_granularity=channel: a range a neuron cannot be taken out of an "
+                      "integer product; choose tensor or token, or simulated arithmetic")
+
+
+def expand(names: Iterable[str], flag: str) -> tuple[str, ...]:
+  """Sites of names of sites and of GROUPS, in the order of SITES.
+
+  Raises:
+    UserError: a name that is neither.
+  """
+  chosen: set[str] = set()
+  for name in names:
+    _check_one(flag, name, (*SITES, *GROUPS))
+    chosen.update(GROUPS.get(name, (name,)))
+  return tuple(site for site in SITES if site in chosen)
+
+
+def _check_one(field: str, value: object, known: Iterable[object]) -> None:
+  words = list(map(str, known))
+  if str(value) not in words:
+    close = difflib.get_close_matches(str(value), words, n=1)
+    raise UserError(f"{field}={value}: " + (f"did you mean {close[0]}?" if close else
+                                            f"must be one of {', '.join(words)}"))
