@@ -185,7 +185,8 @@ class _Moments:
   site: str
 
   def __call__(self, weights_BxT: jax.Array) -> Observer:
-    def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array) -> Statistics | None:
+    def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None
+                ) -> Statistics | None:
       del first_BxT
       if site != self.site:
         return None
@@ -254,7 +255,7 @@ def _site_shapes(config: Config) -> dict[str, tuple[int, int]]:
   shape = (1, 1, config.data.input_size) if images else (1, 1)
   inputs = jax.ShapeDtypeStruct(shape, jnp.float32 if images else jnp.int32)
 
-  def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array) -> Statistics:
+  def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None) -> Statistics:
     del site, first_BxT
     return {"token": x_BxTxD[0, 0]}
 

@@ -42,7 +42,8 @@ class _LastToken:
   def __call__(self, weights_BxT: jax.Array) -> Observer:
     del weights_BxT
 
-    def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array) -> Statistics | None:
+    def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None
+                ) -> Statistics | None:
       del first_BxT
       return {"last": x_BxTxD[:, -1].astype(jnp.float32)} if site in ("final", "mlp_out") else None
 

@@ -32,7 +32,8 @@ class _Counts:
   """Of each token how many units are not zero, of each unit in each sequence on how many tokens."""
 
   def __call__(self, weights_BxT: jax.Array) -> Observer:
-    def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array) -> Statistics | None:
+    def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None
+                ) -> Statistics | None:
       del first_BxT
       if site != SITE:
         return None

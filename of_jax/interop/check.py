@@ -38,7 +38,7 @@ class Difference:
 def our_stream(model: Pretrained, tokens_BxT: np.ndarray) -> list[np.ndarray]:
   """What enters each block, what the unembedding reads, and the logits."""
 
-  def observe(site: str, x: jax.Array, first: jax.Array) -> dict[str, jax.Array] | None:
+  def observe(site: str, x: jax.Array, first: jax.Array | None) -> dict[str, jax.Array] | None:
     return {"x": x} if site in ("resid_pre", "final") else None
 
   @jax.jit

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PERCENTILE = 99.999
 MOMENTUM = 0.9
@@ -133,4 +134,5 @@ def combine(old: tuple[jax.Array, jax.Array], new: tuple[jax.Array, jax.Array], 
 
 def _positive(scale: jax.Array) -> jax.Array:
   # A range of nothing but 0, or one too small to divide, has any scale.
-  return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, 1)
+  smallest = float(np.finfo(np.dtype(scale.dtype)).tiny)
+  return jnp.where(scale >= smallest, scale, 1)

@@ -257,8 +257,8 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
   """
   made = make_functions(config)
   shardings = state_shardings(mesh, made.network, made.optimizer)
-  return compile_functions(made, jax.jit(made.init, out_shardings=shardings, donate_argnums=1), shardings,
-                           NamedSharding(mesh, PartitionSpec()))
+  init = jax.jit(made.init, out_shardings=shardings, donate_argnums=1)
+  return compile_functions(made, init, shardings, NamedSharding(mesh, PartitionSpec()))
 
 
 def compile_functions(made: Functions, init: Any, shardings: Any, metrics: Any) -> Trainer:
