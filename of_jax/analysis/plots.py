@@ -1,13 +1,15 @@
 """The figure that a README can carry. Enters: runs. Leaves: figure.svg and figure.png.
 
-Two panels of the first setting that holds more than one block: kurtosis of the worst layer
-against step, and loss.
+Two panels, kurtosis of the worst layer against step, and loss: of the first setting in which there
+are runs of all groups (see of_jax.analysis.series), or of each group at its first setting.
 """
 
 import html
 import io
+import math
 import pathlib
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,26 +22,31 @@ from of_jax.analysis.runs import Run, loss_unit
 
 FIGURE = "figure"
 _POINTS = 400
+# A legend of more lines than these lies below the panels.
+_LABELS_INSIDE, _INCHES_A_LABEL, _INCHES_A_LINE, _LETTERS_AN_INCH = 4, 2.0, 0.17, 15
 _STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
           "axes.grid": True, "grid.alpha": 0.25, "svg.hashsalt": "of_jax", "svg.fonttype": "none",
           "axes.titlesize": 10, "axes.titlelocation": "left"}
 
 
-def headline(runs: Mapping[str, Run]) -> list[series.Series]:
-  """The runs of the first condition that compares groups; of the first one if none does."""
+def headline(runs: Mapping[str, Run]) -> tuple[list[series.Series], str]:
+  """What is drawn, and what to say of it."""
   arranged = series.arrange(runs)
   by_condition: dict[str, list[series.Series]] = {}
   for item in arranged:
     by_condition.setdefault(item.condition, []).append(item)
-  several = [c for c in by_condition.values() if len({i.group for i in c}) > 1]
-  return (several or list(by_condition.values()))[0]
+  groups = {item.group for item in arranged}
+  for condition, items in by_condition.items():
+    if {item.group for item in items} == groups:
+      return items, condition
+  return series.first_settings(arranged), "each at the first of its settings; the page has all"
 
 
 def save(runs: Mapping[str, Run], folder: pathlib.Path) -> None:
   """Writes figure.svg and figure.png into `folder`."""
   with styled():
-    items = headline(runs)
-    figure = _draw(items, ("kurtosis", "loss"), (8.4, 3.3), items[0].condition)
+    items, said = headline(runs)
+    figure = _draw(items, ("kurtosis", "loss"), (8.4, 3.3), said)
     figure.savefig(folder / f"{FIGURE}.png", dpi=160)
     figure.savefig(folder / f"{FIGURE}.svg", metadata={"Date": None})
 
@@ -49,7 +56,7 @@ def svg(runs: Mapping[str, Run]) -> list[str]:
   texts = []
   with styled():
     for panel in ("kurtosis", "loss"):
-      texts.append(as_element(_draw(headline(runs), (panel,), (4.6, 3.3)), panel,
+      texts.append(as_element(_draw(headline(runs)[0], (panel,), (4.6, 3.3)), panel,
                               f"{panel} against step"))
   return texts
 
@@ -78,13 +85,23 @@ def styled() -> Any:
 def _draw(items: list[series.Series], panels: tuple[str, ...], size: tuple[float, float],
           condition: str = "") -> Any:
   # Without pyplot: no display, no global state, nothing to close.
-  figure = Figure(figsize=size, layout="constrained")
-  if condition:
-    figure.suptitle(condition, fontsize=9, color="#555555", x=0.01, ha="left")
+  said = textwrap.fill(condition, int(_LETTERS_AN_INCH * size[0]))
+  columns = max(1, int(size[0] // _INCHES_A_LABEL))
+  rows = math.ceil(len(items) / columns) if len(items) > _LABELS_INSIDE else 0
+  height = size[1] + _INCHES_A_LINE * (said.count("\n") + rows)
+  figure = Figure(figsize=(size[0], height), layout="constrained")
+  if said:
+    figure.suptitle(said, fontsize=9, color="#555555", x=0.01, ha="left")
   for index, panel in enumerate(panels):
     axes = figure.add_subplot(1, len(panels), index + 1)
     (_kurtosis if panel == "kurtosis" else _loss)(axes, items)
     axes.set_xlabel("step")
+  if rows:
+    # Among the curves it would cover them.
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower left",
+                  ncols=columns, frameon=False, fontsize=8)
+  elif panels[0] == "kurtosis":
+    figure.axes[0].legend(frameon=False, fontsize=9)
   return figure
 
 
@@ -102,7 +119,6 @@ def _kurtosis(axes: Any, items: list[series.Series]) -> None:
   axes.yaxis.set_minor_locator(NullLocator())
   axes.set_ylabel("kurtosis (1 to width)")
   axes.set_title("Kurtosis of the stream, worst layer")
-  axes.legend(frameon=False, fontsize=9)
 
 
 def _loss(axes: Any, items: list[series.Series]) -> None:

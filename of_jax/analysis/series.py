@@ -4,7 +4,7 @@ curves of few enough points to draw.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from of_jax.analysis.runs import Floats, Ints, Run
 # Okabe and Ito's colours, which the colour-blind tell apart. A block keeps its colour on every
 # figure: Pre-Norm vermilion, Outlier Protected blue.
 _COLOURS = {"pre": "#D55E00", "op": "#0072B2"}
-_OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F",
+           # Of Tol's muted scheme, for studies of many groups.
+           "#332288", "#999933", "#882255", "#117733", "#AA4499", "#44AA99", "#DDCC77")
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -35,9 +37,9 @@ def arrange(runs: Mapping[str, Run]) -> list[Series]:
   """One `Series` a run, in the order given.
 
   The group is the block, with its norm where one block is run with several; of residual MLPs, which
-  have no block, it is the optimiser. A field that varies
-  inside a group makes the condition; one that follows from the group, such as op's gain, does
-  not.
+  have no block, and where the block is one throughout, it is the optimiser if that varies. A field
+  that varies inside a group makes the condition; one that follows from the group, such as op's
+  gain, does not.
   """
   groups = _groups(runs)
   inside = _inside(runs, groups)
@@ -64,9 +66,19 @@ def varied(runs: Mapping[str, Run]) -> list[str]:
   return [f for f in varying([run.config for run in runs.values()]) if f in chosen]
 
 
+def first_settings(items: Sequence[Series]) -> list[Series]:
+  """Of each group the runs of its first run's condition."""
+  first: dict[str, str] = {}
+  for item in items:
+    first.setdefault(item.group, item.condition)
+  return [item for item in items if item.condition == first[item.group]]
+
+
 def _groups(runs: Mapping[str, Run]) -> dict[str, str]:
-  kinds = {name: run.config.optim.name if run.reads_images else run.config.model.block
-           for name, run in runs.items()}
+  one_block = len({(run.config.model.block, run.config.model.norm) for run in runs.values()}) == 1
+  optimisers = len({run.config.optim.name for run in runs.values()})
+  kinds = {name: run.config.optim.name if run.reads_images or one_block and optimisers > 1
+           else run.config.model.block for name, run in runs.items()}
   norms: dict[str, set[str]] = {}
   for name, run in runs.items():
     norms.setdefault(kinds[name], set()).add(run.config.model.norm)

@@ -5,9 +5,9 @@ several, and every member one device. Each leaves the run directory that it woul
 
 A device steps its members in turn (`jax.lax.map`), or at once (`jax.vmap`). In turn, on a CPU,
 parameters and moments have the bits of the single run on one device; the logged loss, which
-nothing is computed from, may differ in its last bit, since it is added up in another order. At
-once, products are batched, and members agree with their single runs to rounding; what an optimiser
-does at some steps alone, as a refresh of its bases, would then be computed at every step.
+nothing is computed from, may differ in its last bit (why has not been found out). At once,
+products are batched, and members agree with their single runs to rounding; what an optimiser does
+at some steps alone, as a refresh of its bases, would then be computed at every step.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from of_jax.analysis import runs, series
+from of_jax.analysis import plots, runs, series
 from of_jax.errors import UserError
 from tests.analysis.synthetic import config, write_run
 
@@ -149,3 +149,20 @@ def test_a_run_of_an_older_version_has_todays_defaults(tmp_path):
   sections["optim"]["decay_fraction"] = 0.5
   path.write_text(json.dumps(sections))
   assert runs.load_run(tmp_path / "a").config.optim.decay_fraction == 0.5
+
+
+def test_where_the_block_is_one_the_optimiser_is_the_group(tmp_path):
+  settings = {"adamw": [], "adamw_eps": [("optim.eps", "1e-4")],
+              "lion": [("optim.name", "lion"), ("optim.learning_rate", "1e-3")],
+              "lion_slow": [("optim.name", "lion"), ("optim.learning_rate", "3e-4")]}
+  for name, overrides in settings.items():
+    write_run(tmp_path / name, config(overrides))
+  loaded = {n: runs.load_run(tmp_path / n) for n in settings}
+  arranged = series.arrange(loaded)
+  assert [s.group for s in arranged] == ["adamw", "adamw", "lion", "lion"]
+  assert len({s.colour for s in arranged}) == 2
+  # No setting has both: the figure shows each at its first.
+  items, said = plots.headline(loaded)
+  assert [s.run.name for s in items] == ["adamw", "lion"] and "first" in said
+  items, said = plots.headline({n: loaded[n] for n in ("adamw", "adamw_eps")})
+  assert [s.run.name for s in items] == ["adamw"] and said == "eps 1e-08"
