@@ -13,15 +13,15 @@ LAYERS = (
     ("errors",), ("variants", "tpu", "placement"),
     ("config_images", "config_model", "config_optim", "config_telemetry", "config_values"),
     ("config_rules",), ("config_sections",), ("config",),
-    ("baselines", "presets", "run_directory"), ("data",), ("models",), ("quantise",),
-    ("interop",), ("optim", "telemetry"), ("train",))
+    ("baselines", "config_members", "presets", "run_directory"), ("data",), ("models",),
+    ("quantise",), ("interop",), ("optim", "telemetry"), ("train",))
 ABOVE = {name: {n for layer in LAYERS[:i + 1] for n in layer}
          for i, names in enumerate(LAYERS) for name in names}
 # Analysis reads run directories and restores their checkpoints, never the trainer.
 ABOVE["analysis"] = ABOVE["train"] - {"train"} | {"analysis"}
 READ_OF_TRAIN = {"train.checkpoint", "train.digest", "train.loss"}
 # Binaries stand above everything and may not be imported; models know nothing of telemetry.
-ABOVE["models"] -= {"baselines", "data", "presets", "run_directory"}
+ABOVE["models"] -= {"baselines", "config_members", "data", "presets", "run_directory"}
 ABOVE["telemetry"] -= {"data", "models", "optim"}
 ABOVE["optim"] -= {"data", "models", "telemetry", "interop"}
 # Foreign weights are read for whoever measures or trains them, who knows nothing of files.

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from experiments import measure
 from of_jax.analysis import imported
 from of_jax.errors import UserError
 from of_jax.interop import load
@@ -26,17 +23,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
                         text=True, capture_output=True, timeout=600, env=dict(os.environ))
 
 
-@flagsaver.flagsaver()
 def test_measure_and_intervene(tmp_path: Path) -> None:
   """The loss is NumPy's of the model's logits, the stream's numbers are PyTorch's."""
   folder, out = foreign.save_folder(tmp_path / "model", "llama"), tmp_path / "out"
   windows = np.pad(foreign.TOKENS, ((0, 0), (0, 1)), constant_values=3)
   np.save(tmp_path / "t.npy", windows)
-  # In this process, which has jax already.
-  flags.FLAGS(["measure", f"--model={folder}", f"--tokens={tmp_path / 't.npy'}", f"--out={out}",
-               "--sites=resid_pre", "--metrics=kurtosis,rms,max_abs",
-               "--intervene=zero:resid_pre:1:top2"])
-  measure.main()
+  done = run(f"--model={folder}", f"--tokens={tmp_path / 't.npy'}", f"--out={out}",
+             "--sites=resid_pre", "--metrics=kurtosis,rms,max_abs",
+             "--intervene=zero:resid_pre:1:top2")
+  assert done.returncode == 0, done.stderr
   found = json.loads((out / "measure.json").read_text())
   model = load(folder)
   logits = model.logits(foreign.TOKENS).astype(np.float64)
