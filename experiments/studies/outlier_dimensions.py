@@ -2,8 +2,8 @@
 
 Outlier dimensions of the final representation: when they form, and what they do to predictions.
 
-Cost: smoke, 2 runs of 150 steps, each followed by an analysis of its eight checkpoints; 20 min 52 s
-on two x86-64 cores that other programs used at the same time (2026-11-23). small is declared for
+Cost: smoke, 2 runs of 150 steps, each followed by an analysis of its eight checkpoints; 20 min 52
+s on two x86-64 cores that other programs used at the same time (2026-11-23). small is declared for
 one accelerator; its cost is not measured yet.
 
 The model is the smoke setting's Pre-Norm with a norm before the unembedding, which the analysed
