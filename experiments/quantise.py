@@ -4,7 +4,7 @@
 
 On one device, on the run's own evaluation set, or --tokens, --text or --corpus as `measure` reads
 them. Static ranges come from batches of the run's training data, or of the data given, which a seed
-draws. --run given several times compares runs: quantise.json then holds a list, {"runs": [...]},
+draws. --runs compares further runs: quantise.json then holds a list, {"runs": [...]},
 and a figure shows kurtosis against what quantisation costs.
 """
 

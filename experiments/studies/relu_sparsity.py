@@ -3,14 +3,19 @@
 Which hidden units of a ReLU transformer are active, layer by layer and over training.
 
 Cost: smoke, 2 runs of 150 steps with MLPs of 1,024 units, each followed by an analysis of its eight
-checkpoints; aimed at six minutes on two CPU cores. small is declared for one accelerator; its cost
-is not measured yet.
+checkpoints; 16 min 36 s on two x86-64 cores that other programs used at the same time (2026-11-23).
+small is declared for one accelerator; its cost is not measured yet.
 
 The rules were written before any run of this study. Shares in a batch are over 8,192 tokens, the
 paper's batch; how many tokens are read decides them, and the width of the layers too, so that the
 paper's own numbers are not expected at a thirtieth of its width.
 
-Should print: shares of active units by layer. None is known ahead.
+Printed there: shares of units active in 8,192 tokens, by layer: 100, 28, 22, 34, 42, 42 % of seed 0
+and 95, 42, 35, 31, 45, 57 % of seed 1, so that "layers_differ" is not reproduced: the first layer
+uses more than the others, where the paper's uses less. Reproduced are "token_use" (50 % to 3.6 %
+and to 2.5 %), "death" (up to 70 % and 61 % of a layer's units; of the dead, up to 53 % and 80 %
+revive between two checkpoints) and "prunable" (70 % are rare; without them the loss changes by
+-0.0002 and -0.0001 nats). Final losses 4.072 and 4.118, peak kurtosis 12.4 and 9.29.
 
 Source of the claims: Wild & Anderson 2024, "Uncovering Layer-Dependent Activation Sparsity Patterns
 in ReLU Transformers" (arXiv 2407.07848), cited below as the paper: its abstract and the captions
