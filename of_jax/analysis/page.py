@@ -86,7 +86,7 @@ def _chip(verdict: str) -> str:
 
 
 def _figure(runs: Mapping[str, Run], figures: Sequence[str]) -> str:
-  condition = plots.headline(runs)[0].condition
+  _, condition = plots.headline(runs)
   return (f'<figure class="pair">{"".join(f"<div>{f}</div>" for f in figures)}'
           "<figcaption>Kurtosis = mean<sub>j</sub> s<sub>j</sub><sup>4</sup> / (mean<sub>j</sub> "
           "s<sub>j</sub><sup>2</sup>)<sup>2</sup>, where s<sub>j</sub> is the root mean square of "

@@ -64,7 +64,7 @@ def test_page_and_table_speak_of_images(tmp_path):
   assert {r["group"] for r in data["runs"]} == {"sgd", "adamw"}
   assert {r["condition"] for r in data["runs"]} == {"whitening pca", "whitening none"}
   assert data["runs"][0]["untrained_loss"] == 0.1
-  headline = plots.headline({n: load_run(tmp_path / n) for n in ("sgd_seed0", "adam_seed0")})
+  headline, _ = plots.headline({n: load_run(tmp_path / n) for n in ("sgd_seed0", "adam_seed0")})
   assert [item.group for item in headline] == ["sgd", "adamw"]
   saved = json.loads((tmp_path / "study.json").read_text())
   verdicts = {c["id"]: c["verdict"] for c in saved["claims"]}
