@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from of_jax import placement
+
 FIRST, REST = 0, 1
 # Of a float's 31 bits below the sign, a median is found from 15 upper and 7 lower ones: its
 # relative accuracy, where it falls among values closer to one another than this, is 2^-14.
@@ -63,12 +65,12 @@ class Activations:
   @functools.cached_property
   def bits_BxTxD(self) -> jax.Array:
     """|x| as int32, which orders non-negative floats as they are ordered."""
-    return jax.lax.bitcast_convert_type(jnp.abs(self.raw_BxTxD), jnp.int32)
+    return as_bits(self.raw_BxTxD)
 
   @functools.cached_property
   def max_bits_BxT(self) -> jax.Array:
     """The largest |x| of each token, as bits."""
-    return jnp.max(fold(jnp.maximum, self.bits_BxTxD), -1)
+    return jnp.max(fold(_larger, 0, self.raw_BxTxD), -1)
 
   @functools.cached_property
   def max_BxT(self) -> jax.Array:
@@ -85,10 +87,8 @@ class Activations:
   @functools.cached_property
   def median_BxT(self) -> jax.Array:
     """The median of |x| of each token, to 2^-14."""
-    return _median(self.bits_BxTxD)
+    return _median(self.raw_BxTxD)
 
-  # Sums over groups are products with 0 and 1, and 0 x inf is NaN, so a token too large to be
-  # squared takes no part, and makes its own group's sums NaN, no other's.
   @functools.cached_property
   def within_BxT(self) -> jax.Array:
     """True for the tokens whose squares are finite."""
@@ -107,29 +107,39 @@ class Activations:
 
   @functools.cached_property
   def mean_BxT(self) -> jax.Array:
-    """Of each token, over the width."""
-    return jnp.mean(self.x_BxTxD, -1)
+    """Of each token, over the width; of one whose squares are not finite, anything."""
+    return jnp.mean(self.raw_BxTxD, -1)
 
-  @functools.cached_property
-  def centred_BxTxD(self) -> jax.Array:
-    """x less each token's mean over the width."""
-    return self.x_BxTxD - self.mean_BxT[..., None]
+  def totals(self, each: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """[groups, N]: sums over tokens of each(*arrays), entry by entry.
 
-  def totals(self, values_BxTxN: jax.Array) -> jax.Array:
-    """[groups, N]: sums over tokens of what was computed of `x_BxTxD`."""
+    A token too large to be squared makes its own group's sums NaN, and takes no part in others.
+
+    Args:
+      each: of arrays cut to some of the tokens, [batch, tokens, ...], to [batch, tokens, N].
+      arrays: [batch, time, ...], such as `raw_BxTxD`.
+    """
     # Row by row first: one sum over all tokens would round more. The barrier keeps them two.
-    sums_GxBxN = jax.lax.optimization_barrier(self.sums_of_rows(values_BxTxN))
+    sums_GxBxN = jax.lax.optimization_barrier(
+        self.sums_of_rows(self.groups_GxBxT & self.within_BxT, each, *arrays))
     return jnp.where(self.is_within_G[:, None], jnp.sum(sums_GxBxN, 1), jnp.nan)
 
-  def sums_of_rows(self, values_BxTxN: jax.Array) -> jax.Array:
-    """[groups, batch, N]: sums over the tokens of each row of finite values."""
-    if not self._starts_rows:
-      return jnp.einsum("gbt,btn->gbn", self.groups_GxBxT.astype(jnp.float32), values_BxTxN,
-                        precision=jax.lax.Precision.HIGHEST)
-    # Which token is whose is known: a sum that needs no copy of the values.
-    first_BxT, rest_BxT = self.groups_GxBxT
-    return jnp.stack([values_BxTxN[:, 0] * first_BxT[:, :1],
-                      jnp.sum(values_BxTxN * rest_BxT[..., None], 1)])
+  def sums_of_rows(self, groups_GxBxT: jax.Array, each: Callable[..., jax.Array],
+                   *arrays: jax.Array) -> jax.Array:
+    """[groups, batch, N]: sums over the tokens of each row, of each group, as in `totals`."""
+
+    # A selection, not a product with 0 and 1: what is left out may be infinite. It is also what
+    # XLA's library of reductions does not know, and so leaves in one loop with the additions.
+    def add(total: jax.Array | float, is_in_BxTx1: jax.Array, *parts: jax.Array) -> jax.Array:
+      return jnp.where(is_in_BxTx1, total + each(*parts), total)
+
+    sums = []
+    for group, is_in_BxT in enumerate(groups_GxBxT):
+      parts = (is_in_BxT[..., None], *arrays)
+      if group == FIRST and self._starts_rows:
+        parts = tuple(part[:, :1] for part in parts)
+      sums.append(jnp.sum(fold(add, 0., *parts, axis=1), 1))
+    return jnp.stack(sums)
 
   def largest(self, values_BxTxN: jax.Array) -> jax.Array:
     """[groups]: the largest of values computed of `x_BxTxD`; -inf for a group without tokens."""
@@ -140,17 +150,18 @@ class Activations:
   @functools.cached_property
   def sum_GxD(self) -> jax.Array:
     """Sums over tokens of x."""
-    return self.totals(self.x_BxTxD)
+    return self.totals(lambda x: x, self.raw_BxTxD)
 
   @functools.cached_property
   def sum_square_GxD(self) -> jax.Array:
     """Sums over tokens of x^2."""
-    return self.totals(jnp.square(self.x_BxTxD))
+    return self.totals(jnp.square, self.raw_BxTxD)
 
   @functools.cached_property
   def sum_square_centred_GxD(self) -> jax.Array:
-    """Sums over tokens of the squares of `centred_BxTxD`."""
-    return self.totals(jnp.square(self.centred_BxTxD))
+    """Sums over tokens of the squares of x less each token's mean over the width."""
+    return self.totals(lambda x, mean: jnp.square(x - mean), self.raw_BxTxD,
+                       self.mean_BxT[..., None])
 
   @functools.cached_property
   def sum_ratio_G(self) -> jax.Array:
@@ -167,8 +178,8 @@ def first_of_rows(first_BxT: jax.Array | None, shape: tuple[int, ...]) -> jax.Ar
   return jnp.broadcast_to(jnp.arange(shape[1]) == 0, shape)
 
 
-def _median(bits_BxTxD: jax.Array) -> jax.Array:
-  """The median over the last axis of non-negative float32 values given as bits, to 2^-14 relative.
+def _median(x_BxTxD: jax.Array) -> jax.Array:
+  """The median over the last axis of |x|, x float32, to 2^-14 relative.
 
   The median of an even width is the mean of the two middle values, as NumPy has it. No sort:
   non-negative floats are ordered like their bit patterns, so the bits of the lower middle value
@@ -177,20 +188,29 @@ def _median(bits_BxTxD: jax.Array) -> jax.Array:
   is left is a bucket of relative width 2^-14; the answer is its largest member, exact where no
   other value lies in the bucket.
   """
-  width = bits_BxTxD.shape[-1]
+  width = x_BxTxD.shape[-1]
   lower_rank = (width - 1) // 2
-  every_BxT = jnp.full(bits_BxTxD.shape[:-1], width, jnp.int32)
+  every_BxT = jnp.full(x_BxTxD.shape[:-1], width, jnp.int32)
   start_BxT, below_end_BxT = _search(
-      (bits_BxTxD >> 16).astype(jnp.int16), 15, lower_rank, every_BxT)
-  start_BxT <<= 16
+      (as_bits(x_BxTxD) >> 16).astype(jnp.int16), 15, lower_rank, every_BxT)
+  start_BxT = start_BxT.astype(jnp.int32) << 16
   # What lies outside of the bucket stays on its side of it.
-  within = jnp.clip((bits_BxTxD - start_BxT[..., None]) >> UNRESOLVED_BITS, -1, 1 << _LOWER_BITS)
+  within = jnp.clip((as_bits(x_BxTxD) - start_BxT[..., None]) >> UNRESOLVED_BITS, -1, 1 << _LOWER_BITS)
   found_BxT, below_end_BxT = _search(
       within.astype(jnp.int16), _LOWER_BITS, lower_rank, below_end_BxT)
-  end_BxT = start_BxT + ((found_BxT + 1) << UNRESOLVED_BITS)
-  below_BxTxD = bits_BxTxD < end_BxT[..., None]
-  lower_BxT = jnp.max(fold(jnp.maximum, jnp.where(below_BxTxD, bits_BxTxD, 0)), -1)
-  above_BxT = jnp.min(fold(jnp.minimum, jnp.where(below_BxTxD, LARGEST_BITS, bits_BxTxD)), -1)
+  end_BxT = start_BxT + ((found_BxT.astype(jnp.int32) + 1) << UNRESOLVED_BITS)
+  end_BxTx1 = (start_BxT + ((found_BxT.astype(jnp.int32) + 1) << UNRESOLVED_BITS))[..., None]
+
+  def largest_within(largest: jax.Array | int, x: jax.Array) -> jax.Array:
+    bits = as_bits(x)
+    return jnp.maximum(largest, jnp.where(bits < end_BxTx1, bits, 0))
+
+  def least_beyond(least: jax.Array | int, x: jax.Array) -> jax.Array:
+    bits = as_bits(x)
+    return jnp.minimum(least, jnp.where(bits < end_BxTx1, LARGEST_BITS, bits))
+
+  lower_BxT = jnp.max(fold(largest_within, 0, x_BxTxD), -1)
+  above_BxT = jnp.min(fold(least_beyond, LARGEST_BITS, x_BxTxD), -1)
   # An odd width has one middle value; so has an even one with both in the bucket.
   is_one = (below_end_BxT > lower_rank + 1) | bool(width % 2)
   upper_BxT = jnp.where(is_one, lower_BxT, above_BxT)
@@ -200,8 +220,7 @@ def _median(bits_BxTxD: jax.Array) -> jax.Array:
 
 def _search(values_BxTxD: jax.Array, bits: int, rank: int, below_end_BxT: jax.Array
             ) -> tuple[jax.Array, jax.Array]:
-  """The int32 value of a rank over the last axis of int16 values, and how many are at most as
-  large.
+  """The value of a rank over the last axis of int16 values, and how many are at most as large.
 
   Args:
     values_BxTxD: those of interest are from 0 to 2^bits - 1.
@@ -210,28 +229,53 @@ def _search(values_BxTxD: jax.Array, bits: int, rank: int, below_end_BxT: jax.Ar
     below_end_BxT: how many lie below 2^bits.
   """
   values_BxTxD = jax.lax.optimization_barrier(values_BxTxD)
+  # Counts as narrow as the values, where they fit: wider ones would halve what a vector holds.
+  count_type = jnp.int16 if values_BxTxD.shape[-1] <= np.iinfo(np.int16).max else jnp.int32
 
   def next_bit(i: jax.Array, bucket: Any) -> Any:
-    start_BxT, below_end_BxT = bucket
-    # Computed within the loop over the width, a bound would keep the compiler from vectors.
-    bound_BxT = jax.lax.optimization_barrier((start_BxT | (1 << (bits - 1 - i))).astype(jnp.int16))
-    is_below = (values_BxTxD < bound_BxT[..., None]).astype(jnp.int16)
-    below_BxT = jnp.sum(fold(jnp.add, is_below, 16).astype(jnp.int32), -1)
+    start_BxT, bound_BxT, below_end_BxT = bucket
+
+    def count(total: jax.Array | int, values: jax.Array) -> jax.Array:
+      return total + (values < bound_BxT[..., None]).astype(count_type)
+
+    below_BxT = jnp.sum(fold(count, 0, values_BxTxD), -1, dtype=count_type).astype(jnp.int32)
     is_end = below_BxT > rank
-    return (jnp.where(is_end, start_BxT, bound_BxT.astype(jnp.int32)),
-            jnp.where(is_end, below_BxT, below_end_BxT))
+    start_BxT = jnp.where(is_end, start_BxT, bound_BxT)
+    # Computed here and not where it is compared: within the loop over the width it would keep the
+    # compiler from vectors.
+    bound_BxT = start_BxT | jnp.left_shift(1, bits - 2 - i).astype(jnp.int16)
+    return start_BxT, bound_BxT, jnp.where(is_end, below_BxT, below_end_BxT)
 
-  found: tuple[jax.Array, jax.Array] = jax.lax.fori_loop(
-      0, bits, next_bit, (jnp.zeros_like(below_end_BxT), below_end_BxT))
-  return found
+  start_BxT = jnp.zeros(values_BxTxD.shape[:-1], jnp.int16)
+  found_BxT, _, below_end_BxT = jax.lax.fori_loop(
+      0, bits, next_bit, (start_BxT, start_BxT + jnp.int16(1 << (bits - 1)), below_end_BxT))
+  return found_BxT, below_end_BxT
 
 
-def fold(combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, most: int = 8
+def fold(step: Callable[..., jax.Array], start: float, *arrays: jax.Array, axis: int = -1
          ) -> jax.Array:
-  """The last axis cut in up to `most` and combined: vector arithmetic, which on CPU takes a
-  fraction of the time of XLA's reduction of integers over a contiguous axis."""
-  pieces = next(n for n in range(most, 0, -1) if x.shape[-1] % n == 0)
-  return functools.reduce(combine, jnp.split(x, pieces, -1))
+  """An axis cut in pieces: total = step(total, *pieces), from `start`, over the pieces.
+
+  For XLA's CPU compiler, which reduces any other way several times slower and writes to memory
+  first what is reduced: up to 32 pieces of 16, or of 4 along time. What is done to arrays is done
+  in `step`, or its result, having many readers, would be written too. Elsewhere there is one piece.
+  """
+  length = arrays[0].shape[axis]
+  most = min(32, length // (16 if axis == -1 else 4)) if placement.platform() == "cpu" else 1
+  pieces = next(n for n in range(max(most, 1), 0, -1) if length % n == 0)
+  total: Any = start
+  for parts in zip(*(jnp.split(array, pieces, axis) for array in arrays)):
+    total = step(total, *parts)
+  return total
+
+
+def _larger(largest: jax.Array | int, x: jax.Array) -> jax.Array:
+  return jnp.maximum(largest, as_bits(x))
+
+
+def as_bits(x: jax.Array) -> jax.Array:
+  """|x| as int32, ordered as |x| is, a NaN above all."""
+  return jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
 
 
 def as_float(bits: jax.Array) -> jax.Array:

@@ -36,7 +36,8 @@ class Activity(Family):
 
   def statistics(self, a: Activations) -> Statistics:
     # How often each unit was active in each sequence.
-    times_GxBxD = a.sums_of_rows((a.raw_BxTxD != 0).astype(jnp.float32))
+    times_GxBxD = a.sums_of_rows(
+        a.groups_GxBxT, lambda x: (x != 0).astype(jnp.float32), a.raw_BxTxD)
     is_finite_G = ~jnp.any(a.groups_GxBxT & ~jnp.isfinite(a.max_BxT), (1, 2))
     times_GxBxD = jnp.where(is_finite_G[:, None, None], times_GxBxD, jnp.nan)
     counts_BxT, rest_BxT = a.counts_BxT, a.groups_GxBxT[REST]

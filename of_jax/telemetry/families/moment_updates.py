@@ -32,10 +32,12 @@ class MomentUpdates(Family):
   """m4(after) - m4(before) = u1 + u2 + u3 + u4, and m2(after) - m2(before) = m2_u."""
 
   def of_change(self, before: Activations, after: Activations) -> Statistics:
-    change_BxTxD = after.x_BxTxD - before.x_BxTxD
+    # A token whose squares are not finite before or after is in neither sum, and makes both NaN.
+    both = before.raw_BxTxD, after.raw_BxTxD
     is_within_G = (before.is_within_G & after.is_within_G)[:, None]
-    sums = {"square": before.sum_square_GxD, "cross": before.totals(before.x_BxTxD * change_BxTxD),
-            "change": before.totals(jnp.square(change_BxTxD))}
+    sums = {"square": before.sum_square_GxD,
+            "cross": before.totals(lambda x, y: x * (y - x), *both),
+            "change": before.totals(lambda x, y: jnp.square(y - x), *both)}
     return {"count": before.count_G,
             **{name: jnp.where(is_within_G, value, jnp.nan) for name, value in sums.items()}}
 

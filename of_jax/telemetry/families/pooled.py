@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.activations import REST, Activations
+from of_jax.telemetry.activations import REST, Activations, fold
 from of_jax.telemetry.family import Family, Statistics, group
 
 KIND = "activations"
@@ -32,14 +32,17 @@ class Pooled(Family):
   """
 
   def statistics(self, a: Activations) -> Statistics:
-    width = a.x_BxTxD.shape[-1]
+    width = a.raw_BxTxD.shape[-1]
     largest_BxT = jnp.where(a.within_BxT & (a.max_BxT > 0), a.max_BxT, 1)
-    y_BxTxD = a.centred_BxTxD * (1 / largest_BxT)[..., None]
-    square_BxTxD = jnp.square(y_BxTxD)
-    # As inner products, which on CPU take a fraction of the time of reductions.
-    c2_BxT, c3_BxT, c4_BxT = (
-        jnp.einsum("btd,btd->bt", *factors, precision=jax.lax.Precision.HIGHEST)
-        for factors in ((y_BxTxD, y_BxTxD), (square_BxTxD, y_BxTxD), (square_BxTxD, square_BxTxD)))
+    mean_BxTx1, inverse_BxTx1 = a.mean_BxT[..., None], (1 / largest_BxT)[..., None]
+
+    def sum_of(power: int) -> jax.Array:
+      sums_BxTxN = fold(lambda total, x: total + ((x - mean_BxTx1) * inverse_BxTx1) ** power,
+                        0., a.raw_BxTxD)
+      # The selection keeps XLA's library of reductions from taking part of it.
+      return jnp.sum(jnp.where(a.within_BxT[..., None], sums_BxTxN, 0), -1)
+
+    c2_BxT, c3_BxT, c4_BxT = map(sum_of, (2, 3, 4))
     about = functools.partial(_about, c2_BxT, c3_BxT, c4_BxT, width)
     mean_BxT = a.mean_BxT / largest_BxT
     variance_BxT = c2_BxT / max(width - 1, 1) if width > 1 else jnp.full_like(c2_BxT, jnp.nan)
