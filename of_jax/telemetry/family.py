@@ -23,7 +23,13 @@ class Family:
 
   The file's constants declare the metrics, see of_jax.config_telemetry. A user's class declares
   `metrics` itself, see of_jax.telemetry.user.
+
+  Attributes:
+    adds_up: whether the merged statistics of micro-batches are those of the whole batch. A family
+      that says no must be measured apart, which is then by one forward pass over the whole batch.
   """
+
+  adds_up = True
 
   def statistics(self, a: Activations) -> Statistics:
     """What one site's activations leave behind.

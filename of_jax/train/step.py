@@ -208,9 +208,12 @@ def make_functions(config: Config) -> Functions:
     watched = Telemetry.of(config.telemetry, kind, apart=name)
 
     def run(state: State, batch: Batch, key: jax.Array) -> Any:
-      return watched.finish(accumulated(
-          lambda part, part_key: statistics_of(state["params"], part, part_key, watched, True)[2],
-          watched.merge, batch, dropout_key(state, key)))
+      def of_part(part: Batch, part_key: jax.Array | None) -> Any:
+        return statistics_of(state["params"], part, part_key, watched, True)[2]
+
+      whole = batch, dropout_key(state, key)
+      return watched.finish(accumulated(of_part, watched.merge, *whole)
+                            if registry.load(name).adds_up else of_part(*whole))
 
     return run
 

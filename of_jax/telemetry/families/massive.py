@@ -12,8 +12,8 @@ SITES = ()
 EVERY = 100
 METRICS = {
     "massive_ratio": (
-        "full", "max |X| / median |X| over the whole site; of several micro-batches or evaluation "
-        "batches the mean of their medians, each weighted by its tokens", "ratio", "1 and above",
+        "full", "max |X| / median |X| over the whole site; of several evaluation batches the mean of "
+        "their medians, each weighted by its tokens", "ratio", "1 and above",
         "Sun et al. 2024, 2402.17762"),
 }
 
@@ -22,7 +22,10 @@ _BASE_BITS = 12
 
 
 class Massive(Family):
-  """The median of a batch is exact. It takes 32 passes over the site: it is measured apart."""
+  """The median of a batch is exact. It takes 32 passes over the site: it is measured apart, and,
+  since medians do not add up, on the whole batch also where gradients accumulate."""
+
+  adds_up = False
 
   def statistics(self, a: Activations) -> Statistics:
     counted_MxBxT = jnp.stack([a.counts_BxT, a.groups_GxBxT[REST]])
