@@ -9,7 +9,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from of_jax.telemetry import METRICS, measure
+from of_jax.telemetry.families.gradients import leave_squares
+from of_jax.telemetry.family import finish_all
 from of_jax.telemetry.observe import array_telemetry
+from of_jax.telemetry.registry import load
 
 # Metrics whose definition subtracts numbers near 1: their error is absolute.
 ABSOLUTE = ("input_correlation", "input_correlation_rms", "feature_correlation_rms",
@@ -164,6 +167,24 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_equals_numpy(name: str) -> None:
   check(measured(CASES[name]), CASES[name])
+
+
+@jax.jit
+def of_gradients(g_BxTxD: jax.Array) -> dict[str, jax.Array]:
+  """As the train step leaves them, of a loss whose gradient is g."""
+  x, slot_D = jnp.zeros_like(g_BxTxD), jnp.zeros(g_BxTxD.shape[-1])
+  square_D = jax.grad(lambda slot_D: jnp.sum(leave_squares(x, slot_D) * g_BxTxD))(slot_D)
+  count = jnp.float32(g_BxTxD[..., 0].size)
+  return finish_all(load("gradients"), {"sum_square": square_D, "count": count}, False)
+
+
+@pytest.mark.parametrize("name", ("random", "heavy tails", "one neuron", "tiny", "huge", "zeros",
+                                  "NaN", "infinity"))
+def test_gradients_equal_numpy(name: str) -> None:
+  expected = reference(CASES[name])
+  for metric, value in of_gradients(CASES[name]).items():
+    np.testing.assert_allclose(value, expected[metric.removeprefix("activation_gradient_")],
+                               rtol=1e-5, err_msg=metric)
 
 
 @pytest.mark.parametrize("name", ("random", "one large neuron", "massive first token"))
