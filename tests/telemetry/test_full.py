@@ -1,6 +1,9 @@
 """Level `full` inside a train step: every site and metric against NumPy on raw activations."""
 
+import collections
 import dataclasses
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,6 +234,45 @@ def test_sharded_accumulated_and_unrolled_are_the_plain_step(
       compare=False)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
                (other.metrics, other.apart), (plain.metrics, plain.apart))
+
+
+def stacked_by_layer(config: Config, batch: Any) -> collections.Counter[str]:
+  """The arrays of one entry a layer that the compiled step's loops carry, by type and shape."""
+  mesh = make_mesh(config)
+  with jax.set_mesh(mesh):
+    trainer = make_trainer(config, mesh)
+    state, key = trainer.init(jax.random.key(0)), jax.random.key(1)
+    text = trainer.step_measured.lower(state, place_batch(mesh, batch), key).compile().as_text()
+  loops = re.findall(r"= (\(.*?\)) while\(", text)
+  return collections.Counter(re.findall(rf"\w+\[{config.model.depth}(?:,\d+)*\]", " ".join(loops)))
+
+
+@pytest.mark.slow
+def test_a_layer_leaves_sums_behind_and_no_activation(make_config: MakeConfig) -> None:
+  """At most 44 bytes x layers x width of a site, and 25 numbers: docs/telemetry_cost.md."""
+  batch, layers, hidden = a_batch(), 3, 64
+
+  def left(level: str) -> collections.Counter[str]:
+    return stacked_by_layer(make_config(
+        model__width=16, model__depth=layers, model__heads=2, model__mlp_width=hidden,
+        train__batch_size=8, train__sequence_length=8, telemetry__level=level), batch)
+
+  off = left("off")
+  assert sum(off.values()) > 20, "no loop over layers was found"
+  for level, sites, widths in (("basic", 1, 16), ("full", 9, 8 * 16 + hidden)):
+    found = left(level)
+    assert not off - found, "what the model keeps for its backward pass changed"
+    long = numbers = 0
+    for shape, count in (found - off).items():
+      sizes = [int(size) for size in re.findall(r"\d+", shape.partition("[")[2])]
+      if sizes[-1] in (16, hidden):
+        assert sizes[1:-1] in ([], [2]), f"{shape}: no sum over the batch"
+        long += count * 4 * math.prod(sizes)
+      else:
+        assert sizes[1:] in ([], [2]), shape
+        numbers += count * math.prod(sizes)
+    assert 0 < long <= 44 * layers * widths
+    assert numbers <= 25 * layers * sites
 
 
 def test_attention_of_a_sink_in_documents_some_queries_at_a_time(
