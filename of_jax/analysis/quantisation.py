@@ -106,15 +106,19 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
     by_site: whether to also leave out, and to quantise alone, each site of the scheme.
 
   Raises:
-    UserError: a scheme that cannot be carried out, or a model of images.
+    UserError: a scheme that cannot be carried out, or a model of images or without its sites.
   """
   schemes.check(scheme)
+  _refuse_images(model.config)
+  present = sites_of(model.config)
+  if not set(scheme.sites) & set(present):
+    raise UserError(f"sites={','.join(scheme.sites)}: this model has none of them; there are "
+                    + ", ".join(present))
   plain, kurtosis, tokens = plain_loss(model, batches)
   # Dynamic ranges know no calibration: every seed gives the same.
   found = {seed: calibrate(model, draw(calibration, seed), scheme)
            for seed in (seeds if scheme.is_static else seeds[:1])}
   losses = [loss(model, batches, scheme, one) for one in found.values()]
-  present = sites_of(model.config)
   result = {
       "perplexity": _perplexity(plain), "loss": plain, "num_tokens": tokens, "kurtosis": kurtosis,
       "perplexity_quantised": {**_spread([_perplexity(one) for one in losses]),
