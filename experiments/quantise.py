@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, measure
+from of_jax.config import resolve
 from of_jax.errors import UserError
 from of_jax.quantise import scheme as schemes
 from of_jax.run_directory import write_json
@@ -40,6 +41,8 @@ _EXCLUDE = flags.DEFINE_list("exclude", [], "sites to leave as they are, or name
                              + ", ".join(schemes.GROUPS))
 _INTEGER = flags.DEFINE_bool("integer", False, "multiply int8 by int8 into int32, in place of "
                              "rounded numbers in float")
+_HADAMARD = flags.DEFINE_bool("hadamard", False, "first rotate the residual stream by a Hadamard "
+                              "matrix folded into the weights: the model stays the same function")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "each draws the batches of calibration")
 _BY_SITE = flags.DEFINE_bool("by_site", False, "also quantise all sites but one, and one alone")
 
@@ -52,7 +55,7 @@ _OF_MEASURE = ("metrics", "user_metrics", "intervene", "analyse", "training_batc
 
 def main() -> None:
   scheme, seeds = _scheme(), _seeds()
-  _check()
+  _check(scheme)
   # Here, because it imports jax: a mistake on the command line is reported before that.
   from of_jax.analysis import quantisation
 
@@ -91,7 +94,7 @@ def _scheme() -> schemes.Scheme:
       _ACTIVATION_GRANULARITY.value, _WEIGHT_RANGE.value,
       _ACTIVATION_RANGE.value or ("min_max" if by_token else _DEFAULT.activation_range),
       _GROUP_SIZE.value, "integer" if _INTEGER.value else "simulated",
-      tuple(site for site in chosen if site not in left_out))
+      tuple(site for site in chosen if site not in left_out), _HADAMARD.value)
   schemes.check(scheme)
   return scheme
 
@@ -102,8 +105,8 @@ def _seeds() -> list[int]:
   return [int(seed) for seed in _SEEDS.value]
 
 
-def _check() -> None:
-  """Looks at the rest of the command line."""
+def _check(scheme: schemes.Scheme) -> None:
+  """Looks at the rest of the command line, and that the scheme is for these models."""
   for name in _OF_MEASURE:
     if flags.FLAGS[name].present:
       raise UserError(f"--{name}: is a flag of measure; leave it out")
@@ -113,8 +116,12 @@ def _check() -> None:
     raise UserError(f"--step={','.join(steps)}: not one step, as in 150")
   measure.out_folder()
   from of_jax.analysis.runs import read_config
-  for run in flags.FLAGS.run:
-    read_config(Path(run).expanduser())
+  from of_jax.interop import open_source
+  configs = [resolve(read_config(Path(run).expanduser())) for run in flags.FLAGS.run]
+  if flags.FLAGS.model:
+    configs.append(open_source(flags.FLAGS.model).config())
+  for config in configs:
+    schemes.check_model(scheme, config)
 
 
 def _line(found: dict[str, Any]) -> str:
@@ -123,6 +130,8 @@ def _line(found: dict[str, Any]) -> str:
           f"W{found['weight_bits']}A{found['activation_bits']} {after['mean']:.4f} "
           f"+- {after['std']:.4f} over {len(after['seeds'])} seeds  kurtosis of the stream "
           f"{found['kurtosis']:.4g}, mean over layers")
+  if "kurtosis_rotated" in found:
+    text += f", rotated {found['kurtosis_rotated']:.4g}"
   for site, values in found["by_site"].items():
     text += f"\n  {site:14} all but it {values['all_but']:.4f}  it alone {values['only']:.4f}"
   return text
