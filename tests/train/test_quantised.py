@@ -31,6 +31,7 @@ def found(run: Path) -> dict[int, tuple[float, float]]:
           for step, final in finals.items() if "quantised_perplexity" in final}
 
 
+@pytest.mark.slow
 def test_it_is_what_analysis_finds_of_the_checkpoint(make_config: MakeConfig, tmp_path: Path
                                                      ) -> None:
   lines: list[str] = []
