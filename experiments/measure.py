@@ -22,7 +22,7 @@ from of_jax import config_telemetry
 from of_jax.errors import UserError
 from of_jax.run_directory import write_json
 
-_RUN = flags.DEFINE_string("run", "", "run directory")
+_RUN = flags.DEFINE_multi_string("run", [], "run directory; quantise compares several")
 _MODEL = flags.DEFINE_string(
     "model", "", "in place of --run, a model that was not trained here: a folder with config.json "
     "and safetensors, or a .gguf file")
@@ -41,7 +41,7 @@ _BATCHES = flags.DEFINE_integer("batches", None, "batches to read; default all o
 _TRAINING_BATCH = flags.DEFINE_bool(
     "training_batch", False, "read the batch of the training step behind the checkpoint, as that "
     "step did: what metrics.jsonl has at step + 1")
-_SITES = flags.DEFINE_list("sites", [], "where to measure; default everywhere")
+_SITES = flags.DEFINE_list("sites", [], "where to measure, default everywhere; or what to quantise")
 _METRICS = flags.DEFINE_list("metrics", [], "what to measure, by id; default everything")
 _USER_METRICS = flags.DEFINE_list(
     "user_metrics", [], "functions or classes of your own files, as in my_file.py:my_metric")
@@ -63,24 +63,22 @@ def main() -> None:
     return
   steps = _check()
   # Here, because they import jax: a mistake on the command line is reported before that.
-  from of_jax.analysis import imported, interventions, over_training, panel_plots, replay
+  from of_jax.analysis import interventions, over_training, panel_plots, replay
   chosen = [interventions.parse(text) for text in _INTERVENE.value]
-  available = [0] if _MODEL.value else replay.checkpoint_steps(_RUN.value)
+  run = "" if _MODEL.value else _RUN.value[0]
+  available = [0] if _MODEL.value else replay.checkpoint_steps(run)
   wanted = available if steps == "all" else steps or available[-1:]
-  out = Path(_OUT.value).expanduser() if _OUT.value else None
-  if out is not None and out.exists() and not out.is_dir():
-    raise UserError(f"--out={_OUT.value}: is a file, not a folder")
+  out = out_folder()
 
   batches, description = None, ""
   measurements: list[dict[str, Any]] = []
   for step in wanted:
-    model = (imported.load(_MODEL.value) if _MODEL.value
-             else replay.restore(_RUN.value, step))
+    model = load(run, step)
     if batches is None:
       batches, description = data_of(model)
     measurements.append(measure_one(model, batches, description, chosen))
     print(_line(measurements[-1]), flush=True)
-  analyses = {name: over_training.ANALYSES[name](Path(_RUN.value).expanduser(), wanted)
+  analyses = {name: over_training.ANALYSES[name](Path(run).expanduser(), wanted)
               for name in _ANALYSE.value}
   if out is None:
     return
@@ -93,11 +91,16 @@ def main() -> None:
   print(out / "measure.json")
 
 
+def load(run: str, step: int | None) -> Any:
+  """The model that --model names, or else a run's checkpoint, by default the last."""
+  from of_jax.analysis import imported, replay
+  return imported.load(_MODEL.value) if _MODEL.value else replay.restore(run, step)
+
+
 def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any]
                 ) -> dict[str, Any]:
   """What measure.json holds of one model: anything with .config, .params, .step and .path."""
   from of_jax.analysis import evaluation
-  from of_jax.train.environment import machine
   rows = model.training_batch(print) if _TRAINING_BATCH.value else batches
   own = [*model.config.telemetry.user_metrics, *_USER_METRICS.value]
   watched = _SITES.value, _METRICS.value, own
@@ -106,16 +109,20 @@ def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any
   references = evaluation.references(model, batches, changes)
   found = {**evaluation.measure(model, rows, *watched),
            "model": str(model.path), "step": model.step}
-  provenance = {**machine(), "data": description, "digest": model.digest,
-                "digest_agreed": model.is_verified}
-  if _MODEL.value:
-    provenance["kind"] = model.kind
   if chosen:
     after = evaluation.measure(model, rows, *watched, changes, references)
     found["after_intervention"] = {
         "interventions": [vars(one) for one in changes], **after,
         "loss_change": after["loss"] - found["loss"]}
-  return {**found, "provenance": provenance}
+  return {**found, "provenance": provenance(model, description)}
+
+
+def provenance(model: Any, description: str) -> dict[str, Any]:
+  """Where numbers come from: the machine, the data in words, the model."""
+  from of_jax.train.environment import machine
+  found = {**machine(), "data": description, "digest": model.digest,
+           "digest_agreed": model.is_verified}
+  return {**found, "kind": model.kind} if _MODEL.value else found
 
 
 def data_of(model: Any) -> tuple[Any, str]:
@@ -131,7 +138,7 @@ def data_of(model: Any) -> tuple[Any, str]:
   if _MODEL.value:
     config = _with_length(config)
   images = config.model.kind == "residual_mlp"
-  given = next((name for name in ("tokens", "text", "corpus") if flags.FLAGS[name].value), "")
+  given = next(iter(given_data()), "")
   if images and given:
     raise UserError(f"--{given}: the run's model reads images, and only its own corpus")
   where = f"--{given}={flags.FLAGS[given].value}" if given else ""
@@ -179,21 +186,21 @@ def _check_model() -> None:
   for name in ("run", "step", "analyse", "training_batch"):
     if flags.FLAGS[name].value:
       raise UserError(f"--{name}: is of runs, and --model={_MODEL.value} is none; leave it out")
-  if not any(flags.FLAGS[name].value for name in ("tokens", "text", "corpus")):
+  if not given_data():
     raise UserError(f"--model={_MODEL.value}: came without data; give --tokens, --text or --corpus")
   from of_jax.interop import open_source
   open_source(_MODEL.value)
 
 
-def _check() -> str | list[int]:
-  """Looks at the command line, and that there is a run or a model; the steps that it names."""
+def check_data() -> None:
+  """Looks at the flags that say which model is read and on which data."""
   if _MODEL.value:
     _check_model()
-  elif not _RUN.value:
+  elif not any(_RUN.value):
     raise UserError("--run is missing, as in --run=runs/first; or give --model=PATH")
   elif _SEQUENCE_LENGTH.value:
     raise UserError(f"--sequence_length={_SEQUENCE_LENGTH.value}: is of --model; a run has its own")
-  given = [name for name in ("tokens", "text", "corpus") if flags.FLAGS[name].value]
+  given = given_data()
   if len(given) > 1:
     raise UserError(f"--{given[1]}: there is --{given[0]} already; give one of them")
   if _TRAINING_BATCH.value and (given or _BATCHES.value or flags.FLAGS["split"].present):
@@ -201,6 +208,29 @@ def _check() -> str | list[int]:
                     + (given + [n for n in ("batches", "split") if flags.FLAGS[n].present])[0])
   if flags.FLAGS["split"].present and given and given != ["corpus"]:
     raise UserError(f"--split={_SPLIT.value}: --{given[0]} has no splits")
+  for flag in ("tokens", "text"):
+    if flags.FLAGS[flag].value and not os.path.isfile(os.path.expanduser(flags.FLAGS[flag].value)):
+      raise UserError(f"--{flag}={flags.FLAGS[flag].value}: no such file")
+
+
+def given_data() -> list[str]:
+  """Which of the flags that name data are given, by name."""
+  return [name for name in ("tokens", "text", "corpus") if flags.FLAGS[name].value]
+
+
+def out_folder() -> Path | None:
+  """What --out names, if anything."""
+  out = Path(_OUT.value).expanduser() if _OUT.value else None
+  if out is not None and out.exists() and not out.is_dir():
+    raise UserError(f"--out={_OUT.value}: is a file, not a folder")
+  return out
+
+
+def _check() -> str | list[int]:
+  """Looks at the command line, and that there is a run or a model; the steps that it names."""
+  check_data()
+  if len(_RUN.value) > 1:
+    raise UserError(f"--run={_RUN.value[1]}: there is {_RUN.value[0]} already; give one of them")
   _check_names("sites", _SITES.value, list(config_telemetry.SITES))
   own = [config_telemetry.user_family(text) for text in _USER_METRICS.value]
   families = [family for family in config_telemetry.families().values()
@@ -209,14 +239,11 @@ def _check() -> str | list[int]:
       name for family in (*families, *own) for metric in family.metrics
       for name in config_telemetry.names_of(metric)])
   _check_names("analyse", _ANALYSE.value, list(ANALYSES))
-  for flag in ("tokens", "text"):
-    if flags.FLAGS[flag].value and not os.path.isfile(os.path.expanduser(flags.FLAGS[flag].value)):
-      raise UserError(f"--{flag}={flags.FLAGS[flag].value}: no such file")
   if _MODEL.value:
     return []
   # numpy alone: that there is a run, and that its config can be read.
   from of_jax.analysis.runs import read_config
-  read_config(Path(_RUN.value).expanduser())
+  read_config(Path(_RUN.value[0]).expanduser())
   if _STEP.value == ["all"]:
     return "all"
   if not all(step.isdigit() for step in _STEP.value):

@@ -1,11 +1,13 @@
-"""Quantises a checkpoint after training: perplexity before and after.
+"""Quantises a model after training: perplexity before and after.
 
   python -m experiments.quantise --run=runs/first --weight_bits=8 --activation_bits=8 --out=DIR
+  python -m experiments.quantise --model=PATH --text=FILE --hadamard --out=DIR
 
 On one device, on the run's own evaluation set, or --tokens, --text or --corpus as `measure` reads
-them. Static ranges come from batches of the run's training data, or of the data given, which a seed
-draws. --runs compares further runs: quantise.json then holds a list, {"runs": [...]},
-and a figure shows kurtosis against what quantisation costs.
+them, which a model from elsewhere needs. Static ranges come from batches of the run's training
+data, or of the data given, which a seed draws. With --run given again, runs are compared:
+quantise.json then holds a list, {"runs": [...]}, and a figure shows kurtosis against what
+quantisation costs. docs/quantisation.md says what is quantised and how.
 """
 
 from pathlib import Path
@@ -14,12 +16,12 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, measure
+from of_jax.config import resolve
 from of_jax.errors import UserError
 from of_jax.quantise import scheme as schemes
 from of_jax.run_directory import write_json
 
 _DEFAULT = schemes.Scheme()
-_RUNS = flags.DEFINE_multi_string("runs", [], "further run directories; may be given again")
 _WEIGHT_BITS = flags.DEFINE_integer("weight_bits", _DEFAULT.weight_bits, "4, 6, 8 or 16")
 _ACTIVATION_BITS = flags.DEFINE_integer("activation_bits", _DEFAULT.activation_bits, "likewise")
 _WEIGHT_GRANULARITY = flags.DEFINE_string(
@@ -39,37 +41,37 @@ _EXCLUDE = flags.DEFINE_list("exclude", [], "sites to leave as they are, or name
                              + ", ".join(schemes.GROUPS))
 _INTEGER = flags.DEFINE_bool("integer", False, "multiply int8 by int8 into int32, in place of "
                              "rounded numbers in float")
+_HADAMARD = flags.DEFINE_bool("hadamard", False, "first rotate the residual stream by a Hadamard "
+                              "matrix folded into the weights: the model stays the same function")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "each draws the batches of calibration")
 _BY_SITE = flags.DEFINE_bool("by_site", False, "also quantise all sites but one, and one alone")
 
-# What measure.py declares and this binary has no use for.
+# What measure.py declares: what this binary reads too, and what it has no use for.
+for _name in ("run", "model", "step", "tokens", "text", "corpus", "sequence_length", "split",
+              "batches", "sites", "out"):
+  flags.declare_key_flag(_name)
 _OF_MEASURE = ("metrics", "user_metrics", "intervene", "analyse", "training_batch", "list_metrics")
 
 
 def main() -> None:
   scheme, seeds = _scheme(), _seeds()
-  runs = [run for run in (flags.FLAGS.run, *_RUNS.value) if run]
-  steps = flags.FLAGS.step
-  _check(runs, steps)
+  _check(scheme)
   # Here, because it imports jax: a mistake on the command line is reported before that.
-  from of_jax.analysis import quantisation, replay
-  from of_jax.train.environment import machine
+  from of_jax.analysis import quantisation
 
+  steps, out = flags.FLAGS.step, measure.out_folder()
   results: list[dict[str, Any]] = []
-  for run in runs:
-    model = replay.restore(run, int(steps[0]) if steps else None)
+  for run in flags.FLAGS.run or [""]:
+    model = measure.load(run, int(steps[0]) if steps else None)
     batches, description = measure.data_of(model)
-    given = any(flags.FLAGS[name].value for name in ("tokens", "text", "corpus"))
     count = quantisation.CALIBRATION_BATCHES * len(seeds)
-    calibration = batches if given else model.batches("train", count)
+    calibration = batches if measure.given_data() else model.batches("train", count)
     found = quantisation.quantise(model, batches, calibration, scheme, seeds, _BY_SITE.value)
-    results.append({**found, "model": str(model.path), "step": model.step, "provenance": {
-        **machine(), "data": description, "digest": model.digest,
-        "digest_agreed": model.is_verified}})
+    results.append({**found, "model": str(model.path), "step": model.step,
+                    "provenance": measure.provenance(model, description)})
     print(_line(results[-1]), flush=True)
-  if not flags.FLAGS.out:
+  if out is None:
     return
-  out = Path(flags.FLAGS.out).expanduser()
   out.mkdir(parents=True, exist_ok=True)
   if len(results) > 1:
     _figure(results, out / "quantise.png")
@@ -92,7 +94,7 @@ def _scheme() -> schemes.Scheme:
       _ACTIVATION_GRANULARITY.value, _WEIGHT_RANGE.value,
       _ACTIVATION_RANGE.value or ("min_max" if by_token else _DEFAULT.activation_range),
       _GROUP_SIZE.value, "integer" if _INTEGER.value else "simulated",
-      tuple(site for site in chosen if site not in left_out))
+      tuple(site for site in chosen if site not in left_out), _HADAMARD.value)
   schemes.check(scheme)
   return scheme
 
@@ -103,24 +105,23 @@ def _seeds() -> list[int]:
   return [int(seed) for seed in _SEEDS.value]
 
 
-def _check(runs: list[str], steps: list[str]) -> None:
-  """Looks at the rest of the command line."""
+def _check(scheme: schemes.Scheme) -> None:
+  """Looks at the rest of the command line, and that the scheme is for these models."""
   for name in _OF_MEASURE:
     if flags.FLAGS[name].present:
       raise UserError(f"--{name}: is a flag of measure; leave it out")
-  if not runs:
-    raise UserError("--run is missing, as in --run=runs/first")
+  measure.check_data()
+  steps = flags.FLAGS.step
   if len(steps) > 1 or not all(step.isdigit() for step in steps):
     raise UserError(f"--step={','.join(steps)}: not one step, as in 150")
-  out = Path(flags.FLAGS.out).expanduser()
-  if flags.FLAGS.out and out.exists() and not out.is_dir():
-    raise UserError(f"--out={flags.FLAGS.out}: is a file, not a folder")
-  for name in ("tokens", "text"):
-    if flags.FLAGS[name].value and not Path(flags.FLAGS[name].value).expanduser().is_file():
-      raise UserError(f"--{name}={flags.FLAGS[name].value}: no such file")
+  measure.out_folder()
   from of_jax.analysis.runs import read_config
-  for run in runs:
-    read_config(Path(run).expanduser())
+  from of_jax.interop import open_source
+  configs = [resolve(read_config(Path(run).expanduser())) for run in flags.FLAGS.run]
+  if flags.FLAGS.model:
+    configs.append(open_source(flags.FLAGS.model).config())
+  for config in configs:
+    schemes.check_model(scheme, config)
 
 
 def _line(found: dict[str, Any]) -> str:
@@ -129,6 +130,8 @@ def _line(found: dict[str, Any]) -> str:
           f"W{found['weight_bits']}A{found['activation_bits']} {after['mean']:.4f} "
           f"+- {after['std']:.4f} over {len(after['seeds'])} seeds  kurtosis of the stream "
           f"{found['kurtosis']:.4g}, mean over layers")
+  if "kurtosis_rotated" in found:
+    text += f", rotated {found['kurtosis_rotated']:.4g}"
   for site, values in found["by_site"].items():
     text += f"\n  {site:14} all but it {values['all_but']:.4f}  it alone {values['only']:.4f}"
   return text

@@ -39,7 +39,8 @@ _POSITIVE = ("model.rope_theta", "model.embedding_scale", "model.attention_cap",
 _NOT_NEGATIVE = ("model.norm_eps", "model.init_std", "model.position_init_std", "optim.eps",
                  "optim.learning_rate", "optim.weight_decay", "optim.warmup_steps", "optim.delta",
                  "model.power_warmup_steps", "train.z_loss", "train.tweo_weight", "train.seed",
-                 "data.begin_token_id", "data.end_token_id")
+                 "data.begin_token_id", "data.end_token_id",
+                 "telemetry.quantised_perplexity_every")
 _FRACTIONS = ("optim.warmup_fraction", "optim.decay_fraction", "optim.final_fraction",
               "optim.dampening", "optim.shampoo_beta", "optim.wd_ratio", "optim.projection_decay",
               "model.mix_alpha", "model.rope_fraction")

@@ -266,6 +266,9 @@ class TelemetryConfig:
       "default 100")
   user_metrics: tuple[str, ...] = _field(
       (), "functions or classes of your own files, as in my_file.py:my_metric")
+  quantised_perplexity_every: int = _field(
+      0, "steps between measurements of the perplexity of an evaluation batch when quantised to "
+      "W8A8; 0 is never")
   optimizer: bool = _field(
       False, "below level full: also measure gradients, updates, second moments and effective "
       "rates by parameter role")

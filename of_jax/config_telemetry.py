@@ -9,8 +9,9 @@ need to know of it, and its class computes:
   EVERY: steps between measurements, for a family that is measured apart from the train step,
     by a program of its own; 0 for those inside the step
 
-What the optimiser does is declared in the same form in of_jax/optim/measure.py. A user's own
-metric is a function or class in a file of theirs, see of_jax.telemetry.user.
+What the optimiser does is declared in the same form in of_jax/optim/measure.py, what quantisation
+would cost in of_jax/train/quantised.py, which a field of its own asks for. A user's own metric is a
+function or class in a file of theirs, see of_jax.telemetry.user.
 """
 
 import ast
@@ -32,9 +33,11 @@ Check = Callable[[bool, str, str], None]
 FOLDER = "telemetry/families"
 NO_FIRST = "_no_first"
 OPTIMIZER = "optimizer"
+QUANTISED = "quantised"
 # Of a site's activations, of their gradients, of attention's queries and keys, of the activations
-# before and after a step, of parameters and what the optimiser does with them.
-KINDS = ("activations", "gradients", "attention", "change", "parameters")
+# before and after a step, of parameters and what the optimiser does with them, of the model
+# quantised.
+KINDS = ("activations", "gradients", "attention", "change", "parameters", QUANTISED)
 LEVELS = ("off", "basic", "full")
 # Attention is measured where it happens and belongs to no one site.
 ATTENTION = "attention"
@@ -87,7 +90,8 @@ class Declared:
 def families() -> dict[str, Declared]:
   """Every family of this package, by name."""
   found = {name: _declared(name, FOLDER, name) for name in variants.names(FOLDER)}
-  return {**found, OPTIMIZER: _declared(OPTIMIZER, "optim", "measure")}
+  return {**found, OPTIMIZER: _declared(OPTIMIZER, "optim", "measure"),
+          QUANTISED: _declared(QUANTISED, "train", "quantised")}
 
 
 def _declared(name: str, folder: str, file: str) -> Declared:
@@ -147,6 +151,11 @@ def select(telemetry: "TelemetryConfig", model_kind: str) -> Selection:
   for name, family in known.items():
     chosen = _chosen_sites(telemetry, family, [
         site for site in present if SITES[site] in below], present)
+    if family.kind == QUANTISED:
+      if telemetry.quantised_perplexity_every:
+        ids |= {metric.id for metric in family.metrics}
+        sites[name] = family.sites
+      continue
     if family.kind == ATTENTION:
       chosen = (ATTENTION,) if model_kind == "transformer" else ()
     is_own, found = name in own, set()
@@ -177,8 +186,9 @@ def cadences(telemetry: "TelemetryConfig", model_kind: str) -> dict[str, int]:
   """Family -> steps between measurements, for those measured apart from the step; 0 is never."""
   selection = select(telemetry, model_kind)
   asked = dict(text.split("=") for text in telemetry.cadences)
-  return {name: int(asked.get(name, selection.families[name].every))
-          for name in selection.sites if selection.families[name].every}
+  found = {name: int(asked.get(name, selection.families[name].every))
+           for name in selection.sites if selection.families[name].every}
+  return {**found, QUANTISED: telemetry.quantised_perplexity_every}
 
 
 def user_family(text: str) -> Declared:
@@ -234,7 +244,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 def validate(config: "Config", check: Check) -> None:
   """What the telemetry of a config must satisfy; `check` raises what fails."""
   telemetry, kind = config.telemetry, config.model.kind
-  for field in ("optimizer", "sites", "metrics", "cadences", "user_metrics"):
+  for field in ("optimizer", "sites", "metrics", "cadences", "user_metrics",
+                "quantised_perplexity_every"):
     check(telemetry.level != "off" or not getattr(telemetry, field), f"telemetry.{field}",
           "nothing is measured at telemetry.level=off")
   present = model_sites(kind)
@@ -250,8 +261,14 @@ def validate(config: "Config", check: Check) -> None:
   for name in telemetry.metrics:
     check(name in of_package or name in of_user, "telemetry.metrics",
           f"{name} is no metric{_nearest(name, of_package)}")
+    check(name not in metrics() or metrics()[name].family != QUANTISED, "telemetry.metrics",
+          f"{name} is measured by telemetry.quantised_perplexity_every, as in "
+          "telemetry.quantised_perplexity_every=100")
     check(kind == "transformer" or not name.startswith(ATTENTION + "_"), "telemetry.metrics",
           f"{name} is of attention, which model.kind={kind} has not")
+  check(kind == "transformer" or not telemetry.quantised_perplexity_every,
+        "telemetry.quantised_perplexity_every",
+        "quantisation is of transformers; perplexity is of tokens")
   _check_cadences(telemetry, kind, check)
 
 

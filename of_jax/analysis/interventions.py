@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from of_jax.errors import UserError
+from of_jax.quantise.hadamard import sylvester
 
 if TYPE_CHECKING:
   import jax
@@ -101,10 +102,8 @@ def hadamard(size: int) -> Floats:
   of 96 there are three of 32.
   """
   block = size & -size
-  matrix: Floats = np.ones((1, 1))
-  while len(matrix) < block:
-    matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-  return np.kron(np.eye(size // block), matrix / np.sqrt(block))
+  matrix: Floats = np.kron(np.eye(size // block), sylvester(block)).astype(np.float64)
+  return matrix
 
 
 def apply(interventions: Sequence[Intervention], references: References) -> "Intervene":

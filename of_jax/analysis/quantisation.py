@@ -22,14 +22,9 @@ from of_jax.errors import UserError
 from of_jax.models.functional import Parameters
 from of_jax.quantise import quantisers
 from of_jax.quantise import scheme as schemes
-from of_jax.quantise.numerics import (
-    Bounds,
-    FindBounds,
-    FindRanges,
-    Quantised,
-    Ranges,
-    rounded_weight,
-)
+from of_jax.quantise.forward import find_bounds, quantised_stream
+from of_jax.quantise.numerics import Bounds, FindBounds, FindRanges, Ranges
+from of_jax.quantise.rotation import rotate
 from of_jax.quantise.scheme import Scheme
 from of_jax.train.loss import cross_entropy
 
@@ -46,18 +41,24 @@ class Calibration:
   ranges: Ranges
 
 
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+  """A model whose stream was rotated, see of_jax.quantise.rotation."""
+
+  config: Config
+  params: Parameters
+
+
 def calibrate(model: Model, batches: Sequence[Batch], scheme: Scheme) -> Calibration:
   """Bounds of the weights, and ranges of the activations of the unquantised model on batches.
 
   Ranges that are found as tokens pass need no batch, and none is read.
   """
-  _refuse_images(model.config)
-  tokens = jnp.zeros((1, 1), jnp.int32)
-  kept_bounds = _finder(model.config, _of_weights(scheme), "bounds")(model.params, tokens, None)
-  bounds = {name: kept["bound"] for name, kept in kept_bounds.items()}
+  schemes.check_model(scheme, model.config)
+  bounds = _bounds(model.config, _of_weights(scheme))(model.params)
   ranges: dict[str, tuple[jax.Array, jax.Array]] = {}
   for batch in batches if scheme.is_static else ():
-    found = _finder(model.config, _of_activations(scheme), "ranges")(
+    found = _ranges(model.config, _of_activations(scheme))(
         model.params, batch["inputs"], batch.get("documents"))
     for site, kept in found.items():
       new = kept["low"], kept["high"]
@@ -68,9 +69,10 @@ def calibrate(model: Model, batches: Sequence[Batch], scheme: Scheme) -> Calibra
 
 def loss(model: Model, batches: Sequence[Batch], scheme: Scheme, calibration: Calibration) -> float:
   """Nats a token of the quantised model, over all batches together, weighted by tokens."""
-  _refuse_images(model.config)
+  schemes.check_model(scheme, model.config)
+  chosen: dict[str, bool] | None = None
   if scheme.arithmetic == "integer":
-    program, chosen = _program(model.config, scheme), {}
+    program = _program(model.config, scheme)
   else:
     # Which sites, the program is told: leaving out one or another compiles nothing.
     program = _program(model.config, dataclasses.replace(scheme, sites=schemes.SITES))
@@ -106,17 +108,27 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
     by_site: whether to also leave out, and to quantise alone, each site of the scheme.
 
   Raises:
-    UserError: a scheme that cannot be carried out, or a model of images.
+    UserError: a scheme that cannot be carried out, or a model of images or without its sites.
   """
   schemes.check(scheme)
+  schemes.check_model(scheme, model.config)
+  present = sites_of(model.config)
+  if not set(scheme.sites) & set(present):
+    raise UserError(f"sites={','.join(scheme.sites)}: this model has none of them; there are "
+                    + ", ".join(present))
   plain, kurtosis, tokens = plain_loss(model, batches)
+  rotated: dict[str, float] = {}
+  if scheme.hadamard:
+    params, config = rotate(model.params, model.config)
+    model = Rotated(config, jax.device_put(params, jax.devices()[0]))
+    rotated = dict(zip(("loss_rotated", "kurtosis_rotated"), plain_loss(model, batches)))
   # Dynamic ranges know no calibration: every seed gives the same.
   found = {seed: calibrate(model, draw(calibration, seed), scheme)
            for seed in (seeds if scheme.is_static else seeds[:1])}
   losses = [loss(model, batches, scheme, one) for one in found.values()]
-  present = sites_of(model.config)
   result = {
       "perplexity": _perplexity(plain), "loss": plain, "num_tokens": tokens, "kurtosis": kurtosis,
+      **rotated,
       "perplexity_quantised": {**_spread([_perplexity(one) for one in losses]),
                                "seeds": list(found)},
       "increase": _spread([one - plain for one in losses]),
@@ -135,7 +147,7 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
 def quantised(run: Path, steps: Sequence[int]) -> dict[str, Any]:
   """W8A8 and W4A8 of a run's last checkpoint, on its validation set."""
   model = replay.restore(run, steps[-1])
-  _refuse_images(model.config)
+  schemes.check_model(Scheme(), model.config)
   corpus = prepare(model.config.data, lambda line: None)
   batches = replay.corpus_batches(model.config, corpus)
   calibration = replay.corpus_batches(model.config, corpus, "train",
@@ -166,13 +178,18 @@ def sites_of(config: Config) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def _finder(config: Config, scheme: Scheme, what: str) -> Any:
+def _bounds(config: Config, scheme: Scheme) -> Any:
+  network, tokens = network_of(config), jnp.zeros((1, 1), jnp.int32)
+  return jax.jit(lambda params: find_bounds(network, params, tokens, scheme))
+
+
+@functools.lru_cache(maxsize=16)
+def _ranges(config: Config, scheme: Scheme) -> Any:
   network = network_of(config)
 
   @jax.jit
   def run(params: Parameters, inputs: jax.Array, documents: jax.Array | None) -> Any:
-    numerics = FindBounds(scheme) if what == "bounds" else FindRanges(scheme)
-    return network.stream(params, inputs, documents, numerics=numerics)[2]
+    return network.stream(params, inputs, documents, numerics=FindRanges(scheme))[2]
 
   return run
 
@@ -183,13 +200,8 @@ def _program(config: Config, scheme: Scheme) -> Any:
 
   @jax.jit
   def run(params: Parameters, batch: Mapping[str, jax.Array], bounds: Bounds, ranges: Ranges,
-          chosen: Mapping[str, Any]) -> Any:
-    chosen = chosen or {site: site in scheme.sites for site in schemes.SITES}
-    x_BxTxD, table_DxV, _ = network.stream(
-        params, batch["inputs"], batch.get("documents"),
-        numerics=Quantised(scheme, bounds, ranges, chosen))
-    rounded = rounded_weight(table_DxV, scheme, "unembedding")
-    table_DxV = jnp.where(chosen["unembedding"], rounded, table_DxV)
+          chosen: Mapping[str, Any] | None) -> Any:
+    x_BxTxD, table_DxV = quantised_stream(network, params, batch, scheme, bounds, ranges, chosen)
     return cross_entropy(x_BxTxD, table_DxV, batch["targets"], batch["weights"], 0.0,
                          config.model.logit_cap)[1]
 
@@ -214,9 +226,3 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def _perplexity(nats: float) -> float:
   return math.exp(nats) if nats < 700 else math.inf
-
-
-def _refuse_images(config: Config) -> None:
-  if config.model.kind != "transformer":
-    raise UserError(f"model.kind={config.model.kind}: quantisation is of transformers; perplexity "
-                    "is of tokens")

@@ -20,18 +20,23 @@ import numpy as np
 
 from of_jax.config import Config, resolve
 from of_jax.errors import UserError
+from of_jax.models.folding import (
+    READERS,
+    WRITERS,
+    check_known,
+    fold_branch_gains,
+    fold_gain,
+    fold_offset,
+    norms_read,
+    readers,
+)
 from of_jax.models.functional import Parameters
 
-# The linear maps of a block that read a norm's output, and those that write to the stream.
-_READERS = {"attention_norm": (("attention", "query"), ("attention", "key"),
-                               ("attention", "value")),
-            "mlp_norm": (("mlp", "up"), ("mlp", "gate"))}
-_WRITERS = {"attention_gain": ("attention", "out"), "mlp_gain": ("mlp", "down")}
 # Every part that the functions below take care of: one more could read or write the stream.
 _MODEL = {"embedding": {"token", "position"}, "stacks": None, "final_norm": None,
           "unembedding": {"kernel"}}
 _BLOCK = {"attention": {"query", "key", "value", "out", "query_norm", "key_norm"},
-          "mlp": {"up", "gate", "down"}, **dict.fromkeys((*_READERS, *_WRITERS))}
+          "mlp": {"up", "gate", "down"}, **dict.fromkeys(("attention_norm", "mlp_norm", *WRITERS))}
 # Largest mean over the neurons that a centred writer may have, relative to its largest entry.
 _CENTRED = 1e-5
 
@@ -45,10 +50,10 @@ def to_rmsnorm(params: Parameters, config: Config) -> tuple[Parameters, Config]:
   """
   new = _start(params, config, norms=("layer",))
   _fold_offsets(new)
-  _fold_branch_gains(new)
+  fold_branch_gains(new)
   for writer in _writers(new):
     writer -= writer.mean(-1, keepdims=True)
-  for norm, _ in _norms(new):
+  for norm, _ in norms_read(new):
     del norm["bias"]
   return _finish(new, params, config, norm="rms")
 
@@ -63,7 +68,7 @@ def to_crmsnorm(params: Parameters, config: Config) -> tuple[Parameters, Config]
       a model from `to_rmsnorm` is.
   """
   new = _start(params, config, norms=("rms", "srms"))
-  _fold_branch_gains(new)
+  fold_branch_gains(new)
   for writer in _writers(new):
     if np.abs(writer.mean(-1)).max() > _CENTRED * np.abs(writer).max():
       raise UserError("the stream has a mean, which only the neuron left out could hold: what "
@@ -115,21 +120,12 @@ def _start(params: Parameters, config: Config, norms: tuple[str, ...] = ()) -> P
     raise UserError("config.model.final_norm=False: the unembedding reads the stream itself, so no "
                     "model with another stream is the same")
   new: Parameters = jax.tree.map(lambda leaf: np.array(leaf, np.float64), params)
-  _check_known("model", new, _MODEL)
+  check_known("model", new, _MODEL, "conversions")
   for name, stack in new["stacks"].items():
-    _check_known(f"stacks/{name}", stack, _BLOCK)
+    check_known(f"stacks/{name}", stack, _BLOCK, "conversions")
   if model.tied_embeddings and model.final_norm:
     new["unembedding"] = {"kernel": new["embedding"]["token"].T.copy()}
   return new
-
-
-def _check_known(place: str, part: Parameters, known: dict[str, set[str] | None]) -> None:
-  for name, children in part.items():
-    allowed = known.get(name)
-    unknown = [name] if name not in known else [
-        f"{name}/{child}" for child in sorted(children.keys() - allowed)] if allowed else []
-    if unknown:
-      raise UserError(f"{place}/{unknown[0]}: a part of the model that conversions do not know")
 
 
 def _finish(new: Parameters, params: Parameters, config: Config, **fields: Any
@@ -143,72 +139,39 @@ def _finish(new: Parameters, params: Parameters, config: Config, **fields: Any
           resolve(dataclasses.replace(config, model=model)))
 
 
-def _norms(new: Parameters) -> list[tuple[Parameters, list[Parameters]]]:
-  """Every norm of the stream that has parameters, with the linear maps that read it."""
-  found = []
-  for stack in new["stacks"].values():
-    for name, readers in _READERS.items():
-      if name in stack:
-        found.append((stack[name], [stack[a][b] for a, b in readers if b in stack[a]]))
-  if "final_norm" in new:
-    found.append((new["final_norm"], [new["unembedding"]]))
-  return found
-
-
 def _writers(new: Parameters) -> list[np.ndarray]:
   """Everything that is added to the stream, whose neurons are the last axis of each."""
   found = list(new["embedding"].values())
   for stack in new["stacks"].values():
-    for a, b in _WRITERS.values():
+    for a, b in WRITERS.values():
       found += stack[a][b].values()
   return found
 
 
 def _fold_offsets(new: Parameters) -> None:
   """b <- b + beta W in each reader of a norm, beta <- 0."""
-  for norm, readers in _norms(new):
-    offset = norm.get("bias")
-    if offset is None or not offset.any():
+  for norm, read_by in norms_read(new):
+    if "bias" not in norm or not norm["bias"].any():
       continue
-    for reader in readers:
+    for reader in read_by:
       if "bias" not in reader:
         raise UserError(
             "a norm's offset is not zero, and the linear map behind it has no bias to take it up: "
             + ("the unembedding never has one" if reader is new.get("unembedding") else
                "it needs model.linear_bias=true"))
-      # [.., in] and [.., in, out..] -> [.., out..]; before `in` there may be an axis of layers.
-      kernel = reader["kernel"]
-      reader["bias"] += (_aligned(offset, kernel) * kernel).sum(offset.ndim - 1)
-    offset[...] = 0
+    fold_offset(norm, read_by)
 
 
 def _fold_gains(new: Parameters) -> None:
-  """W <- diag(gamma) W in each reader of a norm, gamma <- 1."""
-  for norm, readers in _norms(new):
+  for norm, read_by in norms_read(new):
     if "scale" in norm:
-      for reader in readers:
-        layers = 0 if reader is new.get("unembedding") else 1
-        # `ss` has one gain a layer, the others one a neuron.
-        gain = norm["scale"].reshape(*norm["scale"].shape[:layers], -1)
-        reader["kernel"] *= _aligned(gain, reader["kernel"])
-      norm["scale"][...] = 1
-
-
-def _fold_branch_gains(new: Parameters) -> None:
-  """A gain a channel goes into the map before it, since it would give a centred output a mean."""
-  for stack in new["stacks"].values():
-    for name, (a, b) in _WRITERS.items():
-      gain = stack.get(name, {}).get("value")
-      if gain is not None and gain.ndim == 2:
-        for written in stack[a][b].values():
-          written *= gain.reshape(len(gain), *[1] * (written.ndim - 2), -1)
-        gain[...] = 1
+      fold_gain(norm, read_by)
 
 
 def _drop_norms(new: Parameters) -> None:
   new.pop("final_norm", None)
   for stack in new["stacks"].values():
-    for name in _READERS:
+    for name in READERS:
       stack.pop(name, None)
 
 
@@ -221,16 +184,10 @@ def _drop_last_neuron(new: Parameters) -> None:
   drop_input(new["unembedding"], 0)
   new["embedding"] = {name: table[..., :-1] for name, table in new["embedding"].items()}
   for stack in new["stacks"].values():
-    for readers in _READERS.values():
-      for a, b in readers:
-        if b in stack[a]:
-          drop_input(stack[a][b], 1)
-    for name, (a, b) in _WRITERS.items():
+    for name in ("attention_norm", "mlp_norm"):
+      for reader in readers(stack, name):
+        drop_input(reader, 1)
+    for name, (a, b) in WRITERS.items():
       stack[a][b] = {part: written[..., :-1] for part, written in stack[a][b].items()}
       if "value" in stack.get(name, {}) and stack[name]["value"].ndim == 2:
         stack[name]["value"] = stack[name]["value"][:, :-1]
-
-
-def _aligned(vector: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-  """[.., in] with axes of 1 behind, to multiply a kernel [.., in, out..]."""
-  return vector.reshape(*vector.shape, *[1] * (kernel.ndim - vector.ndim))

@@ -1,10 +1,12 @@
-"""What is quantised and how. Imports nothing, so that a mistake is found before jax is imported."""
+"""What is quantised and how. Imports no jax, so that a mistake is found before that."""
 
 import dataclasses
 import difflib
 from collections.abc import Iterable
 
+from of_jax.config import Config
 from of_jax.errors import UserError
+from of_jax.quantise import hadamard
 
 BITS = (4, 6, 8, 16)
 
@@ -60,6 +62,7 @@ class Scheme:
     arithmetic: `simulated`, rounded numbers in float; `integer`, linear maps as int8 x int8 ->
       int32 products.
     sites: of SITES, what is quantised.
+    hadamard: whether the residual stream is rotated first, see of_jax.quantise.rotation.
   """
 
   weight_bits: int = 8
@@ -71,6 +74,7 @@ class Scheme:
   group_size: int = 32
   arithmetic: str = "simulated"
   sites: tuple[str, ...] = DEFAULT_SITES
+  hadamard: bool = False
 
   @property
   def is_static(self) -> bool:
@@ -107,6 +111,23 @@ def check(scheme: Scheme) -> None:
     if scheme.activation_granularity == "channel":
       raise UserError("activation_granularity=channel: a range a neuron cannot be taken out of an "
                       "integer product; choose tensor or token, or simulated arithmetic")
+
+
+def check_model(scheme: Scheme, config: Config) -> None:
+  """Raises UserError for a model that a scheme cannot be carried out on."""
+  model = config.model
+  if model.kind != "transformer":
+    raise UserError(f"config.model.kind={model.kind}: quantisation is of transformers; perplexity "
+                    "is of tokens")
+  if scheme.weight_granularity == "group":
+    assert model.head_dim is not None and model.mlp_width is not None, "resolve the config first"
+    for what, inputs in (("model.width", model.width), ("model.mlp_width", model.mlp_width),
+                         ("model.heads x head_dim", model.heads * model.head_dim)):
+      if inputs % scheme.group_size:
+        raise UserError(f"group_size={scheme.group_size}: does not divide {what}={inputs}, inputs "
+                        "of a linear map")
+  if scheme.hadamard:
+    hadamard.check(config)
 
 
 def expand(names: Iterable[str], flag: str) -> tuple[str, ...]:

@@ -15,12 +15,14 @@ from of_jax.config import Config
 from of_jax.train.step import Batch, State, Trainer
 
 _CHANGE = "moment_updates"
+_QUANTISED = config_telemetry.QUANTISED
 
 
 class Costly:
   """Call `before_step` and `after_step` around the steps at which something is due.
 
-  What a step changed is measured on a fixed batch, the first of the evaluation set.
+  What a step changed, and the quantised model after it, is measured on a fixed batch, the first of
+  the evaluation set.
   """
 
   def __init__(self, config: Config, trainer: Trainer, fixed: Batch):
@@ -40,7 +42,7 @@ class Costly:
   def before_step(self, due: Collection[str], state: State, batch: Batch, key: jax.Array) -> None:
     """Measures the model that the step starts from, on the step's batch."""
     self._found = [self._timed(name, self._trainer.apart[name], state, batch, key)
-                   for name in due if name != _CHANGE]
+                   for name in due if name not in (_CHANGE, _QUANTISED)]
     if _CHANGE in due:
       # The step consumes the state that it is given.
       self._before = self._trainer.copied(state["params"])
@@ -52,6 +54,9 @@ class Costly:
       self._found.append(self._timed(
           _CHANGE, self._trainer.change, self._before, state["params"], self._fixed))
       self._before = None
+    if _QUANTISED in due:
+      self._found.append(self._timed(
+          _QUANTISED, self._trainer.quantised, state["params"], self._fixed))
     telemetry = {site: dict(found) for site, found in metrics.get("telemetry", {}).items()}
     for part in self._found:
       for site, found in part.items():

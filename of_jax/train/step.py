@@ -33,6 +33,7 @@ from of_jax.telemetry.families.gradients import (
 from of_jax.telemetry.observe import ChangeObserver, SiteStatistics, Telemetry
 from of_jax.train import tweo
 from of_jax.train.loss import Sums, cross_entropy, squared_error
+from of_jax.train.quantised import quantised_metrics
 from of_jax.train.sharding import state_shardings
 
 State = dict[str, Any]
@@ -54,7 +55,8 @@ class Trainer:
 
   `apart` has for each costly family a map of (state, batch, key) to such `telemetry` of the model
   before the step. `change` maps (params before a step, params after it, a batch) to the telemetry
-  of what the step changed, and `copied` keeps parameters from being consumed by it.
+  of what the step changed, and `copied` keeps parameters from being consumed by it. `quantised`
+  maps (params, a batch) to the telemetry of the quantised model.
   """
 
   network: Network
@@ -67,6 +69,7 @@ class Trainer:
   finish: Any
   apart: Mapping[str, Any]
   change: Any
+  quantised: Any
   copied: Any
 
 
@@ -84,6 +87,7 @@ class Functions:
   finish: Any
   apart: Mapping[str, Any]
   change: Any
+  quantised: Any
 
 
 def make_functions(config: Config) -> Functions:
@@ -246,7 +250,8 @@ def make_functions(config: Config) -> Functions:
       step(telemetry) if telemetry.plan or of_gradients.plan or measures_optimizer else plain,
       evaluate, add, finish,
       {name: measured_apart(name) for name, family in selection.families.items()
-       if name in selection.sites and family.every and family.kind != "change"}, change)
+       if name in selection.sites and family.every and family.kind != "change"}, change,
+      quantised_metrics(network, config))
 
 
 @functools.lru_cache(maxsize=4)
@@ -280,7 +285,7 @@ def compile_functions(made: Functions, init: Any, shardings: Any, metrics: Any) 
       plain if made.measured is made.plain else step(made.measured), compiled(made.evaluate),
       compiled(made.add), compiled(made.finish),
       {name: compiled(run) for name, run in made.apart.items()}, compiled(made.change),
-      jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings["params"]))
+      compiled(made.quantised), jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings["params"]))
 
 
 def _joined(*telemetry: Any) -> Any:

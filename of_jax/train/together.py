@@ -222,6 +222,7 @@ class Sweep:
             lambda made: made.measured),
         evaluate=every(lambda made: made.evaluate), add=every(lambda made: made.add),
         finish=every(lambda made: made.finish), change=every(lambda made: made.change),
+        quantised=every(lambda made: made.quantised),
         apart={name: apart(name) for name in template.apart})
 
 

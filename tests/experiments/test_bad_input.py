@@ -84,6 +84,13 @@ def test_train(mistake: str, tmp_path: Path) -> None:
     (["experiments.measure", "--run=nowhere"], "nowhere: not a run directory"),
     (["experiments.measure", "--run=x", "--metrics=kurtosys"], "did you mean kurtosis?"),
     (["experiments.measure", "--run=x", "--tokens=a", "--text=b"], "give one of them"),
+    (["experiments.measure", "--run=x", "--run=y"], "--run=y: there is x already"),
+    (["experiments.quantise"], "--run is missing"),
+    (["experiments.quantise", "--run=nowhere"], "nowhere: not a run directory"),
+    (["experiments.quantise", "--run=x", "--weight_bits=5"], "weight_bits=5: must be one of 4, 6"),
+    (["experiments.quantise", "--run=x", "--sites=resid_prey"], "did you mean resid_pre?"),
+    (["experiments.quantise", "--run=x", "--metrics=rms"], "--metrics: is a flag of measure"),
+    (["experiments.quantise", "--model=x"], "came without data; give --tokens"),
 ), ids=lambda value: value[0] if isinstance(value, list) else "")
 def test_other_binaries(arguments: list[str], message: str) -> None:
   result, _ = run(arguments)
@@ -93,7 +100,7 @@ def test_other_binaries(arguments: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize("binary", ("train", "study", "report", "prepare_data", "benchmark",
-                                    "variants", "coordinate_check", "measure"))
+                                    "variants", "coordinate_check", "measure", "quantise"))
 def test_help_explains_every_flag(binary: str) -> None:
   result, _ = run([f"experiments.{binary}", "--help"])
   assert result.returncode == 0 and f"experiments.{binary}" in result.stdout

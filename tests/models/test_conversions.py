@@ -27,7 +27,7 @@ def trained_like(config: Config, seed: int = 0) -> Model:
     return starts.get(role, 0.1) + 0.2 * rng.standard_normal(shape.shape)
 
   params = jax.tree.map(draw, network.roles, network.shapes)
-  if config.model.final_norm and "bias" in params["final_norm"]:
+  if "bias" in params.get("final_norm", {}):
     params["final_norm"]["bias"][...] = 0  # No bias follows it that could take it up.
   return params, config
 

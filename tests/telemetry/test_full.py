@@ -322,7 +322,7 @@ def test_a_run_measures_what_its_config_names(make_config: MakeConfig, own_file:
       model__depth=1, train__steps=4, train__checkpoint_every=4, telemetry__every=2,
       telemetry__sites="mlp_out,final", telemetry__metrics="kurtosis_no_first,top_neurons,"
       "attention_entropy,m4_u2,update_rms_ratio", telemetry__cadences="attention=3",
-      telemetry__user_metrics=f"{own_file}:above_one")
+      telemetry__user_metrics=f"{own_file}:above_one", telemetry__quantised_perplexity_every=3)
   lines: list[str] = []
   train(config, tmp_path / "run", lines.append)
   records = {r["step"]: r for r in run_directory.read_lines(tmp_path / "run" / "metrics.jsonl")
@@ -331,9 +331,12 @@ def test_a_run_measures_what_its_config_names(make_config: MakeConfig, own_file:
   plain = {"kurtosis_no_first", "top_neurons", "top_neurons_no_first", "above_one"}
   for step, record in records.items():
     changed = {"m4_u2"} if step in (1, 4) else set()
-    expected = {site: plain | changed for site in ("mlp_out", "final")} if step != 3 else {}
+    expected: dict[str, set[str]] = {
+        site: plain | changed for site in ("mlp_out", "final") if step != 3}
     if step in (1, 3, 4):
       expected["attention"] = {"attention_entropy"}
+      expected.setdefault("final", set()).update(
+          {"quantised_perplexity", "quantised_loss_increase"})
     assert {site: set(found) for site, found in record.get("telemetry", {}).items()} == expected
     assert ("optimizer" in record) == (step != 3)
   assert all(set(m) == {"update_rms_ratio"} for m in records[1]["optimizer"].values())

@@ -1,0 +1,117 @@
+"""The matrix that a model's residual stream is rotated by, and which models stay the same.
+
+Imports no jax, so that a model that does not is named before it is loaded.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from of_jax.config import Config, ModelConfig
+from of_jax.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+
+SEED = 0
+
+# Blocks whose norms are read by linear maps alone, if they have any: gains go into those maps.
+_READ = ("layernorm_scaling", "nap", "op", "parallel", "parallel_two_norms", "pre",
+         "residual_scaled")
+# Blocks whose norms, or some of them, give the stream or what is added to it.
+_WRITTEN = ("deepnorm", "mix", "output", "peri", "post", "post_released")
+# Of those, the ones whose gain of a branch stands behind such a norm.
+_GAIN_BEHIND_NORM = ("output", "peri")
+_WITHOUT_NORM = ("op", "residual_scaled")
+# Norms that a rotation passes through: any, or one that keeps the mean over the neurons.
+_OF_ANY = ("none", "rms", "srms", "ss")
+_OF_MEAN = ("crms", "layer")
+# Of both, those without a number a neuron.
+_WITHOUT_GAINS = ("crms", "none", "srms", "ss")
+
+
+def check(config: Config) -> None:
+  """Raises UserError, naming the field, unless some rotated model is the same as this one.
+
+  What acts on the stream must be linear, or a norm that knows no neuron from another: a gain a
+  neuron behind the norm has to go into the linear maps that read it, and where the norm gives the
+  stream itself there are none.
+  """
+  model = config.model
+
+  def refuse(field: str, why: str) -> None:
+    raise UserError(f"config.model.{field}={getattr(model, field)}: {why}, so no model with a "
+                    "rotated stream is the same; leave out --hadamard")
+
+  if model.block not in _READ + _WRITTEN:
+    refuse("block", "reads or writes the stream neuron by neuron")
+  for field, kind, gives_stream in _norms(model):
+    if kind not in _OF_ANY + _OF_MEAN:
+      refuse(field, "acts neuron by neuron")
+    if gives_stream and kind not in _WITHOUT_GAINS:
+      where = f"in block {model.block} " if field == "norm" else ""
+      refuse(field, f"{where}its gains act on the stream neuron by neuron")
+  if model.attention_gate == "head":
+    refuse("attention_gate", "each head reads its own neurons of the stream")
+  if model.sigma_reparam != "none":
+    refuse("sigma_reparam", "the spectral norms of matrices are estimated, and gains would change "
+           "them")
+  if model.beta_per_channel and model.skip_gain is not None:
+    refuse("skip_gain", "skips have a gain a channel")
+  if model.beta_per_channel and model.block in _GAIN_BEHIND_NORM:
+    refuse("beta_per_channel", f"in block {model.block} it acts behind a norm")
+
+
+def _norms(model: ModelConfig) -> list[tuple[str, str, bool]]:
+  """(the field that says so, the norm, whether its output is the stream or added to it)."""
+  found = []
+  if model.block not in _WITHOUT_NORM:
+    found.append(("norm", model.norm, model.block in _WRITTEN))
+  if model.embedding_norm:
+    found.append(("embedding_norm", model.norm, True))
+  if model.first_attention_norm:
+    found.append(("first_attention_norm", "layer", False))
+  if model.final_norm:
+    found.append(("final_norm_kind", str(model.final_norm_kind), False))
+  return found
+
+
+def rotation_of(model: ModelConfig) -> Floats:
+  """The matrix for a model that `check` accepts."""
+  keeps_mean = any(kind in _OF_MEAN for _, kind, _ in _norms(model))
+  return rotation(model.width, keeps_mean)
+
+
+def rotation(width: int, keeps_mean: bool = False) -> Floats:
+  """Orthogonal Q, [width, width]; the stream x becomes x Q.
+
+  Q = S (H kron R). H is Sylvester's Hadamard matrix of the largest power of two that divides the
+  width, R an orthogonal matrix of the odd rest, and S has random signs on its diagonal; R, of
+  Haar's measure, and S are drawn from SEED. A width that is a power of two has entries of one
+  size, 1 / sqrt(width). This is the randomised Hadamard matrix of QuaRot (Ashkboos et al. 2024,
+  2404.00456, Sec. 4), but for R, where theirs is a Hadamard matrix too.
+
+  With `keeps_mean`, Q (1 - 2 v v^T / v^T v) instead, v = u - Q^T u, u = 1 / sqrt(width): a
+  reflection that makes Q u = u, so that every token keeps its mean over the neurons and what
+  LayerNorm subtracts is the same.
+  """
+  rng = np.random.default_rng(SEED)
+  block = width & -width
+  signs = rng.choice([-1.0, 1.0], width)
+  q, r = np.linalg.qr(rng.standard_normal((width // block, width // block)))
+  matrix: Floats = signs[:, None] * np.kron(sylvester(block), q * np.sign(np.diag(r)))
+  if not keeps_mean:
+    return matrix
+  u = np.full(width, width ** -0.5)
+  v = u - matrix.T @ u
+  if v @ v < 1e-12:  # It keeps the mean as it is.
+    return matrix
+  reflected: Floats = matrix - 2 * np.outer(matrix @ v, v) / (v @ v)
+  return reflected
+
+
+def sylvester(size: int) -> Floats:
+  """Sylvester's Hadamard matrix over sqrt(size), a power of two: orthogonal and symmetric."""
+  matrix: Floats = np.ones((1, 1))
+  while len(matrix) < size:
+    matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+  scaled: Floats = matrix / np.sqrt(size)
+  return scaled
