@@ -123,6 +123,10 @@ def test_the_page_of_the_ladder() -> None:
           "0.9 | 41% | 80 |") in text
   assert "| 130m | v5e:2x4 | basic | +0.50% | +1.00% | +10.00% | +640 |" in text
   assert text.endswith("Nothing.\n")
+  site = {"layers": 2, "vectors": 6, "numbers": 8, "bytes": 4 * 2 * (6 * 16 + 8)}
+  assert compile_topology.collectives_text(off, {**basic, "statistics": {"resid_pre": site}}) == (
+      "collectives move +640 bytes; 4 x statistics x layers x width is 832, 0.7692 of it "
+      "(of activations: resid_pre 2 layers of 6 vectors and 8 numbers)")
   more = compile_topology.Row("7b", "v5p:2x2x2", (1, 8, 1))
   partial = compile_topology.markdown([row, more], {
       row.name: {"telemetry": {"off": off}}, "machine": {"jax": "0", "libtpu": "0", "date": "x"}})
@@ -132,17 +136,25 @@ def test_the_page_of_the_ladder() -> None:
 
 def check_bounds(levels: Mapping[str, Any], config: Config) -> None:
   """What issue and README promise of a size: it fits, nothing is warned of, `basic` is all but
-  free. Its collectives are sums and maxima by group, first tokens and others: of three vectors of
-  the width for each block and the final site, and of three numbers."""
+  free, and its collectives move every statistic once at most."""
   for own in levels.values():
     assert own["fits"] and own["warnings"] == [] and own["uncounted"] == []
   off, basic = levels["off"], levels["basic"]
   assert basic["flops"] <= 1.01 * off["flops"]
   assert basic["bytes_accessed"] <= 1.02 * off["bytes_accessed"]
-  moved = [sum(kind["bytes"] for kind in own["collectives"].values()) for own in (off, basic)]
-  vectors, numbers = 2 * 3, 2 * 3
-  assert 0 < moved[1] - moved[0] <= (
-      4 * (config.model.depth + 1) * (vectors * config.model.width + numbers))
+  check_statistics(basic, config)
+  moved = compile_topology.moved_by_telemetry(off, basic)
+  assert 0 < moved <= sum(site["bytes"] for site in basic["statistics"].values())
+
+
+def check_statistics(basic: Mapping[str, Any], config: Config) -> None:
+  """By hand: of first and other tokens, sums of x, x^2 and centred x^2; and for each of two
+  families the count, the largest |x| and the sum of its ratio to the median."""
+  width = config.model.width
+  assert basic["statistics"] == {
+      site: {"layers": layers, "vectors": 2 * 3, "numbers": 2 * 4,
+             "bytes": 4 * layers * (6 * width + 8)}
+      for site, layers in (("resid_pre", config.model.depth), ("final", 1))}
 
 
 def test_the_page_of_docs_is_what_the_command_makes() -> None:
@@ -195,8 +207,8 @@ def test_kernels_of_a_small_step(make_config: Callable[..., Config]) -> None:
   assert not any(own["warnings"] or own["uncounted"] for own in levels.values())
   sites, stream = 3, 4 * 2048 * 256 * 2
   assert basic["bytes_accessed"] - off["bytes_accessed"] <= 3 * sites * stream
-  moved = [sum(kind["bytes"] for kind in own["collectives"].values()) for own in (off, basic)]
-  assert 0 < moved[1] - moved[0] <= 4 * sites * (6 * 256 + 6)
+  assert 0 < compile_topology.moved_by_telemetry(off, basic) <= 4 * sites * (6 * 256 + 6)
+  check_statistics(basic, configs["basic"])
 
 
 @needs_libtpu
