@@ -111,8 +111,10 @@ def test_the_page_of_the_ladder() -> None:
       "hbm_bytes": 2 ** 34, "flops": 1.2e15, "model_flops": 1e15, "bytes_accessed": 4e9,
       "collectives": {"all-reduce": {"count": 3, "bytes": 5 * 10 ** 8}}, "predicted_seconds": 0.9,
       "predicted_seconds_formula": "FORMULA", "predicted_mfu": 0.41, "cycles": 1000,
-      "warnings": [], "uncounted": []}
+      "statistics": {}, "warnings": [], "uncounted": []}
+  site = {"layers": 2, "vectors": 6, "numbers": 8, "bytes": 4 * 2 * (6 * 16 + 8)}
   basic = {**off, "flops": 1.206e15, "bytes_accessed": 4.04e9, "cycles": 1100,
+           "statistics": {"resid_pre": site},
            "collectives": {"all-reduce": {"count": 4, "bytes": 5 * 10 ** 8 + 640}}}
   row = compile_topology.Row("130m", "v5e:2x4", (8, 1, 1), 64)
   text = compile_topology.markdown([row], {
@@ -121,10 +123,9 @@ def test_the_page_of_the_ladder() -> None:
   # 80,000 steps of 32 sequences are 40,000 of 64: 40,000 x 0.9 s x 8 chips = 80 chip-hours.
   assert ("| 130m | v5e:2x4 | 8 x 1 x 1 | 64 x 128 | 4.0 of 16.00 | yes | 1.2 | 1.200 | 4 | 0.5 | "
           "0.9 | 41% | 80 |") in text
-  assert "| 130m | v5e:2x4 | basic | +0.50% | +1.00% | +10.00% | +640 |" in text
+  assert "| 130m | v5e:2x4 | basic | +0.50% | +1.00% | +10.00% | +640 | 0.7692 |" in text
   assert text.endswith("Nothing.\n")
-  site = {"layers": 2, "vectors": 6, "numbers": 8, "bytes": 4 * 2 * (6 * 16 + 8)}
-  assert compile_topology.collectives_text(off, {**basic, "statistics": {"resid_pre": site}}) == (
+  assert compile_topology.collectives_text(off, basic) == (
       "collectives move +640 bytes; 4 x statistics x layers x width is 832, 0.7692 of it "
       "(of activations: resid_pre 2 layers of 6 vectors and 8 numbers)")
   more = compile_topology.Row("7b", "v5p:2x2x2", (1, 8, 1))
@@ -144,7 +145,7 @@ def check_bounds(levels: Mapping[str, Any], config: Config) -> None:
   assert basic["bytes_accessed"] <= 1.02 * off["bytes_accessed"]
   check_statistics(basic, config)
   moved = compile_topology.moved_by_telemetry(off, basic)
-  assert 0 < moved <= sum(site["bytes"] for site in basic["statistics"].values())
+  assert 0 < moved <= compile_topology.statistics_bytes(basic)
 
 
 def check_statistics(basic: Mapping[str, Any], config: Config) -> None:
