@@ -42,8 +42,6 @@ from of_jax.train.step import (
 )
 
 MEMBERS = "members"
-# Elements of arrays that are not worth sparing a copy.
-_SMALL = 2 ** 16
 
 
 class Number:
@@ -203,15 +201,10 @@ class Sweep:
       def one(numbers: dict[str, jax.Array], *arguments: Any) -> Any:
         return call(make_functions(_with_numbers(self.configs[0], numbers)))(*arguments)
 
-      def in_turn(arguments: Any) -> Any:
-        # What is small is neither read from the stack of members nor written there in one loop with
-        # what is computed of it: sums would round otherwise than those of the single run.
-        return _apart(one(*_apart(arguments)))
-
       def on_a_device(*stacked: Any) -> Any:
         if self._at_once:
           return jax.vmap(one)(*stacked)
-        return jax.lax.map(in_turn, stacked)
+        return jax.lax.map(lambda arguments: one(*arguments), stacked)
 
       def run(*arguments: Any) -> Any:
         spec = PartitionSpec(MEMBERS)
@@ -255,15 +248,6 @@ def unstacked(tree: Any) -> list[Any]:
   members = jax.tree.leaves(whole)[0].shape[0]
   # Copies, since the next step takes the memory that these may be views of.
   return [jax.tree.map(lambda leaf: np.array(leaf[i]), whole) for i in range(members)]
-
-
-def _apart(tree: Any) -> Any:
-  """The same, whose small arrays are not fused with what makes or reads them."""
-  leaves, structure = jax.tree.flatten(tree)
-  small = [i for i, leaf in enumerate(leaves) if leaf.size <= _SMALL]
-  for i, leaf in zip(small, jax.lax.optimization_barrier([leaves[i] for i in small])):
-    leaves[i] = leaf
-  return jax.tree.unflatten(structure, leaves)
 
 
 def _with_numbers(config: Config, numbers: Mapping[str, jax.Array]) -> Config:

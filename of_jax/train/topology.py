@@ -54,8 +54,8 @@ def compile_step(config: Config, topology: str) -> dict[str, Any]:
     and attention), bytes_accessed, collectives (kind -> count, bytes), predicted_seconds and
     predicted_seconds_formula, predicted_mfu, cycles (the compiler's own estimate of what runs on
     the chip, collectives apart), statistics (see `statistics_of`), warnings, uncounted. Flops and
-    model_flops are of all chips, the rest is of one. Where the program does not fit the memory, the compiler leaves none to read:
-    what it would say is None.
+    model_flops are of all chips, the rest is of one. Where the program does not fit the memory, the
+    compiler leaves none to read: what it would say is None.
 
   Raises:
     UserError: a slice that does not exist, a mesh that it does not have, a batch that the mesh
