@@ -117,9 +117,13 @@ def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
   lines += [
       "", "## What telemetry adds", "",
       "To the same step without it, counted in the compiled programs. Cycles are the compiler's "
-      "own estimate of what runs on a chip, vector arithmetic included, collectives not.", "",
-      "| size | slice | level | flops | bytes moved | cycles | bytes in collectives |",
-      "|---|---|---|---|---|---|---|"]
+      "own estimate of what runs on a chip, vector arithmetic included, collectives not. What "
+      "collectives need move at most is a float32 for each sum over tokens of activations, layer "
+      "and neuron, single numbers included; of other things measured, as gradients and the "
+      "optimiser, they move more.", "",
+      "| size | slice | level | flops | bytes moved | cycles | bytes in collectives | "
+      "of 4 x statistics x layers x width |",
+      "|---|---|---|---|---|---|---|---|"]
   for row in rows:
     levels = reports[row.name]["telemetry"]
     lines += [_added_line(row, level, levels["off"], own) for level, own in levels.items()
@@ -212,7 +216,34 @@ def _print(report: Mapping[str, Any]) -> None:
   console.print(table)
   for kind, total in (report["collectives"] or {}).items():
     console.print(f"{kind}: {total['count']} of {total['bytes'] / 1e9:.3f} GB in all")
+  off = report["telemetry"].get("off")
+  for level, own in report["telemetry"].items():
+    if off and level != "off" and own["collectives"] is not None and off["collectives"] is not None:
+      console.print(f"{level}: {collectives_text(off, own)}", highlight=False)
   console.print(f"seconds: {report['predicted_seconds_formula']}", highlight=False)
+
+
+def collectives_text(off: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+  """What a level adds in collectives, against 4 bytes for each number that its sites keep."""
+  moved, most = moved_by_telemetry(off, own), statistics_bytes(own)
+  sites = "; ".join(
+      f"{name} {site['layers']} layers of {site['vectors']} vectors and {site['numbers']} numbers"
+      for name, site in own["statistics"].items())
+  ratio = f", {moved / most:.4f} of it" if most else ""
+  return (f"collectives move {moved:+,} bytes; 4 x statistics x layers x width is {most:,}{ratio} "
+          f"(of activations: {sites or 'none'})")
+
+
+def statistics_bytes(own: Mapping[str, Any]) -> int:
+  """4 x statistics x layers x width, added up over the sites."""
+  return sum(site["bytes"] for site in own["statistics"].values())
+
+
+def moved_by_telemetry(off: Mapping[str, Any], own: Mapping[str, Any]) -> int:
+  """Bytes of the arrays in collectives, beyond those of the step without telemetry."""
+  before, after = (sum(kind["bytes"] for kind in report["collectives"].values())
+                   for report in (off, own))
+  return int(after - before)
 
 
 def _levels(row: Row, reports: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -242,9 +273,10 @@ def _added_line(row: Row, level: str, off: Mapping[str, Any], own: Mapping[str, 
   def added(key: str) -> str:
     return f"{own[key] / off[key] - 1:+.2%}"
 
-  moved = [sum(kind["bytes"] for kind in report["collectives"].values()) for report in (off, own)]
+  moved, most = moved_by_telemetry(off, own), statistics_bytes(own)
   return (f"| {row.size} | {row.topology} | {level} | {added('flops')} | "
-          f"{added('bytes_accessed')} | {added('cycles')} | {moved[1] - moved[0]:+,} |")
+          f"{added('bytes_accessed')} | {added('cycles')} | {moved:+,} | "
+          f"{f'{moved / most:.4f}' if most else '-'} |")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from of_jax import run_directory
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("local.sh", "tpu_pod.sh", "slurm.sbatch")
 TRAIN = ("--config=experiments/configs/smoke.py", "--workdir=runs/it's here")
@@ -186,4 +188,11 @@ def test_local_runs_the_smoke_config_on_four_processes(tmp_path: Path) -> None:
        "--config.train.steps=4", "--config.train.tensorboard=false"], cwd=ROOT, timeout=1500,
       env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
   assert result.returncode == 0, result.stderr[-2000:]
-  assert (tmp_path / "run" / "DONE").exists()
+  workdir = tmp_path / "run"
+  assert (workdir / run_directory.DONE).exists()
+  environment = run_directory.read_json(workdir / run_directory.ENVIRONMENT)
+  assert (environment["devices"]["processes"], environment["devices"]["count"]) == (4, 4)
+  assert environment["launch"]["launcher"] == "launch/local.sh 4"
+  losses = {record["step"]: record["loss"] for record in run_directory.read_lines(
+      workdir / run_directory.METRICS) if record["split"] == "train"}
+  assert list(losses) == [1, 2, 3, 4] and losses[4] < losses[1]

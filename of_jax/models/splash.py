@@ -5,6 +5,7 @@ these kernels serve they are used; elsewhere attention stays as it is, to the bi
 """
 
 import functools
+import math
 import re
 from typing import Any
 
@@ -103,9 +104,11 @@ def product_flops(kernel: str, shapes: list[tuple[int, ...]], window: int | None
   phase = re.fullmatch(r"splash_mha_(fwd|dq|dkv)(_segmented)?(_no)?_residuals", kernel)
   if phase is None:
     return None
-  batch, heads, time, head_dim = next(shape for shape in shapes if len(shape) == 4)
+  # Queries are the largest of those with most axes: three, as what says which blocks of keys to
+  # visit has, where JAX leaves out the axis of a batch of one sequence.
+  *batch, heads, time, head_dim = max(shapes, key=lambda shape: (len(shape), math.prod(shape)))
   products = {"fwd": 2, "dq": 3, "dkv": 4}[phase.group(1)]
-  flops: int = (batch * heads * blocks(time, window) * products
+  flops: int = (math.prod(batch) * heads * blocks(time, window) * products
                 * 2 * block_size(time) ** 2 * head_dim)
   return flops
 

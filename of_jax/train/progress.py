@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingProgress:
-  """Shows step, loss, tokens or images a second and the time left; nothing unless `shown`."""
+  """Shows step, loss, tokens or images a second, MFU and time left; nothing unless `shown`."""
 
   def __init__(self, name: str, start: int, steps: int, unit: str = "tokens",
                shown: bool = True):
@@ -39,11 +39,18 @@ class TrainingProgress:
     if self._bar:
       self._bar.stop()
 
-  def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-    """After a logged step. The first, whose time is the compiler's, sets the clock."""
+  def update(self, step: int, loss: float, tokens_per_second: float,
+             mfu: float | None = None) -> None:
+    """After a logged step. The first, whose time is the compiler's, sets the clock.
+
+    Args:
+      step, loss, tokens_per_second: of what was logged.
+      mfu: see of_jax.train.environment; None, where the devices' peak is not known, is not shown.
+    """
     if step == self._first:
       self._begun, self._start = time.monotonic(), step
     status = f"loss {loss:.4g}  {tokens_per_second:,.0f} {self._unit}/s"
+    status += "" if mfu is None else f"  MFU {mfu:.1%}"
     now = time.monotonic()
     if self._bar:
       self._bar.update(self._task, completed=step, status=status)

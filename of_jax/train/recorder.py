@@ -51,14 +51,18 @@ class Recorder:
     """Whether no run goes on."""
     return not self._going
 
-  def train(self, step: int, metrics: Any) -> tuple[int, float, float]:
-    """Writes a step; returns it, the runs' mean loss, and their tokens a second together."""
+  def train(self, step: int, metrics: Any) -> tuple[int, float, float, float | None]:
+    """Writes a step; returns it, the runs' mean loss, and their tokens a second and MFU together.
+
+    A run's MFU is its share of the peak of all devices, or None where that is not known.
+    """
     parts = self._split(metrics)
     written = [(i, *self._logs[i].train(step, parts[i])[1:]) for i in self._going]
-    self._diverged += [i for i, loss, _ in written
+    self._diverged += [i for i, loss, *_ in written
                        if not math.isfinite(loss) and i not in self._diverged]
-    return step, sum(loss for _, loss, _ in written) / len(written), sum(
-        rate for *_, rate in written)
+    shares = [mfu for *_, mfu in written if mfu is not None]
+    return (step, sum(loss for _, loss, *_ in written) / len(written),
+            sum(rate for *_, rate, _ in written), sum(shares) if shares else None)
 
   def evaluation(self, step: int, metrics: Any, due: bool) -> Any:
     """Writes an evaluation, where it is not due of the diverged alone; returns one run's."""

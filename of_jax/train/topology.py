@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from of_jax.config import Config
@@ -53,9 +53,9 @@ def compile_step(config: Config, topology: str) -> dict[str, Any]:
     topology, chips, mesh, bytes_per_chip, hbm_bytes, fits, flops, matrix_flops, model_flops (6 N D
     and attention), bytes_accessed, collectives (kind -> count, bytes), predicted_seconds and
     predicted_seconds_formula, predicted_mfu, cycles (the compiler's own estimate of what runs on
-    the chip, collectives apart), warnings, uncounted. Flops and model_flops are of all chips, the
-    rest is of one. Where the program does not fit the memory, the compiler leaves none to read:
-    what it would say is None.
+    the chip, collectives apart), statistics (see `statistics_of`), warnings, uncounted. Flops and
+    model_flops are of all chips, the rest is of one. Where the program does not fit the memory, the
+    compiler leaves none to read: what it would say is None.
 
   Raises:
     UserError: a slice that does not exist, a mesh that it does not have, a batch that the mesh
@@ -67,13 +67,13 @@ def compile_step(config: Config, topology: str) -> dict[str, Any]:
   chip, _ = parse_topology(topology)
   mesh = make_mesh(config, devices(topology))
   # Before the mesh is set: on devices that are not there, no array can be made.
-  lowered, model_flops = _lower(config, mesh)
+  lowered, model_flops, statistics = _lower(config, mesh)
   report: dict[str, Any] = {
       "topology": topology, "chips": mesh.size, "mesh": dict(mesh.shape), "bytes_per_chip": None,
       "hbm_bytes": chip.hbm_bytes, "fits": False, "flops": None, "matrix_flops": None,
       "model_flops": model_flops, "bytes_accessed": None, "collectives": None,
       "predicted_seconds": None, "predicted_seconds_formula": FORMULA, "predicted_mfu": None,
-      "cycles": None, "warnings": [], "uncounted": []}
+      "cycles": None, "statistics": statistics, "warnings": [], "uncounted": []}
   with _captured() as log:
     try:
       compiled = lowered.compile()
@@ -134,8 +134,40 @@ def _kernel_flops(config: Config, kernel: str, shapes: list[tuple[int, ...]]
   return None if products is None else (products, products)
 
 
-def _lower(config: Config, mesh: Any) -> tuple[Any, int]:
-  """The measured step, traced and partitioned for `mesh`, and the flops of the model's formula."""
+def statistics_of(config: Config, network: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+  """What the measured step sums over tokens of activations, whatever the mesh.
+
+  Args:
+    config: resolved; network: of it.
+    batch: arrays or their shapes.
+
+  Returns:
+    site -> `layers`; `vectors` as long as the stream is wide and single `numbers`, of one layer;
+    and 4 `bytes` a number, of all layers. Sums by group of tokens, first and others, are two.
+  """
+  import jax
+
+  from of_jax.telemetry.observe import Telemetry
+  telemetry = Telemetry.of(config.telemetry, config.model.kind)
+
+  def forward(params: Any, batch: Mapping[str, Any]) -> Any:
+    return network.stream(params, batch["inputs"], batch.get("documents"),
+                          observe=telemetry.observer(batch["weights"]))[2]
+
+  found: dict[str, Any] = {}
+  for site, statistics in jax.eval_shape(forward, network.shapes, dict(batch)).items():
+    leaves = jax.tree.leaves(statistics)
+    layers, width = leaves[0].shape[0], config.model.width
+    whole = sum(leaf.size for leaf in leaves) // layers
+    vectors = sum(leaf.size for leaf in leaves if leaf.shape[-1] == width) // (layers * width)
+    found[site] = {"layers": layers, "vectors": vectors, "numbers": whole - vectors * width,
+                   "bytes": 4 * whole * layers}
+  return found
+
+
+def _lower(config: Config, mesh: Any) -> tuple[Any, int, dict[str, Any]]:
+  """The measured step, traced and partitioned for `mesh`, the flops of the model's formula, and
+  `statistics_of` it."""
   import jax
   import jax.numpy as jnp
   from jax.sharding import NamedSharding, PartitionSpec
@@ -165,7 +197,9 @@ def _lower(config: Config, mesh: Any) -> tuple[Any, int]:
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     lowered = trainer.step_measured.lower(state, batch, key)
   flops = environment.flops_per_token(config, trainer.network)
-  return lowered, flops * math.prod(rows)
+  # Without the mesh, whose devices are no part of what is summed over it.
+  return lowered, flops * math.prod(rows), statistics_of(config, trainer.network, {
+      name: jax.ShapeDtypeStruct(part.shape, part.dtype) for name, part in batch.items()})
 
 
 def _warnings(log: list[str]) -> list[str]:

@@ -137,8 +137,8 @@ class RunLog:
     """Leaves time that was no step's out of the next record's timing."""
     self._clock += seconds
 
-  def train(self, step: int, metrics: Record) -> tuple[int, float, float]:
-    """Writes a step's metrics and timing; returns step, loss and tokens a second."""
+  def train(self, step: int, metrics: Record) -> tuple[int, float, float, float | None]:
+    """Writes a step's metrics and timing; returns step, loss, tokens a second and MFU."""
     fetched = jax.device_get(metrics)
     seconds = time.perf_counter() - self._clock
     self.restart_clock()
@@ -149,7 +149,7 @@ class RunLog:
       writer.write({"step": step, "split": "train", **fetched})
     for writer in self._timing:
       writer.write({"step": step, "seconds": seconds, "tokens_per_second": rate, "mfu": mfu})
-    return step, float(fetched["loss"]), rate
+    return step, float(fetched["loss"]), rate, mfu
 
   def evaluation(self, step: int, metrics: Record) -> Record:
     """Writes what an evaluation found, and returns it fetched."""

@@ -93,4 +93,9 @@ def test_what_the_kernels_compute() -> None:
   for name, products in (("fwd", 2), ("fwd_segmented", 2), ("dq_no", 3), ("dkv_no", 4)):
     assert splash.product_flops(f"splash_mha_{name}_residuals", shapes, None) == (
         2 * 4 * 3 * products * 2 * 512 * 512 * 64)
+    # As the compiler has it of one sequence and one head: what to visit, documents, queries, keys
+    # and sums of weights.
+    alone = [(1, 2, 2), (1024, 128), (1, 1024, 64), (1, 1024, 64), (1, 8, 1024)]
+    assert splash.product_flops(f"splash_mha_{name}_residuals", alone, None) == (
+        3 * products * 2 * 512 * 512 * 64)
   assert splash.product_flops("another", shapes, None) is None

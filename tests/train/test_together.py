@@ -16,10 +16,10 @@ from of_jax import config_members, run_directory
 from of_jax.config import Config
 from of_jax.errors import Preempted, UserError
 from of_jax.train import train
-from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.distributed import Interruption
 from of_jax.train.loop import initial_state
 from of_jax.train.together import Sweep, train_together
+from tests.train.test_processes import saved
 
 pytestmark = pytest.mark.xdist_group("together")
 
@@ -37,12 +37,6 @@ def quiet(line: str) -> None:
 
 def records(workdir: Path) -> list[dict[str, Any]]:
   return list(run_directory.read_lines(workdir / "metrics.jsonl"))
-
-
-def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
-  with Checkpoints(workdir, reading=True) as checkpoints:
-    leaves = jax.tree_util.tree_leaves_with_path(checkpoints.load_host(step))
-  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def same_run(ours: Path, theirs: Path, step: int) -> None:
