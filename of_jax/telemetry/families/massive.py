@@ -12,8 +12,8 @@ SITES = ()
 EVERY = 100
 METRICS = {
     "massive_ratio": (
-        "full", "max |X| / median |X| over the whole site; of several evaluation batches the mean of "
-        "their medians, each weighted by its tokens", "ratio", "1 and above",
+        "full", "max |X| / median |X| over the whole site; of several evaluation batches the mean "
+        "of their medians, each weighted by its tokens", "ratio", "1 and above",
         "Sun et al. 2024, 2402.17762"),
 }
 
