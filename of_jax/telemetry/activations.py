@@ -216,7 +216,7 @@ def _search(values_BxTxD: jax.Array, bits: int, rank: int, below_end_BxT: jax.Ar
     # Computed within the loop over the width, a bound would keep the compiler from vectors.
     bound_BxT = jax.lax.optimization_barrier((start_BxT | (1 << (bits - 1 - i))).astype(jnp.int16))
     is_below = (values_BxTxD < bound_BxT[..., None]).astype(jnp.int16)
-    below_BxT = jnp.sum(fold(jnp.add, is_below, 16).astype(jnp.int32), -1)
+    below_BxT = jnp.sum(fold(jnp.add, is_below, 16).astype(jnp.int32), -1, dtype=jnp.int32)
     is_end = below_BxT > rank
     return (jnp.where(is_end, start_BxT, bound_BxT.astype(jnp.int32)),
             jnp.where(is_end, below_BxT, below_end_BxT))
