@@ -245,7 +245,7 @@ def _search(codes_BxTxD: jax.Array, bits: int, rank: int, below_end_BxT: jax.Arr
 
     below_BxT = jnp.sum(fold(count, 0, codes_BxTxD), -1, dtype=count_type).astype(jnp.int32)
     is_end = below_BxT > rank
-    bit = jnp.left_shift(1, bits - 1 - i)
+    bit = jnp.left_shift(1, bits - 1 - i).astype(jnp.int32)
     start_BxT = jnp.where(is_end, start_BxT, start_BxT | bit)
     # Computed here and not where it is compared: within the loop over the width it would keep the
     # compiler from vectors.

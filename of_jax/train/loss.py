@@ -51,6 +51,8 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
   """Totals, and with `gradient` the objective's gradient with respect to x and the table."""
   batch, time, _ = x_BxTxD.shape
   vocab = table_DxV.shape[1]
+  # Of float64, which configs do not offer, float64.
+  wide = jnp.promote_types(x_BxTxD.dtype, jnp.float32)
   chunks = _number_of_chunks(batch * vocab, time)
   # Gathered here, and the parts of its gradient added up behind the loop: within, each chunk would
   # move the whole table between devices.
@@ -65,7 +67,7 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
   def add_chunk(carry: Any, chunk: Any) -> tuple[Any, Any]:
     totals, table_gradient = carry
     x, targets, weights = chunk
-    logits = jnp.tensordot(x, table, 1, preferred_element_type=jnp.float32)
+    logits = jnp.tensordot(x, table, 1, preferred_element_type=wide)
     if cap is not None:
       logits = cap * jnp.tanh(logits / cap)
     largest = jnp.max(logits, -1, keepdims=True)
@@ -86,16 +88,16 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
       slope *= 1 - jnp.square(logits / cap)  # c tanh(z / c)' = 1 - tanh(z / c)^2
     slope = slope.astype(x.dtype)
     if ways == 1:
-      table_gradient += jnp.einsum("btd,btv->dv", x, slope, preferred_element_type=jnp.float32)
+      table_gradient += jnp.einsum("btd,btv->dv", x, slope, preferred_element_type=wide)
     else:
       by_group = [rows.reshape(ways, -1, *rows.shape[1:]) for rows in (x, slope)]
       table_gradient += partition.constrain_vocabulary(jnp.einsum(
-          "sbtd,sbtv->sdv", *by_group, preferred_element_type=jnp.float32))
+          "sbtd,sbtv->sdv", *by_group, preferred_element_type=wide))
     return (totals, table_gradient), jnp.tensordot(slope, table.T, 1)
 
-  zero = jnp.float32(0)
+  zero = jnp.zeros((), wide)
   start = ((zero, {"loss": zero, "count": zero}),
-           _zeros(table_DxV.shape, ways) if gradient else zero)
+           _zeros(table_DxV.shape, ways, wide) if gradient else zero)
   (totals, table_gradient), x_gradient = jax.lax.scan(
       add_chunk, start, (split(x_BxTxD), split(targets_BxT), split(weights_BxT)))
   if not gradient:
@@ -106,11 +108,11 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
                   table_gradient.astype(table_DxV.dtype))
 
 
-def _zeros(shape: tuple[int, ...], ways: int) -> jax.Array:
+def _zeros(shape: tuple[int, ...], ways: int, dtype: Any) -> jax.Array:
   """Where the table's gradient is added up: a part for each group of devices with its own rows."""
   if ways == 1:
-    return jnp.zeros(shape, jnp.float32)
-  return partition.constrain_vocabulary(jnp.zeros((ways, *shape), jnp.float32))
+    return jnp.zeros(shape, dtype)
+  return partition.constrain_vocabulary(jnp.zeros((ways, *shape), dtype))
 
 
 def _number_of_chunks(logits_a_position: int, time: int) -> int:
