@@ -263,11 +263,11 @@ def fold(step: Callable[..., jax.Array], start: float, *arrays: jax.Array, axis:
   """An axis cut in pieces: total = step(total, *pieces), from `start`, over the pieces.
 
   For XLA's CPU compiler, which reduces any other way several times slower and writes to memory
-  first what is reduced: up to 32 pieces of 16, or of 4 along time. What is done to arrays is done
+  first what is reduced: up to 16 pieces of 16, or of 4 along time. What is done to arrays is done
   in `step`, or its result, having many readers, would be written too. Elsewhere there is one piece.
   """
   length = arrays[0].shape[axis]
-  most = min(32, length // (16 if axis == -1 else 4)) if placement.platform() == "cpu" else 1
+  most = min(16, length // (16 if axis == -1 else 4)) if placement.platform() == "cpu" else 1
   pieces = next(n for n in range(max(most, 1), 0, -1) if length % n == 0)
   total: Any = start
   for parts in zip(*(jnp.split(array, pieces, axis) for array in arrays)):

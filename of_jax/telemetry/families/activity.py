@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.activations import REST, Activations
+from of_jax.telemetry.activations import REST, Activations, as_bits
 from of_jax.telemetry.family import Family, Statistics, group
 
 KIND = "activations"
@@ -37,7 +37,8 @@ class Activity(Family):
   def statistics(self, a: Activations) -> Statistics:
     # How often each unit was active in each sequence.
     times_GxBxD = a.sums_of_rows(
-        a.groups_GxBxT, lambda x: (x != 0).astype(jnp.float32), a.raw_BxTxD)
+        # 0 for either zero, and 1 for all else: in arithmetic that becomes vectors.
+        a.groups_GxBxT, lambda x: jnp.minimum(as_bits(x), 1).astype(jnp.float32), a.raw_BxTxD)
     is_finite_G = ~jnp.any(a.groups_GxBxT & ~jnp.isfinite(a.max_BxT), (1, 2))
     times_GxBxD = jnp.where(is_finite_G[:, None, None], times_GxBxD, jnp.nan)
     counts_BxT, rest_BxT = a.counts_BxT, a.groups_GxBxT[REST]
