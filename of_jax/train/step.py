@@ -285,8 +285,8 @@ def compile_functions(made: Functions, init: Any, shardings: Any, metrics: Any) 
       plain if made.measured is made.plain else step(made.measured), compiled(made.evaluate),
       compiled(made.add), compiled(made.finish),
       {name: compiled(run) for name, run in made.apart.items()}, compiled(made.change),
-      compiled(made.quantised), jax.jit(lambda params: jax.tree.map(jnp.copy, params),
-                                        out_shardings=shardings["params"]))
+      compiled(made.quantised),
+      jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings["params"]))
 
 
 def _joined(*telemetry: Any) -> Any:
