@@ -153,7 +153,7 @@ def test_every_metric_at_every_site(make_config: MakeConfig, own_file: Path) -> 
   check_attention(found)
   seen |= set(found.apart["attention"]["attention"])
   of_roles = {name for metrics in found.metrics["optimizer"].values() for name in metrics}
-  # What needs a projection, or factors, or is measured of the quantised model.
+  # What needs a projection, or factors; and what a field of its own asks for.
   assert names - seen - of_roles == {
       "projection_factor", "projection_factor_writers", "preconditioner_condition",
       "quantised_perplexity", "quantised_loss_increase"}
