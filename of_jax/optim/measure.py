@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from of_jax import placement
 from of_jax.optim.layout import Layout
 from of_jax.optim.matrices import MatrixView
 from of_jax.optim.preconditioners import Stacks, Vectors, condition_number, quotients
+from of_jax.reductions import as_bits, as_float, fold, plus
 
 Sums = dict[str, jax.Array]
 
@@ -143,22 +145,22 @@ def _finish(leaves: list[_Leaf], rate: jax.Array) -> dict[str, jax.Array]:
   def add(name: str, values: jax.Array) -> None:
     total[name] = total.get(name, jnp.zeros(())) + values
 
+  in_g, in_u = ((1 / scale)[:, None, None] for scale in (scale_g, scale_u))
   for w, g, u, v, factor, condition, writes, view in leaves:
     w, g, u = (view.split(x.astype(jnp.float32)) for x in (w, g, u))
-    g, u = g * (1 / scale_g)[:, None, None], u * (1 / scale_u)[:, None, None]
-    norm = _inner(w, w)
+    norm = _sum(jnp.square, w)
     add("count", jnp.full(norm.shape, float(view.rows * view.columns)))
     add("w2", norm)
-    add("g2", _inner(g, g))
-    add("g4", _inner(jnp.square(g), jnp.square(g)))
-    add("u2", _inner(u, u))
-    add("u4", _inner(jnp.square(u), jnp.square(u)))
-    along = jnp.square(_inner(u, w)) / jnp.where(norm > 0, norm, 1)
+    add("g2", _sum(lambda g: jnp.square(g * in_g), g))
+    add("g4", _sum(lambda g: jnp.square(jnp.square(g * in_g)), g))
+    add("u2", _sum(lambda u: jnp.square(u * in_u), u))
+    add("u4", _sum(lambda u: jnp.square(jnp.square(u * in_u)), u))
+    along = jnp.square(_sum(lambda u, w: u * in_u * w, u, w)) / jnp.where(norm > 0, norm, 1)
     add("radial", along)
     if v is not None:
       v = view.split(v.astype(jnp.float32))
-      add("v", jnp.sum(v, (1, 2)))
-      total["max_v"] = jnp.maximum(total.get("max_v", jnp.zeros(())), jnp.max(v, (1, 2)))
+      add("v", _sum(lambda v: v, v))
+      total["max_v"] = jnp.maximum(total.get("max_v", jnp.zeros(())), _size(v))
     if factor is not None:
       add("factor", factor)
       add("factors", jnp.ones_like(factor))
@@ -175,16 +177,26 @@ def _finish(leaves: list[_Leaf], rate: jax.Array) -> dict[str, jax.Array]:
   return {name: jnp.where(jnp.isfinite(value), value, jnp.nan) for name, value in found.items()}
 
 
-def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
-  """[layers]: inner products of arrays [layers, rows, columns]. On CPU they take a fraction of the
-  time of reductions."""
-  return jnp.einsum("lrc,lrc->l", a, b, precision=jax.lax.Precision.HIGHEST)
+def _sum(each: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+  """[layers]: the sum of each(*arrays), arrays [layers, rows, columns]."""
+  return jnp.sum(_fold(lambda total, *parts: plus(total, each(*parts)), 0., *arrays), (1, 2))
+
+
+def _size(x: jax.Array) -> jax.Array:
+  """[layers]: the largest |entry| of [layers, rows, columns]; NaN if there is one."""
+  bits = _fold(lambda largest, piece: jnp.maximum(largest, as_bits(piece)), 0, x)
+  return as_float(jnp.max(bits, (1, 2)))
+
+
+def _fold(step: Callable[..., jax.Array], start: float, *arrays: jax.Array) -> jax.Array:
+  # Rows in pieces, if no device has but some of them.
+  return fold(step, start, *arrays, axis=1, most=16 if placement.devices() == 1 else 1)
 
 
 def _largest(stacks: list[jax.Array]) -> jax.Array:
   """[layers]: the largest |entry| of several arrays [layers, rows, columns]; 1 where all are 0."""
-  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(stack), (1, 2)) for stack in stacks]), 0)
-  return jnp.where(largest > 0, largest, 1).astype(jnp.float32)
+  largest = jnp.max(jnp.stack([_size(stack.astype(jnp.float32)) for stack in stacks]), 0)
+  return jnp.where(largest > 0, largest, 1)
 
 
 def _named(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from of_jax import placement
+from of_jax.reductions import as_bits, as_float, fold
 
 FIRST, REST = 0, 1
 # Of a float's 31 bits below the sign, a median is found from the upper ones, in stages of at most
@@ -25,7 +25,7 @@ _STAGES = (8, 8, 6)
 UNRESOLVED_BITS = 31 - sum(_STAGES)
 # Half the largest number whose square is a float32: x less a mean is at most twice as large.
 LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 0.5 / 2
-LARGEST_BITS = np.iinfo(np.int32).max
+_FARTHEST = np.uint32(np.iinfo(np.uint32).max)
 MINUS_INFINITY = int(np.float32(-np.inf).view(np.int32))
 
 
@@ -139,7 +139,7 @@ class Activations:
       parts = (is_in_BxT[..., None], *arrays)
       if group == FIRST and self._starts_rows:
         parts = tuple(part[:, :1] for part in parts)
-      sums.append(jnp.sum(fold(add, 0., *parts, axis=1), 1))
+      sums.append(jnp.sum(fold(add, 0., *parts, axis=1, least=4), 1))
     return jnp.stack(sums)
 
   def largest(self, values_BxTxN: jax.Array) -> jax.Array:
@@ -195,22 +195,22 @@ def _median(x_BxTxD: jax.Array) -> jax.Array:
   start_BxT, below_end_BxT, shift = jnp.zeros_like(every_BxT), every_BxT, 31
   for bits in _STAGES:
     shift -= bits
-    # What lies outside of the bucket stays on its side of every bound.
-    code = jnp.clip((as_bits(x_BxTxD) - start_BxT[..., None]) >> shift, 0, 255) - 128
+    # What lies outside of the bucket stays on its side of every bound. The difference may wrap
+    # around where the bucket is one of NaNs, and is right all the same.
+    middle_BxT = start_BxT + (128 << shift)
+    code = jnp.clip((as_bits(x_BxTxD) - middle_BxT[..., None]) >> shift, -128, 127)
     found_BxT, below_end_BxT = _search(code.astype(jnp.int8), bits, lower_rank, below_end_BxT)
     start_BxT += found_BxT << shift
-  end_BxTx1 = (start_BxT + (1 << UNRESOLVED_BITS))[..., None]
+  end_BxT = start_BxT + (1 << UNRESOLVED_BITS)
 
-  def largest_within(largest: jax.Array | int, x: jax.Array) -> jax.Array:
-    bits = as_bits(x)
-    return jnp.maximum(largest, jnp.where(bits < end_BxTx1, bits, 0))
+  # From the bucket's end upwards and around, the nearest beyond is first and the nearest below last.
+  def way(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(as_bits(x) - end_BxT[..., None], jnp.uint32)
 
-  def least_beyond(least: jax.Array | int, x: jax.Array) -> jax.Array:
-    bits = as_bits(x)
-    return jnp.minimum(least, jnp.where(bits < end_BxTx1, LARGEST_BITS, bits))
-
-  lower_BxT = jnp.max(fold(largest_within, 0, x_BxTxD), -1)
-  above_BxT = jnp.min(fold(least_beyond, LARGEST_BITS, x_BxTxD), -1)
+  last_BxT = jnp.max(fold(lambda last, x: jnp.maximum(last, way(x)), 0, x_BxTxD), -1)
+  first_BxT = jnp.min(fold(lambda first, x: jnp.minimum(first, way(x)), _FARTHEST, x_BxTxD), -1)
+  lower_BxT, above_BxT = (
+      jax.lax.bitcast_convert_type(way_BxT, jnp.int32) + end_BxT for way_BxT in (last_BxT, first_BxT))
   # An odd width has one middle value; so has an even one with both in the bucket.
   is_one = (below_end_BxT > lower_rank + 1) | bool(width % 2)
   upper_BxT = jnp.where(is_one, lower_BxT, above_BxT)
@@ -243,7 +243,11 @@ def _search(codes_BxTxD: jax.Array, bits: int, rank: int, below_end_BxT: jax.Arr
       below: jax.Array = codes < bound_BxT[..., None]
       return total + below.astype(jnp.int8)
 
-    below_BxT = jnp.sum(fold(count, 0, codes_BxTxD), -1, dtype=count_type).astype(jnp.int32)
+    below_BxTxN = fold(count, 0, codes_BxTxD, least=32)
+    if below_BxTxN.shape[-1] < codes_BxTxD.shape[-1]:
+      # Written in between, so that both are sums of bytes: 4 times 16 is still one.
+      below_BxTxN = fold(jnp.add, 0, jax.lax.optimization_barrier(below_BxTxN), least=32, most=4)
+    below_BxT = jnp.sum(below_BxTxN, -1, dtype=count_type).astype(jnp.int32)
     is_end = below_BxT > rank
     bit = jnp.left_shift(1, bits - 1 - i).astype(jnp.int32)
     start_BxT = jnp.where(is_end, start_BxT, start_BxT | bit)
@@ -258,32 +262,5 @@ def _search(codes_BxTxD: jax.Array, bits: int, rank: int, below_end_BxT: jax.Arr
   return found_BxT, below_end_BxT
 
 
-def fold(step: Callable[..., jax.Array], start: float, *arrays: jax.Array, axis: int = -1
-         ) -> jax.Array:
-  """An axis cut in pieces: total = step(total, *pieces), from `start`, over the pieces.
-
-  For XLA's CPU compiler, which reduces any other way several times slower and writes to memory
-  first what is reduced: up to 16 pieces of 16, or of 4 along time. What is done to arrays is done
-  in `step`, or its result, having many readers, would be written too. Elsewhere there is one piece.
-  """
-  length = arrays[0].shape[axis]
-  most = min(16, length // (16 if axis == -1 else 4)) if placement.platform() == "cpu" else 1
-  pieces = next(n for n in range(max(most, 1), 0, -1) if length % n == 0)
-  total: Any = start
-  for parts in zip(*(jnp.split(array, pieces, axis) for array in arrays)):
-    total = step(total, *parts)
-  folded: jax.Array = total
-  return folded
-
-
 def _larger(largest: jax.Array | int, x: jax.Array) -> jax.Array:
   return jnp.maximum(largest, as_bits(x))
-
-
-def as_bits(x: jax.Array) -> jax.Array:
-  """|x| as int32, ordered as |x| is, a NaN above all."""
-  return jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
-
-
-def as_float(bits: jax.Array) -> jax.Array:
-  return jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -11,16 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from of_jax import placement
+from of_jax.reductions import as_float
 from of_jax.telemetry.activations import (
-    LARGEST_BITS,
     LARGEST_SQUARED,
     MINUS_INFINITY,
     UNRESOLVED_BITS,
     Activations,
-    as_float,
 )
 
 # Tokens of a block, and multiples of the width: what a register of the chip holds side by side.
@@ -28,6 +28,7 @@ _LANES = 128
 # The widest site: about ten float32 arrays of a block of 128 tokens lie on the chip at once.
 _WIDEST = 8192
 _ON_CHIP_BYTES = 64 * 2 ** 20
+_LARGEST_BITS = np.iinfo(np.int32).max
 # Rows that a block of sums has; the first two are the groups FIRST and REST.
 _ROWS = 8
 KERNEL = "activation_sums"
@@ -205,7 +206,7 @@ def _median(bits_NxD: jax.Array, unresolved: int) -> jax.Array:
   end_Nx1 = start_Nx1 + (1 << unresolved)
   below_NxD = bits_NxD < end_Nx1
   lower_Nx1 = jnp.max(jnp.where(below_NxD, bits_NxD, 0), -1, keepdims=True)
-  above_Nx1 = jnp.min(jnp.where(below_NxD, LARGEST_BITS, bits_NxD), -1, keepdims=True)
+  above_Nx1 = jnp.min(jnp.where(below_NxD, _LARGEST_BITS, bits_NxD), -1, keepdims=True)
   # An odd width has one middle value; so has an even one with both in the bucket.
   is_one = (count_below(end_Nx1) > lower_rank + 1) | bool(width % 2)
   return as_float(lower_Nx1) / 2 + as_float(jnp.where(is_one, lower_Nx1, above_Nx1)) / 2

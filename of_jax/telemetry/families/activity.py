@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.activations import REST, Activations, as_bits
+from of_jax.reductions import as_bits
+from of_jax.telemetry.activations import REST, Activations
 from of_jax.telemetry.family import Family, Statistics, group
 
 KIND = "activations"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 import jax
 import jax.numpy as jnp
 
+from of_jax.reductions import fold, plus
 from of_jax.telemetry.families.moments import kurtosis
 from of_jax.telemetry.family import Family, Statistics
 
@@ -43,9 +44,10 @@ def _forward(x_BxTxD: jax.Array, slot_D: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _backward(_: None, g_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-  squares_BxTxD = jnp.square(g_BxTxD.astype(jnp.float32))
+  squares_BxNxD = fold(lambda total, g: plus(total, jnp.square(g.astype(jnp.float32))), 0.,
+                       g_BxTxD, axis=1, least=4)
   # Row by row first, as in Activations.totals.
-  return g_BxTxD, jnp.sum(jax.lax.optimization_barrier(jnp.sum(squares_BxTxD, 1)), 0)
+  return g_BxTxD, jnp.sum(jax.lax.optimization_barrier(jnp.sum(squares_BxNxD, 1)), 0)
 
 
 leave_squares.defvjp(_forward, _backward)

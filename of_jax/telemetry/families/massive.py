@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from of_jax.telemetry.activations import REST, Activations, as_float
+from of_jax.reductions import as_float
+from of_jax.telemetry.activations import REST, Activations
 from of_jax.telemetry.family import Family, Statistics, group
 
 KIND = "activations"

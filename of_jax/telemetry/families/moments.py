@@ -46,7 +46,7 @@ class Moments(Family):
     count, largest = (group(s, name, no_first) for name in ("count", "max_abs"))
     total, square, square_centred = (
         group(s, name, no_first, -2) for name in ("sum", "sum_square", "sum_square_centred"))
-    values, top = jax.lax.top_k(square, min(_TOP, square.shape[-1]))
+    values, top = _largest(square, min(_TOP, square.shape[-1]))
     sum_of_top = jnp.take_along_axis(total, top, -1)
     is_known = jnp.isfinite(jnp.sum(square, -1)) & (values[..., 0] > 0)
     return {
@@ -61,6 +61,22 @@ class Moments(Family):
                              / jnp.sum(square / values[..., :1], -1, keepdims=True)),
         "top_neuron_mean": (sum_of_top / jnp.sqrt(values)) / jnp.sqrt(count)[..., None],
     }
+
+
+def _largest(values_D: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+  """The largest non-negative values of the last axis, the largest first, and their places, of
+  equals the first; NaN, and no place, where there is a NaN. Faster on CPU than to sort."""
+  width = values_D.shape[-1]
+  places_D = jax.lax.broadcasted_iota(jnp.int32, values_D.shape, values_D.ndim - 1)
+
+  def next_largest(left_D: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    value = jnp.max(left_D, -1, keepdims=True)
+    place = jnp.min(jnp.where(left_D == value, places_D, width), -1, keepdims=True)
+    return jnp.where(places_D == place, -1, left_D), (value[..., 0], place[..., 0])
+
+  _, found = jax.lax.scan(next_largest, values_D, length=count)
+  values, places = (jnp.moveaxis(part, 0, -1) for part in found)
+  return values, places
 
 
 def kurtosis(square_D: jax.Array) -> jax.Array:

@@ -5,7 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.activations import REST, Activations, fold
+from of_jax.reductions import fold
+from of_jax.telemetry.activations import REST, Activations
 from of_jax.telemetry.family import Family, Statistics, group
 
 KIND = "activations"
