@@ -203,14 +203,14 @@ def _median(x_BxTxD: jax.Array) -> jax.Array:
     start_BxT += found_BxT << shift
   end_BxT = start_BxT + (1 << UNRESOLVED_BITS)
 
-  # From the bucket's end upwards and around, the nearest beyond is first and the nearest below last.
+  # Upwards from the bucket's end and around, the nearest beyond is first, the nearest below last.
   def way(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(as_bits(x) - end_BxT[..., None], jnp.uint32)
 
   last_BxT = jnp.max(fold(lambda last, x: jnp.maximum(last, way(x)), 0, x_BxTxD), -1)
   first_BxT = jnp.min(fold(lambda first, x: jnp.minimum(first, way(x)), _FARTHEST, x_BxTxD), -1)
-  lower_BxT, above_BxT = (
-      jax.lax.bitcast_convert_type(way_BxT, jnp.int32) + end_BxT for way_BxT in (last_BxT, first_BxT))
+  lower_BxT, above_BxT = (jax.lax.bitcast_convert_type(found_BxT, jnp.int32) + end_BxT
+                          for found_BxT in (last_BxT, first_BxT))
   # An odd width has one middle value; so has an even one with both in the bucket.
   is_one = (below_end_BxT > lower_rank + 1) | bool(width % 2)
   upper_BxT = jnp.where(is_one, lower_BxT, above_BxT)
