@@ -235,8 +235,9 @@ def _search(codes_BxTxD: jax.Array, bits: int, rank: int, below_end_BxT: jax.Arr
     bound: jax.Array = jnp.asarray(code - 128, jnp.int8)
     return bound
 
-  def next_bit(i: jax.Array, bucket: Any) -> Any:
-    start_BxT, bound_BxT, below_end_BxT = bucket
+  # Both results in one array, so that a bit is found in one loop: the count above the code's bits.
+  def next_bit(i: jax.Array, bucket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    state_BxT, bound_BxT = bucket
 
     # As narrow as the codes: a fold has no more pieces than an int8 counts.
     def count(total: jax.Array | int, codes: jax.Array) -> jax.Array:
@@ -248,18 +249,16 @@ def _search(codes_BxTxD: jax.Array, bits: int, rank: int, below_end_BxT: jax.Arr
       # Written in between, so that both are sums of bytes: 4 times 16 is still one.
       below_BxTxN = fold(jnp.add, 0, jax.lax.optimization_barrier(below_BxTxN), least=32, most=4)
     below_BxT = jnp.sum(below_BxTxN, -1, dtype=count_type).astype(jnp.int32)
-    is_end = below_BxT > rank
     bit = jnp.left_shift(1, bits - 1 - i).astype(jnp.int32)
-    start_BxT = jnp.where(is_end, start_BxT, start_BxT | bit)
+    state_BxT = jnp.where(below_BxT > rank, below_BxT << 8 | state_BxT & 255, state_BxT | bit)
     # Computed here and not where it is compared: within the loop over the width it would keep the
     # compiler from vectors.
-    bound_BxT = bound_of(start_BxT | bit >> 1)
-    return start_BxT, bound_BxT, jnp.where(is_end, below_BxT, below_end_BxT)
+    return state_BxT, bound_of(state_BxT & 255 | bit >> 1)
 
-  start_BxT = jnp.zeros_like(below_end_BxT)
-  found_BxT, _, below_end_BxT = jax.lax.fori_loop(
-      0, bits, next_bit, (start_BxT, bound_of(start_BxT | 1 << (bits - 1)), below_end_BxT))
-  return found_BxT, below_end_BxT
+  state_BxT = below_end_BxT << 8
+  state_BxT, _ = jax.lax.fori_loop(
+      0, bits, next_bit, (state_BxT, jnp.full_like(state_BxT, (1 << (bits - 1)) - 128, jnp.int8)))
+  return state_BxT & 255, state_BxT >> 8
 
 
 def _larger(largest: jax.Array | int, x: jax.Array) -> jax.Array:
