@@ -5,6 +5,7 @@ Enters: a step's updates, the parameters before it, and the state after it. Leav
 outside of them, together. A layer's value is over all of the role's entries in it.
 """
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -55,6 +56,13 @@ METRICS = {
         "1 to 2^23 / side, where float32 ends",
         "Gupta et al. 2018, 1802.09568; Vyas et al. 2024, 2409.11321"),
 }
+# Entries of a block, of which four arrays lie in a core's cache.
+_BLOCK = 2 ** 17
+# What is the largest over a layer's entries, and not a sum.
+_LARGEST = ("max_g", "max_u", "max_v", "condition")
+# Sums in units of the largest entries: sum -> largest -> power.
+_UNITS = {"g2": {"max_g": 2}, "g4": {"max_g": 4}, "u2": {"max_u": 2}, "u4": {"max_u": 4},
+          "uw": {"max_u": 1}, "radial": {"max_u": 2}}
 # Sums over a layer's entries, [layers] each, and the learning rate -> [layers].
 _FINISH: dict[str, Callable[[Sums, jax.Array], jax.Array]] = {
     "gradient_kurtosis": lambda s, _: s["count"] * s["g4"] / jnp.square(s["g2"]),
@@ -137,38 +145,7 @@ class _Leaf(NamedTuple):
 
 
 def _finish(leaves: list[_Leaf], rate: jax.Array) -> dict[str, jax.Array]:
-  # Scaled by the largest entry, so that no fourth power can overflow or vanish.
-  scale_g = _largest([leaf.view.split(leaf.gradient) for leaf in leaves])
-  scale_u = _largest([leaf.view.split(leaf.update) for leaf in leaves])
-  total: Sums = {"max_g": scale_g, "max_u": scale_u}
-
-  def add(name: str, values: jax.Array) -> None:
-    total[name] = total.get(name, jnp.zeros(())) + values
-
-  in_g, in_u = ((1 / scale)[:, None, None] for scale in (scale_g, scale_u))
-  for w, g, u, v, factor, condition, writes, view in leaves:
-    w, g, u = (view.split(x.astype(jnp.float32)) for x in (w, g, u))
-    norm = _sum(jnp.square, w)
-    add("count", jnp.full(norm.shape, float(view.rows * view.columns)))
-    add("w2", norm)
-    add("g2", _sum(lambda g: jnp.square(g * in_g), g))
-    add("g4", _sum(lambda g: jnp.square(jnp.square(g * in_g)), g))
-    add("u2", _sum(lambda u: jnp.square(u * in_u), u))
-    add("u4", _sum(lambda u: jnp.square(jnp.square(u * in_u)), u))
-    along = jnp.square(_sum(lambda u, w: u * in_u * w, u, w)) / jnp.where(norm > 0, norm, 1)
-    add("radial", along)
-    if v is not None:
-      v = view.split(v.astype(jnp.float32))
-      add("v", _sum(lambda v: v, v))
-      total["max_v"] = jnp.maximum(total.get("max_v", jnp.zeros(())), _size(v))
-    if factor is not None:
-      add("factor", factor)
-      add("factors", jnp.ones_like(factor))
-    if factor is not None and writes:
-      add("writer", factor)
-      add("writers", jnp.ones_like(factor))
-    if condition is not None:
-      total["condition"] = jnp.maximum(total.get("condition", condition), condition)
+  total = _together([_sums(leaf) for leaf in leaves])
   known = {"nu_tail": all(leaf.nu is not None for leaf in leaves),
            "projection_factor": "factor" in total,
            "projection_factor_writers": "writer" in total,
@@ -177,26 +154,89 @@ def _finish(leaves: list[_Leaf], rate: jax.Array) -> dict[str, jax.Array]:
   return {name: jnp.where(jnp.isfinite(value), value, jnp.nan) for name, value in found.items()}
 
 
+def _sums(leaf: _Leaf) -> Sums:
+  """What one parameter adds to its role's sums, [layers] each."""
+  view = leaf.view
+  given = {"w": leaf.weight, "g": leaf.gradient, "u": leaf.update, "v": leaf.nu}
+  split = {name: view.split(x.astype(jnp.float32)) for name, x in given.items() if x is not None}
+  blocks = _blocks(view)
+  if blocks is None:
+    sums = jax.vmap(_sums_of_matrix)(split)
+  else:
+    # One after the other, so that memory is read once: later sums find a block in the cache.
+    sums_LxN = jax.tree.map(
+        lambda sums: sums.reshape(view.batch, blocks),
+        jax.lax.map(_sums_of_matrix, {name: x.reshape(-1, view.rows // blocks, view.columns)
+                                      for name, x in split.items()}))
+    sums = _together([{name: sums_L[:, n] for name, sums_L in sums_LxN.items()}
+                      for n in range(blocks)])
+  norm = sums["w2"]
+  sums["count"] = jnp.full(norm.shape, float(view.rows * view.columns))
+  sums["radial"] = jnp.square(sums.pop("uw")) / jnp.where(norm > 0, norm, 1)
+  if leaf.factor is not None:
+    sums |= {"factor": leaf.factor, "factors": jnp.ones_like(leaf.factor)}
+  if leaf.factor is not None and leaf.writes:
+    sums |= {"writer": leaf.factor, "writers": jnp.ones_like(leaf.factor)}
+  if leaf.condition is not None:
+    sums["condition"] = leaf.condition
+  return sums
+
+
+def _sums_of_matrix(arrays: dict[str, jax.Array]) -> Sums:
+  """Numbers of one matrix [rows, columns]: of w, g, u, and v where there is one."""
+  w, g, u = (arrays[name] for name in "wgu")
+  # Scaled by the largest entry, so that no fourth power can overflow or vanish.
+  max_g, max_u = _size(g), _size(u)
+  in_g, in_u = (1 / jnp.where(size > 0, size, 1) for size in (max_g, max_u))
+  sums = {"max_g": max_g, "max_u": max_u,
+          "w2": _sum(jnp.square, w),
+          "g2": _sum(lambda g: jnp.square(g * in_g), g),
+          "g4": _sum(lambda g: jnp.square(jnp.square(g * in_g)), g),
+          "u2": _sum(lambda u: jnp.square(u * in_u), u),
+          "u4": _sum(lambda u: jnp.square(jnp.square(u * in_u)), u),
+          "uw": _sum(lambda u, w: u * in_u * w, u, w)}
+  if "v" in arrays:
+    sums |= {"v": _sum(lambda v: v, arrays["v"]), "max_v": _size(arrays["v"])}
+  return sums
+
+
+def _together(parts: list[Sums]) -> Sums:
+  """The sums of several parts, each in units of its own largest entry, in units of all's."""
+  total = {name: functools.reduce(jnp.maximum, [part[name] for part in parts if name in part])
+           for name in _LARGEST if any(name in part for part in parts)}
+  for part in parts:
+    for name, values in part.items():
+      if name in _LARGEST:
+        continue
+      for size, power in _UNITS.get(name, {}).items():
+        values *= (part[size] / jnp.where(total[size] > 0, total[size], 1)) ** power
+      total[name] = total.get(name, jnp.zeros(())) + values
+  return total
+
+
+def _blocks(view: MatrixView) -> int | None:
+  """How many blocks of rows a matrix is measured in; None for all matrices at once."""
+  is_small = view.batch * view.rows * view.columns <= _BLOCK
+  if is_small or placement.platform() != "cpu" or placement.devices() > 1:
+    return None
+  return next(n for n in range(1, view.rows + 1)
+              if view.rows % n == 0 and view.rows // n * view.columns <= _BLOCK or n == view.rows)
+
+
 def _sum(each: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-  """[layers]: the sum of each(*arrays), arrays [layers, rows, columns]."""
-  return jnp.sum(_fold(lambda total, *parts: plus(total, each(*parts)), 0., *arrays), (1, 2))
+  """The sum of each(*arrays), arrays [rows, columns]."""
+  return jnp.sum(_fold(lambda total, *parts: plus(total, each(*parts)), 0., *arrays))
 
 
 def _size(x: jax.Array) -> jax.Array:
-  """[layers]: the largest |entry| of [layers, rows, columns]; NaN if there is one."""
-  bits = _fold(lambda largest, piece: jnp.maximum(largest, as_bits(piece)), 0, x)
-  return as_float(jnp.max(bits, (1, 2)))
+  """The largest |entry| of [rows, columns]; NaN if there is one."""
+  return as_float(jnp.max(
+      _fold(lambda largest, piece: jnp.maximum(largest, as_bits(piece)), 0, x)))
 
 
 def _fold(step: Callable[..., jax.Array], start: float, *arrays: jax.Array) -> jax.Array:
   # Rows in pieces, if no device has but some of them.
-  return fold(step, start, *arrays, axis=1, most=16 if placement.devices() == 1 else 1)
-
-
-def _largest(stacks: list[jax.Array]) -> jax.Array:
-  """[layers]: the largest |entry| of several arrays [layers, rows, columns]; 1 where all are 0."""
-  largest = jnp.max(jnp.stack([_size(stack.astype(jnp.float32)) for stack in stacks]), 0)
-  return jnp.where(largest > 0, largest, 1)
+  return fold(step, start, *arrays, axis=0, most=16 if placement.devices() == 1 else 1)
 
 
 def _named(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:

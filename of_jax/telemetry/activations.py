@@ -10,7 +10,6 @@ the digits of the rest.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
