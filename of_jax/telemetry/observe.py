@@ -1,6 +1,7 @@
 """What a run watches: the observer that a model's probes call, and the metrics it ends in."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -74,14 +75,24 @@ class Telemetry:
 
   def finish(self, statistics: SiteStatistics) -> dict[str, dict[str, jax.Array]]:
     """site -> metric -> one value a layer, or one list a layer."""
-    found: dict[str, dict[str, jax.Array]] = {}
+    # Sites whose statistics have the same shapes are finished side by side, by one program.
+    alike: dict[tuple[str, str], list[str]] = {}
     for site, names in self.plan:
       for name in names:
-        metrics = finish_all(registry.load(name), dict(statistics[site][name]),
-                             has_no_first=registry.declared(name).metrics[0].has_no_first)
-        found.setdefault(site, {}).update(
-            {id_: value for id_, value in metrics.items() if self.ids is None or id_ in self.ids})
-    return found
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), dict(statistics[site][name]))
+        alike.setdefault((name, str(shapes)), []).append(site)
+    finished: dict[tuple[str, str], dict[str, jax.Array]] = {}
+    for (name, _), sites in alike.items():
+      finish = functools.partial(
+          finish_all, registry.load(name),
+          has_no_first=registry.declared(name).metrics[0].has_no_first)
+      together = jax.vmap(finish)(jax.tree.map(
+          lambda *parts: jnp.stack(parts), *(dict(statistics[site][name]) for site in sites)))
+      for i, site in enumerate(sites):
+        finished[site, name] = {id_: value[i] for id_, value in together.items()
+                                if self.ids is None or id_ in self.ids}
+    return {site: {id_: value for name in names for id_, value in finished[site, name].items()}
+            for site, names in self.plan}
 
 
 @dataclasses.dataclass(frozen=True)

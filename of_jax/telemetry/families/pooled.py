@@ -50,35 +50,29 @@ class Pooled(Family):
     excess_BxT = jnp.maximum(
         about(mean_BxT)[1] / width / jnp.square(variance_BxT) - 3, 0)
 
-    def pooled(counts_BxT: jax.Array, is_known: jax.Array) -> tuple[jax.Array, jax.Array]:
-      """The sum over sequences of their kurtosis, and how many there are."""
-      # A sequence is centred at its own mean, and scaled by its largest entry.
-      tokens_B = jnp.sum(counts_BxT, 1, dtype=jnp.float32)
-      scale_B = jnp.max(jnp.where(counts_BxT, largest_BxT, 0), 1)
-      share_BxT = largest_BxT / scale_B[:, None]
-      mean_B = jnp.sum(jnp.where(counts_BxT, mean_BxT * share_BxT, 0), 1) / tokens_B
-      # In units of the token's largest entry while its powers are moved, then of the sequence's.
-      second_BxT, fourth_BxT = _about(
-          c2_BxT * share_BxT ** 2, c3_BxT * share_BxT ** 3, c4_BxT * share_BxT ** 4, width,
-          mean_BxT * share_BxT - mean_B[:, None])
-      second_B, fourth_B = (jnp.sum(jnp.where(counts_BxT, sums, 0), 1)
-                            for sums in (second_BxT, fourth_BxT))
-      kurtosis_B = tokens_B * width * (fourth_B / second_B) / second_B
-      exists_B = tokens_B > 0
-      total = jnp.sum(jnp.where(exists_B, kurtosis_B, 0))
-      return jnp.where(is_known, total, jnp.nan), jnp.sum(exists_B, dtype=jnp.float32)
-
-    whole, sequences = pooled(a.counts_BxT, jnp.all(a.is_within_G))
-    rest, rest_sequences = pooled(a.groups_GxBxT[REST], a.is_within_G[REST])
+    # Of all tokens that count, and of those but at position 0.
+    counts_CxBxT = jnp.stack([a.counts_BxT, a.groups_GxBxT[REST]])
+    is_known_C = jnp.stack([jnp.all(a.is_within_G), a.is_within_G[REST]])
+    # A sequence is centred at its own mean, and scaled by its largest entry.
+    tokens_CxB = jnp.sum(counts_CxBxT, -1, dtype=jnp.float32)
+    scale_CxB = jnp.max(jnp.where(counts_CxBxT, largest_BxT, 0), -1)
+    share_CxBxT = largest_BxT / scale_CxB[..., None]
+    mean_CxB = jnp.sum(jnp.where(counts_CxBxT, mean_BxT * share_CxBxT, 0), -1) / tokens_CxB
+    # In units of the token's largest entry while its powers are moved, then of the sequence's.
+    second_CxB, fourth_CxB = (jnp.sum(jnp.where(counts_CxBxT, sums, 0), -1) for sums in _about(
+        c2_BxT * share_CxBxT ** 2, c3_BxT * share_CxBxT ** 3, c4_BxT * share_CxBxT ** 4, width,
+        mean_BxT * share_CxBxT - mean_CxB[..., None]))
+    kurtosis_CxB = tokens_CxB * width * (fourth_CxB / second_CxB) / second_CxB
+    exists_CxB = tokens_CxB > 0
+    pooled_C = jnp.where(is_known_C, jnp.sum(jnp.where(exists_CxB, kurtosis_CxB, 0), -1), jnp.nan)
     excess_G = jnp.sum(jnp.where(a.groups_GxBxT, excess_BxT, 0), (1, 2))
     return {"count": a.count_G, "excess": jnp.where(a.is_within_G, excess_G, jnp.nan),
-            "pooled_all": whole, "sequences_all": sequences,
-            "pooled_rest": rest, "sequences_rest": rest_sequences}
+            "pooled": pooled_C, "sequences": jnp.sum(exists_CxB, -1, dtype=jnp.float32)}
 
   def finish(self, s: Statistics, no_first: bool) -> dict[str, jax.Array]:
-    chosen = "rest" if no_first else "all"
+    chosen = int(no_first)
     return {
-        "kurtosis_pooled": s[f"pooled_{chosen}"] / s[f"sequences_{chosen}"],
+        "kurtosis_pooled": s["pooled"][..., chosen] / s["sequences"][..., chosen],
         "excess_kurtosis_token": (
             group(s, "excess", no_first) / group(s, "count", no_first)),
     }
