@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from of_jax import placement
 
 
-def fold(step: Callable[..., jax.Array], start: float, *arrays: jax.Array, axis: int = -1,
+def fold(step: Callable[..., jax.Array], start: Any, *arrays: jax.Array, axis: int = -1,
          least: int = 16, most: int = 16) -> jax.Array:
   """An axis cut in pieces: total = step(total, *pieces), from `start`, over the pieces.
 
