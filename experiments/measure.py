@@ -29,7 +29,8 @@ _MODEL = flags.DEFINE_string(
 _SEQUENCE_LENGTH = flags.DEFINE_integer(
     "sequence_length", None, "with --model: tokens of a window of --text or --corpus; default what "
     "it was made for, at most 512", lower_bound=1)
-_STEP = flags.DEFINE_list("step", [], "steps of checkpoints, or all; default the last")
+_STEP = flags.DEFINE_list("step", [], "steps of checkpoints, or all, and one of quantise; default "
+                          "the last")
 _TOKENS = flags.DEFINE_string("tokens", "", ".npy file of token ids, [tokens] or [windows, T + 1]")
 _TEXT = flags.DEFINE_string("text", "", "UTF-8 file, read with the model's tokenizer")
 _CORPUS = flags.DEFINE_string("corpus", "", "corpus as in data.corpus, read with that tokenizer")
@@ -41,7 +42,8 @@ _BATCHES = flags.DEFINE_integer("batches", None, "batches to read; default all o
 _TRAINING_BATCH = flags.DEFINE_bool(
     "training_batch", False, "read the batch of the training step behind the checkpoint, as that "
     "step did: what metrics.jsonl has at step + 1")
-_SITES = flags.DEFINE_list("sites", [], "where to measure, default everywhere; or what to quantise")
+_SITES = flags.DEFINE_list("sites", [], "where to measure, default everywhere; what to quantise, "
+                           "default all but final and unembedding")
 _METRICS = flags.DEFINE_list("metrics", [], "what to measure, by id; default everything")
 _USER_METRICS = flags.DEFINE_list(
     "user_metrics", [], "functions or classes of your own files, as in my_file.py:my_metric")
@@ -51,7 +53,7 @@ _INTERVENE = flags.DEFINE_multi_string(
 _ANALYSE = flags.DEFINE_list(
     "analyse", [], "of outlier_dimensions, quantised, sparsity, spectra: leaves a file of "
     "that name each")
-_OUT = flags.DEFINE_string("out", "", "folder to leave measure.json and figures in")
+_OUT = flags.DEFINE_string("out", "", "folder to leave results, as measure.json, and figures in")
 _LIST_METRICS = flags.DEFINE_bool("list_metrics", False, "print every metric and stop")
 
 ANALYSES = ("outlier_dimensions", "quantised", "sparsity", "spectra")

@@ -10,6 +10,7 @@ quantise.json then holds a list, {"runs": [...]}, and a figure shows kurtosis ag
 quantisation costs. docs/quantisation.md says what is quantised and how.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,10 @@ def main() -> None:
     batches, description = measure.data_of(model)
     count = quantisation.CALIBRATION_BATCHES * len(seeds)
     calibration = batches if measure.given_data() else model.batches("train", count)
-    found = quantisation.quantise(model, batches, calibration, scheme, seeds, _BY_SITE.value)
-    results.append({**found, "model": str(model.path), "step": model.step,
+    found = quantisation.quantise(model, batches, calibration, scheme, seeds, _BY_SITE.value,
+                                  lambda line: print(line, file=sys.stderr, flush=True))
+    results.append({**found, "model": str(model.path), "step": model.step if run else None,
+                    "calibrated_on": _calibrated_on(scheme),
                     "provenance": measure.provenance(model, description)})
     print(_line(results[-1]), flush=True)
   if out is None:
@@ -101,7 +104,8 @@ def _scheme() -> schemes.Scheme:
 
 def _seeds() -> list[int]:
   if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
-    raise UserError(f"--seeds={','.join(_SEEDS.value)}: not a list of numbers, as in 0,1,2")
+    raise UserError(f"--seeds={','.join(_SEEDS.value)}: not a list of whole numbers from 0, as in "
+                    "0,1,2")
   return [int(seed) for seed in _SEEDS.value]
 
 
@@ -124,11 +128,19 @@ def _check(scheme: schemes.Scheme) -> None:
     schemes.check_model(scheme, config)
 
 
+def _calibrated_on(scheme: schemes.Scheme) -> str | None:
+  if not scheme.is_static:
+    return None
+  return "evaluation data" if measure.given_data() else "training data"
+
+
 def _line(found: dict[str, Any]) -> str:
   after = found["perplexity_quantised"]
-  text = (f"{found['model']} step {found['step']:,}: perplexity {found['perplexity']:.4f}, "
-          f"W{found['weight_bits']}A{found['activation_bits']} {after['mean']:.4f} "
-          f"+- {after['std']:.4f} over {len(after['seeds'])} seeds  kurtosis of the stream "
+  step = "" if found["step"] is None else f" step {found['step']:,}"
+  spread = "" if after["std"] is None else (
+      f" +- {after['std']:.4f} over {len(after['seeds'])} seeds")
+  text = (f"{found['model']}{step}: perplexity {found['perplexity']:.4f}, "
+          f"{found['label']}: {after['mean']:.4f}{spread}  kurtosis of the stream "
           f"{found['kurtosis']:.4g}, mean over layers")
   if "kurtosis_rotated" in found:
     text += f", rotated {found['kurtosis_rotated']:.4g}"
@@ -141,13 +153,18 @@ def _figure(results: list[dict[str, Any]], path: Path) -> None:
   import matplotlib
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
+  import matplotlib.ticker
   figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
   for one in results:
     axes.errorbar(one["kurtosis"], one["increase"]["mean"], one["increase"]["std"], fmt="o",
                   label=Path(one["model"]).name)
+  axes.axhline(0, color="gray", linewidth=0.5)
+  axes.set_title(f"{results[0]['label']}, increase of the loss", fontsize="medium", wrap=True)
   axes.set_xscale("log")
+  for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+    axis(matplotlib.ticker.FormatStrFormatter("%.4g"))
   axes.set_xlabel("kurtosis of the stream, mean over layers")
-  axes.set_ylabel("increase of the loss when quantised (nats a token)")
+  axes.set_ylabel("nats a token")
   axes.legend(fontsize="small")
   figure.savefig(path, dpi=150)
   plt.close(figure)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,15 @@ def draw(batches: Sequence[Batch], seed: int, count: int = CALIBRATION_BATCHES) 
 
 
 def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch], scheme: Scheme,
-             seeds: Sequence[int] = SEEDS, by_site: bool = False) -> dict[str, Any]:
+             seeds: Sequence[int] = SEEDS, by_site: bool = False,
+             log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
   """What quantise.json holds of one model.
 
   Args:
     batches: to evaluate on.
     calibration: what seeds draw batches from, see `draw`.
     by_site: whether to also leave out, and to quantise alone, each site of the scheme.
+    log: gets a line as each evaluation ends.
 
   Raises:
     UserError: a scheme that cannot be carried out, or a model of images or without its sites.
@@ -117,6 +119,7 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
     raise UserError(f"sites={','.join(scheme.sites)}: this model has none of them; there are "
                     + ", ".join(present))
   plain, kurtosis, tokens = plain_loss(model, batches)
+  log(f"as trained: {plain:.4f} nats a token")
   rotated: dict[str, float] = {}
   if scheme.hadamard:
     params, config = rotate(model.params, model.config)
@@ -125,8 +128,12 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
   # Dynamic ranges know no calibration: every seed gives the same.
   found = {seed: calibrate(model, draw(calibration, seed), scheme)
            for seed in (seeds if scheme.is_static else seeds[:1])}
-  losses = [loss(model, batches, scheme, one) for one in found.values()]
+  losses = []
+  for seed, one in found.items():
+    losses.append(loss(model, batches, scheme, one))
+    log(f"{scheme.label}, seed {seed}: {losses[-1]:.4f} nats a token")
   result = {
+      "label": scheme.label,
       "perplexity": _perplexity(plain), "loss": plain, "num_tokens": tokens, "kurtosis": kurtosis,
       **rotated,
       "perplexity_quantised": {**_spread([_perplexity(one) for one in losses]),
@@ -219,9 +226,10 @@ def _of_activations(scheme: Scheme) -> Scheme:
                 activation_granularity=scheme.activation_granularity)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-  """Mean and standard deviation (divided by the count)."""
-  return {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+  """Mean and standard deviation (divided by the count), which a single value has none of."""
+  return {"mean": statistics.fmean(values),
+          "std": statistics.pstdev(values) if len(values) > 1 else None}
 
 
 def _perplexity(nats: float) -> float:

@@ -34,12 +34,13 @@ WEIGHTS = {
 SITES = (*ACTIVATIONS, *WEIGHTS)
 # Bondarenko et al. 2023 (2306.12929), whose settings He et al. 2024 use, leave the last product.
 DEFAULT_SITES = tuple(site for site in SITES if site not in ("final", "unembedding"))
-# Names for several sites at once.
+# Names for several sites at once, of the default.
 GROUPS = {
-    "activations": tuple(ACTIVATIONS), "weights": tuple(WEIGHTS),
+    "activations": tuple(site for site in DEFAULT_SITES if site in ACTIVATIONS),
+    "weights": tuple(site for site in DEFAULT_SITES if site in WEIGHTS),
     "residual": ("resid_pre", "resid_mid", "resid_post"),
     "softmax": ("attn_logits", "attn_weights"),
-    "linear": (*LINEAR_INPUTS, *(name for name in WEIGHTS if name != "unembedding"))}
+    "linear": (*LINEAR_INPUTS, *(site for site in DEFAULT_SITES if site in WEIGHTS))}
 
 GRANULARITIES = {"weight": ("tensor", "channel", "group"),
                  "activation": ("tensor", "channel", "token")}
@@ -83,8 +84,17 @@ class Scheme:
 
   @property
   def label(self) -> str:
-    """As in W8A8."""
-    return f"W{self.weight_bits}A{self.activation_bits}"
+    """As in W8A8, or A8 where no weight is quantised; other sites than by default are named."""
+    kinds = {"W": (self.weight_bits, WEIGHTS), "A": (self.activation_bits, ACTIVATIONS)}
+    there = {kind: sites for kind, (_, sites) in kinds.items() if set(sites) & set(self.sites)}
+    usual = [site for site in DEFAULT_SITES if any(site in sites for sites in there.values())]
+    missing = [site for site in usual if site not in self.sites]
+    added = [site for site in self.sites if site not in usual]
+    text = "".join(f"{kind}{kinds[kind][0]}" for kind in there)
+    if len(missing) + len(added) >= len(self.sites):
+      return f"{text} at {', '.join(self.sites)}"
+    return (text + (f" without {', '.join(missing)}" if missing else "")
+            + (f" and {', '.join(added)}" if added else ""))
 
 
 def check(scheme: Scheme) -> None:
