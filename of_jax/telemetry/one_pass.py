@@ -134,28 +134,36 @@ def _sums_of(x_BxTxD: jax.Array, groups_GxBxT: jax.Array, interpret: bool
   width = x_BxTxD.shape[-1]
   x_NxD = x_BxTxD.reshape(-1, width)
   blocks = x_NxD.shape[0] // _LANES
+  # Of a single sequence the compiler keeps the stream neuron by neuron: it would be copied, once
+  # into the other order and once back.
+  by_neuron = x_BxTxD.shape[0] == 1
+  x_block = (pallas.BlockSpec((width, _LANES), lambda i: (0, i)) if by_neuron else
+             pallas.BlockSpec((_LANES, width), lambda i: (i, 0)))
   groups = groups_GxBxT.shape[0]
   weights_ExN = jnp.pad(groups_GxBxT.reshape(groups, -1).astype(jnp.float32),
                         ((0, _ROWS - groups), (0, 0)))
   whole = [pallas.BlockSpec(shape, lambda i, rank=len(shape): (0,) * rank)
            for shape in ((3, _ROWS, width), (_ROWS, _LANES), (_ROWS, _LANES))]
   sums_SxExD, ratio_ExN, max_bits_ExN = pallas.pallas_call(
-      _kernel, grid=(blocks,), name=KERNEL,
-      in_specs=[pallas.BlockSpec((_LANES, width), lambda i: (i, 0)),
-                pallas.BlockSpec((_ROWS, _LANES), lambda i: (0, i))],
+      functools.partial(_kernel, 0 if by_neuron else 1), grid=(blocks,), name=KERNEL,
+      in_specs=[x_block, pallas.BlockSpec((_ROWS, _LANES), lambda i: (0, i))],
       out_specs=whole,
       out_shape=[jax.ShapeDtypeStruct((3, _ROWS, width), jnp.float32),
                  jax.ShapeDtypeStruct((_ROWS, _LANES), jnp.float32),
                  jax.ShapeDtypeStruct((_ROWS, _LANES), jnp.int32)],
       compiler_params=tpu.CompilerParams(vmem_limit_bytes=_ON_CHIP_BYTES),
-      interpret=interpret)(x_NxD, weights_ExN)
+      interpret=interpret)(x_NxD.T if by_neuron else x_NxD, weights_ExN)
   return (sums_SxExD[:, :groups], jnp.sum(ratio_ExN[:groups], -1),
           jnp.max(max_bits_ExN[:groups], -1))
 
 
-def _kernel(x_ref: Any, weights_ref: Any, sums_ref: Any, ratio_ref: Any, max_bits_ref: Any
-            ) -> None:
-  """Adds a block of 128 tokens to the sums, which stay on the chip from block to block."""
+def _kernel(width_axis: int, x_ref: Any, weights_ref: Any, sums_ref: Any, ratio_ref: Any,
+            max_bits_ref: Any) -> None:
+  """Adds a block of 128 tokens to the sums, which stay on the chip from block to block.
+
+  `width_axis` of x_ref is 1 for [tokens, width], 0 for [width, tokens]; N and D below are in that
+  order.
+  """
   from jax.experimental import pallas
 
   @pallas.when(pallas.program_id(0) == 0)
@@ -166,22 +174,24 @@ def _kernel(x_ref: Any, weights_ref: Any, sums_ref: Any, ratio_ref: Any, max_bit
 
   raw_NxD = x_ref[...].astype(jnp.float32)
   bits_NxD = jax.lax.bitcast_convert_type(jnp.abs(raw_NxD), jnp.int32)
-  max_bits_Nx1 = jnp.max(bits_NxD, -1, keepdims=True)
-  median_Nx1 = _median(bits_NxD, _unresolved(x_ref.dtype))
+  max_bits_Nx1 = jnp.max(bits_NxD, width_axis, keepdims=True)
+  median_Nx1 = _median(bits_NxD, _unresolved(x_ref.dtype), width_axis)
   max_Nx1 = as_float(max_bits_Nx1)
-  # A token a row, as the block has them, is a token a lane in what is kept.
-  shape = (raw_NxD.shape[0], _LANES)
-  ratio_1xN = jnp.broadcast_to(max_Nx1 / median_Nx1, shape).T[:1]
-  max_bits_1xN = jnp.broadcast_to(max_bits_Nx1, shape).T[:1]
+
+  def by_lane(x_Nx1: jax.Array) -> jax.Array:
+    """[1, N]: a token a lane, as in what is kept."""
+    return x_Nx1 if width_axis == 0 else jnp.broadcast_to(x_Nx1, (_LANES, _LANES)).T[:1]
+
   weights_ExN = weights_ref[...]
-  ratio_ref[...] += jnp.where(weights_ExN > 0, ratio_1xN, 0)
+  ratio_ref[...] += jnp.where(weights_ExN > 0, by_lane(max_Nx1 / median_Nx1), 0)
   max_bits_ref[...] = jnp.maximum(
-      max_bits_ref[...], jnp.where(weights_ExN > 0, max_bits_1xN, MINUS_INFINITY))
+      max_bits_ref[...], jnp.where(weights_ExN > 0, by_lane(max_bits_Nx1), MINUS_INFINITY))
   x_NxD = jnp.where(max_Nx1 <= LARGEST_SQUARED, raw_NxD, 0)
-  centred_NxD = x_NxD - jnp.mean(x_NxD, -1, keepdims=True)
+  centred_NxD = x_NxD - jnp.mean(x_NxD, width_axis, keepdims=True)
   for i, values_NxD in enumerate((x_NxD, jnp.square(x_NxD), jnp.square(centred_NxD))):
-    sums_ref[i] += jnp.dot(weights_ExN, values_NxD, precision=jax.lax.Precision.HIGHEST,
-                           preferred_element_type=jnp.float32)
+    sums_ref[i] += jax.lax.dot_general(
+        weights_ExN, values_NxD, (((1,), (1 - width_axis,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
 
 def _unresolved(dtype: Any) -> int:
@@ -189,24 +199,25 @@ def _unresolved(dtype: Any) -> int:
   return 16 if jnp.dtype(dtype) == jnp.bfloat16 else UNRESOLVED_BITS
 
 
-def _median(bits_NxD: jax.Array, unresolved: int) -> jax.Array:
+def _median(bits_NxD: jax.Array, unresolved: int, width_axis: int) -> jax.Array:
   """As of_jax.telemetry.activations has it, but a bit at a time: passes here are over registers."""
-  width = bits_NxD.shape[-1]
+  width = bits_NxD.shape[width_axis]
   lower_rank = (width - 1) // 2
+  shape_Nx1 = tuple(1 if axis == width_axis else n for axis, n in enumerate(bits_NxD.shape))
 
   def count_below(bound_Nx1: jax.Array) -> jax.Array:
-    return jnp.sum((bits_NxD < bound_Nx1).astype(jnp.int32), -1, keepdims=True)
+    return jnp.sum((bits_NxD < bound_Nx1).astype(jnp.int32), width_axis, keepdims=True)
 
   def next_bit(i: jax.Array, start_Nx1: jax.Array) -> jax.Array:
     middle_Nx1 = start_Nx1 + (jnp.int32(1) << (30 - i))
     return jnp.where(count_below(middle_Nx1) > lower_rank, start_Nx1, middle_Nx1)
 
   start_Nx1 = jax.lax.fori_loop(
-      0, 31 - unresolved, next_bit, jnp.zeros((bits_NxD.shape[0], 1), jnp.int32))
+      0, 31 - unresolved, next_bit, jnp.zeros_like(bits_NxD, shape=shape_Nx1))
   end_Nx1 = start_Nx1 + (1 << unresolved)
   below_NxD = bits_NxD < end_Nx1
-  lower_Nx1 = jnp.max(jnp.where(below_NxD, bits_NxD, 0), -1, keepdims=True)
-  above_Nx1 = jnp.min(jnp.where(below_NxD, _LARGEST_BITS, bits_NxD), -1, keepdims=True)
+  lower_Nx1 = jnp.max(jnp.where(below_NxD, bits_NxD, 0), width_axis, keepdims=True)
+  above_Nx1 = jnp.min(jnp.where(below_NxD, _LARGEST_BITS, bits_NxD), width_axis, keepdims=True)
   # An odd width has one middle value; so has an even one with both in the bucket.
   is_one = (count_below(end_Nx1) > lower_rank + 1) | bool(width % 2)
   return as_float(lower_Nx1) / 2 + as_float(jnp.where(is_one, lower_Nx1, above_Nx1)) / 2

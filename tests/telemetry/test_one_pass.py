@@ -30,10 +30,12 @@ def activations(dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
   return jnp.asarray(x, dtype), first, jnp.asarray(weights, jnp.float32)
 
 
-@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
-def test_the_kernels_sums(dtype: str) -> None:
-  """Against NumPy in float64; the median to its 2^-14, and to the last bit of bfloat16's."""
-  x, first, weights = activations(dtype)
+@pytest.mark.parametrize("dtype, sequences", (("float32", 4), ("bfloat16", 4), ("float32", 1)))
+def test_the_kernels_sums(dtype: str, sequences: int) -> None:
+  """Against NumPy in float64; the median to its 2^-14, and to the last bit of bfloat16's. A single
+  sequence is read in the other order."""
+  x, first, weights = (array.reshape(sequences, -1, *array.shape[2:])
+                       for array in activations(dtype))
   ours = one_pass.ReadOnce(x, first, weights, interpret=True)
   x64 = np.asarray(x, np.float64)
   size = np.abs(x64)
