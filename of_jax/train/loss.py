@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from of_jax import placement
 from of_jax.models import partition
+from of_jax.reductions import weighted_sum
 
 # Logits that one device holds at once: on CPU few enough for a cache, enough for a full product;
 # elsewhere 256 MiB, since each chunk reads the table and its gradient, at 1.2B 0.8 GB, once more.
@@ -75,8 +76,8 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
     z = jnp.sum(exponentials, -1, keepdims=True)
     log_z = (largest + jnp.log(z))[..., 0]
     loss = log_z - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    objective = jnp.sum(weights * (loss + z_loss * jnp.square(log_z)))
-    parts = {"loss": jnp.sum(weights * loss), "count": jnp.sum(weights)}
+    objective = weighted_sum(weights, loss + z_loss * jnp.square(log_z))
+    parts = {"loss": weighted_sum(weights, loss), "count": jnp.sum(weights)}
     totals = jax.tree.map(jnp.add, totals, (objective, parts))
     if not gradient:
       return (totals, table_gradient), None
