@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module may import from its own line and from those above it.
 LAYERS = (
-    ("errors",), ("variants", "tpu", "placement"),
+    ("errors",), ("variants", "tpu", "placement"), ("reductions",),
     ("config_images", "config_model", "config_optim", "config_telemetry", "config_values"),
     ("config_rules",), ("config_sections",), ("config",),
     ("baselines", "config_members", "presets", "run_directory"), ("data",), ("models",),

@@ -109,7 +109,7 @@ def test_refuses_another_config_and_loses_nothing(make_config: MakeConfig, tmp_p
 def test_refuses_other_data(make_config: MakeConfig, tmp_path: Path) -> None:
   path = tmp_path / "tokens.npy"
   np.save(path, np.arange(8000, dtype=np.uint16) % 64)
-  config = make_config(data__corpus=f"tokens:{path}", train__steps=4)
+  config = make_config(data__corpus=f"tokens:{path}", train__steps=4, telemetry__level="off")
   train(config, tmp_path / "run", quiet)
   (tmp_path / "run" / "DONE").unlink()
   np.save(path, np.arange(8000, dtype=np.uint16)[::-1] % 64)
@@ -126,9 +126,9 @@ def test_one_process_at_a_time(make_config: MakeConfig, tmp_path: Path) -> None:
 
 def test_init_from_starts_at_the_parameters_of_a_run(make_config: MakeConfig,
                                                      tmp_path: Path) -> None:
-  train(make_config(train__steps=4), tmp_path / "first", quiet)
-  train(make_config(train__steps=1, train__init_from=f"{tmp_path / 'first'}@2", train__seed=5),
-        tmp_path / "second", quiet)
+  train(make_config(train__steps=4, telemetry__level="off"), tmp_path / "first", quiet)
+  train(make_config(train__steps=1, train__init_from=f"{tmp_path / 'first'}@2", train__seed=5,
+                    telemetry__level="off"), tmp_path / "second", quiet)
   before, after = parameters(tmp_path / "first", 2), parameters(tmp_path / "second", 0)
   for name in before:
     if "['params']" in name:
