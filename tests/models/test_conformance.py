@@ -269,7 +269,12 @@ def test_table_has_every_variant() -> None:
     assert set(variants.names(folder)) <= used, folder
 
 
-@pytest.mark.parametrize("row", TABLE)
+# These take five times as long as others do.
+SLOW = ("deepnorm sigma-Reparam", "sigma-Reparam OSP")
+
+
+@pytest.mark.parametrize("row", [
+    pytest.param(row, marks=pytest.mark.slow) if row in SLOW else row for row in TABLE])
 def test_conforms(row: str, make_config: MakeConfig) -> None:
   check(examine(make_config(**SIZE, **TABLE[row])))
 
@@ -285,6 +290,7 @@ def test_scan_and_remat_apart(fields: dict[str, Any], make_config: MakeConfig) -
   close(other_gradients, gradients)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_every_structure(make_config: MakeConfig, tmp_path: Path) -> None:
   """All rows' parameters in one checkpoint, by name, shape and bit."""
   rng = np.random.default_rng(0)

@@ -236,7 +236,7 @@ def test_killed_anywhere_ends_in_the_same_bits(token_file: Path, uninterrupted: 
 
 
 @pytest.mark.parametrize("fields", (
-    ["telemetry.level=off"], ["telemetry.every=3"],
+    ["telemetry.level=off"], pytest.param(["telemetry.every=3"], marks=pytest.mark.slow),
     pytest.param(["telemetry.level=full", "telemetry.cadences=attention=20,moment_updates=15"],
                  marks=pytest.mark.slow)), ids=("off", "third", "full"))
 def test_telemetry_changes_no_bit(fields: list[str], token_file: Path, uninterrupted: Path,

@@ -42,6 +42,7 @@ def fine_tuning(path: Path, tokens: Path, **overrides: object) -> Config:
   return cli.load_config(f"{LOADED}:{path}", [(k, str(v)) for k, v in fields.items()])
 
 
+@pytest.mark.slow
 def test_a_foreign_model_goes_on(tokens: Path, tmp_path: Path) -> None:
   folder = foreign.save_folder(tmp_path / "model", "qwen3")
   model, run = load(folder), tmp_path / "run"

@@ -78,7 +78,7 @@ def test_gradients_sharded_equal_single(make_config: MakeConfig) -> None:
   fields = {**SETUPS["op"], "optim__clip_norm": None, "optim__learning_rate": 1e-3}
 
   def gradients(**mesh: int) -> dict[str, np.ndarray]:
-    state, _ = run(make_config(**fields, **mesh), 1)
+    state, _ = run(make_config(**fields, **mesh), 1, measured=False)
     moments = state["opt_state"][0][0].mu
     return {name: np.asarray(m) / 0.1 for name, m in named_leaves(moments).items()}
 
@@ -116,8 +116,8 @@ def test_documents_restart_positions(make_config: MakeConfig) -> None:
 
 
 def test_z_loss_reaches_the_step(make_config: MakeConfig) -> None:
-  plain, _ = run(make_config(), 1)
-  with_z, _ = run(make_config(train__z_loss=0.1), 1)
+  plain, _ = run(make_config(), 1, measured=False)
+  with_z, _ = run(make_config(train__z_loss=0.1), 1, measured=False)
   assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (plain, with_z))))
 
 
