@@ -30,10 +30,12 @@ _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "rag
 _FREE = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while",
                    "conditional", "call", "after-all", "partition-id", "replica-id", "iota",
                    "add-dependency", "opt-barrier", "optimization-barrier"})
-# Targets of custom calls of the TPU compiler that compute nothing.
+# Targets of custom calls of the TPU compiler that compute nothing. ZeroCrop clears, in place, what
+# pads an array's last tile, before its bytes are read as another type's.
 _WITHOUT_FLOPS = frozenset({
     "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone",
-    "GatherScatterIndicesBitpacked", "ConcatBitcast", "SliceBitcast", "Sharding"})
+    "GatherScatterIndicesBitpacked", "ConcatBitcast", "SliceBitcast", "Sharding",
+    "ZeroCrop"})
 _SLICES = frozenset({"dynamic-slice", "slice", "gather"})
 
 

@@ -103,6 +103,8 @@ ENTRY %main (x: f32[512,512]) -> f32[512,512] {
   unknown = text.replace("copy(%y)", 'custom-call(%y), custom_call_target="Mystery"')
   report = topology._judge(unknown, chip, 2, model_flops=2 ** 29)
   assert report["predicted_seconds"] is None and report["uncounted"] == ["Mystery"]
+  cropped = topology._judge(unknown.replace("Mystery", "ZeroCrop"), chip, 2, model_flops=2 ** 29)
+  assert cropped["uncounted"] == [] and cropped["flops"] == 2 * (2 * 512 ** 3)
 
 
 def test_the_page_of_the_ladder() -> None:
