@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from of_jax import config_telemetry
+from of_jax import config_telemetry, placement
 from of_jax.config import TelemetryConfig
 from of_jax.telemetry import registry
 from of_jax.telemetry.activations import Activations, first_of_rows
@@ -75,12 +75,15 @@ class Telemetry:
 
   def finish(self, statistics: SiteStatistics) -> dict[str, dict[str, jax.Array]]:
     """site -> metric -> one value a layer, or one list a layer."""
-    # Sites whose statistics have the same shapes are finished side by side, by one program.
+    # Sites whose statistics have the same shapes are finished side by side, by one program; not on
+    # a mesh, where the partitioner, given a stack of what is split and what is not, computes
+    # another function: its loss was 10.83 and not 10.17, with micro-batches on (2, 2, 2).
+    is_split = placement.devices() > 1
     alike: dict[tuple[str, str], list[str]] = {}
     for site, names in self.plan:
       for name in names:
         shapes = jax.tree.map(lambda x: (x.shape, x.dtype), dict(statistics[site][name]))
-        alike.setdefault((name, str(shapes)), []).append(site)
+        alike.setdefault((name, site if is_split else str(shapes)), []).append(site)
     finished: dict[tuple[str, str], dict[str, jax.Array]] = {}
     for (name, _), sites in alike.items():
       finish = functools.partial(
