@@ -11,6 +11,7 @@ and figures.
 
 import difflib
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from of_jax import config_telemetry
+from of_jax import config_telemetry, remote
 from of_jax.errors import UserError
 from of_jax.run_directory import write_json
 
@@ -80,8 +81,11 @@ def main() -> None:
       batches, description = data_of(model)
     measurements.append(measure_one(model, batches, description, chosen))
     print(_line(measurements[-1]), flush=True)
-  analyses = {name: over_training.ANALYSES[name](Path(run).expanduser(), wanted)
-              for name in _ANALYSE.value}
+  analyses = {}
+  for name in _ANALYSE.value:
+    begun = time.perf_counter()
+    analyses[name] = over_training.ANALYSES[name](remote.reading(run), wanted)
+    print(f"{name}: {(time.perf_counter() - begun) / len(wanted):.2f} s a checkpoint", flush=True)
   if out is None:
     return
   out.mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,7 @@ def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any
   changes = [evaluation.fill_top(model, batches, one) for one in chosen]
   references = evaluation.references(model, batches, changes)
   found = {**evaluation.measure(model, rows, *watched),
-           "model": str(model.path), "step": model.step}
+           "model": remote.name_of(model.path), "step": model.step}
   if chosen:
     after = evaluation.measure(model, rows, *watched, changes, references)
     found["after_intervention"] = {
@@ -245,7 +249,7 @@ def _check() -> str | list[int]:
     return []
   # numpy alone: that there is a run, and that its config can be read.
   from of_jax.analysis.runs import read_config
-  read_config(Path(_RUN.value[0]).expanduser())
+  read_config(remote.reading(_RUN.value[0]))
   if _STEP.value == ["all"]:
     return "all"
   if not all(step.isdigit() for step in _STEP.value):
@@ -268,7 +272,8 @@ def _line(found: dict[str, Any]) -> str:
 
   last = f"accuracy {found['accuracy']:.4f}" if "accuracy" in found else (
       f"perplexity {found['perplexity']:.4g}")
-  text = (f"step {found['step']:,}: loss {found['loss']:.4f}  {last}  "
+  name = found["model"] if _MODEL.value else f"step {found['step']:,}"
+  text = (f"{name}: loss {found['loss']:.4f}  {last}  "
           f"{found['num_tokens']:,} tokens{kurtosis(found)}")
   after = found.get("after_intervention")
   return text if after is None else (

@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, measure
+from of_jax import remote
 from of_jax.config import resolve
 from of_jax.errors import UserError
 from of_jax.quantise import scheme as schemes
@@ -69,7 +70,8 @@ def main() -> None:
     calibration = batches if measure.given_data() else model.batches("train", count)
     found = quantisation.quantise(model, batches, calibration, scheme, seeds, _BY_SITE.value,
                                   lambda line: print(line, file=sys.stderr, flush=True))
-    results.append({**found, "model": str(model.path), "step": model.step if run else None,
+    results.append({**found, "model": remote.name_of(model.path),
+                    "step": model.step if run else None,
                     "calibrated_on": _calibrated_on(scheme),
                     "provenance": measure.provenance(model, description)})
     print(_line(results[-1]), flush=True)
@@ -121,7 +123,7 @@ def _check(scheme: schemes.Scheme) -> None:
   measure.out_folder()
   from of_jax.analysis.runs import read_config
   from of_jax.interop import open_source
-  configs = [resolve(read_config(Path(run).expanduser())) for run in flags.FLAGS.run]
+  configs = [resolve(read_config(remote.reading(run))) for run in flags.FLAGS.run]
   if flags.FLAGS.model:
     configs.append(open_source(flags.FLAGS.model).config())
   for config in configs:

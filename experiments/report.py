@@ -15,6 +15,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, studies
+from of_jax import remote
 from of_jax.analysis import page, panel_plots, panels, plots, record, terminal
 from of_jax.analysis.runs import Run
 from of_jax.errors import UserError
@@ -56,8 +57,10 @@ def write(root: pathlib.Path, console: Console) -> pathlib.Path:
 def main() -> None:
   if not flags.FLAGS.root:
     raise UserError("--root: needs a value; see --help")
-  root = pathlib.Path(os.path.expanduser(flags.FLAGS.root))
-  print(write(root, terminal.console()))
+  root = os.path.expanduser(flags.FLAGS.root)
+  with remote.working(root, writes=True) as folder:
+    page = write(folder, terminal.console())
+  print(f"{root.rstrip('/')}/{PAGE}" if remote.is_url(root) else page)
 
 
 def _runs(root: pathlib.Path, study: dict[str, Any] | None) -> dict[str, Run]:

@@ -28,7 +28,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, report, studies
-from of_jax import config_members, run_directory
+from of_jax import config_members, remote, run_directory
 from of_jax.analysis import record, terminal
 from of_jax.analysis.runs import Run
 from of_jax.config import Config
@@ -172,6 +172,9 @@ def main() -> None:
     raise UserError(f"--study: needs a value, one of {', '.join(studies.names())}")
   if not values.root and not values.dry_run:
     raise UserError("--root: needs a value, as in --root=runs/first")
+  if remote.is_url(values.root or ""):
+    raise UserError(f"--root={values.root}: workers claim runs by locked files, which Cloud "
+                    "Storage does not have; give a folder that they share")
   root = pathlib.Path(os.path.expanduser(values.root)) if values.root else None
   if values.dry_run:
     list_runs(values.study, values.scale, root, values.corpus)

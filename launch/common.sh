@@ -34,11 +34,41 @@ run() {
 
 # The value of --workdir among the arguments of the trainer.
 workdir_of() {
-  local argument
-  for argument in "$@"; do
-    [[ $argument == --workdir=* ]] && echo "${argument#--workdir=}" && return
+  while (($#)); do
+    case $1 in
+      --workdir=?* | -workdir=?*) echo "${1#*=}" && return ;;
+      --workdir | -workdir) [[ -n ${2:-} ]] && echo "$2" && return ;;
+    esac
+    shift
   done
   fail "--workdir=DIR is missing"
+}
+
+# Fails unless the interpreter has what the README installs.
+check_python() {
+  "$1" -c 'import absl, of_jax' 2>/dev/null ||
+    fail "$1: cannot import of_jax and what it needs; install as the README says, or set PYTHON"
+}
+
+# Fails unless the option that is named first has a whole number.
+whole_number() {
+  [[ $2 =~ ^(0|[1-9][0-9]*)$ ]] || fail "$1=$2: not a whole number"
+}
+
+# Waits until a child has ended, however many signals the trap takes meanwhile, each of which ends a
+# `wait`. Sets `ended` to its status.
+wait_for() {
+  local known
+  ended=0
+  wait "$1" || ended=$?
+  while kill -0 "$1" 2>/dev/null; do
+    ended=0
+    wait "$1" || ended=$?
+  done
+  # It may have ended between the signal and the question.
+  known=0
+  wait "$1" 2>/dev/null || known=$?
+  ((known == 127)) || ended=$known
 }
 
 # 0 finished and 1 a mistake in what was typed are final. Anything else is worth another try: 75

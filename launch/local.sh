@@ -1,29 +1,32 @@
 #!/usr/bin/env bash
 # Runs one job as N processes on this machine:
 #   launch/local.sh [--dry_run] [--retries=3] N --config=FILE --workdir=DIR [--config.FIELD=VALUE...]
-# On CPUs every process has LOCAL_DEVICES devices, by default 1; on GPUs set CUDA_VISIBLE_DEVICES in
-# a wrapper of your own. Process 0 talks; the others write to DIR.logs. PYTHON chooses the
-# interpreter. Status: as of experiments.train.
+# Paths are relative to the clone. On CPUs every process has LOCAL_DEVICES devices, by default 1; on
+# GPUs set CUDA_VISIBLE_DEVICES in a wrapper of your own. Process 0 talks; the others write to
+# DIR.logs. PYTHON chooses the interpreter. Status: 1 if a process ended with it, else that of the
+# first process that did not finish.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 retries=3
-while [[ ${1:-} == --dry_run || ${1:-} == --retries=* ]]; do
+while [[ ${1:-} == -* ]]; do
   case $1 in
     --dry_run) dry_run=1 ;;
     --retries=*) retries=${1#*=} ;;
+    *) fail "$1: no such option; the trainer's arguments stand behind the number of processes" ;;
   esac
   shift
 done
 processes=${1:-}
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "'$processes' is not a number of processes, as in launch/local.sh 4"
-[[ $retries =~ ^[0-9]+$ ]] || fail "--retries=$retries: not a whole number"
+whole_number --retries "$retries"
 shift
-workdir=$(workdir_of "$@")
+logs=$(workdir_of "$@")
+logs=${logs%/}.logs
 python=${PYTHON:-$root/.venv/bin/python}
 [[ -n ${PYTHON:-} || -x $python ]] || python=python3
-export JAX_NUM_CPU_DEVICES=${LOCAL_DEVICES:-1} OF_JAX_LAUNCHER="launch/local.sh $processes"
+variables=(JAX_NUM_CPU_DEVICES="${LOCAL_DEVICES:-1}" OF_JAX_LAUNCHER="launch/local.sh $processes")
 children=()
 
 free_port() {
@@ -38,45 +41,43 @@ stop_all() {
 stopped=0
 trap 'stopped=1; stop_all' TERM INT
 
-# Sets `status` to that of the first process that did not finish.
+# Sets `status`.
 attempt() {
-  local port process where
-  if ((dry_run)); then port=PORT; else port=$(free_port); fi
+  local port=PORT process child where
+  ((dry_run)) || port=$(free_port)
   children=()
   for ((process = 0; process < processes; process++)); do
     where=(--coordinator="localhost:$port" --num_processes="$processes" --process_id="$process")
     ((processes > 1)) || where=()
+    set -- "${command[@]}" ${where[@]+"${where[@]}"}
     if ((dry_run)); then
-      quoted env JAX_NUM_CPU_DEVICES="$JAX_NUM_CPU_DEVICES" "$python" -m experiments.train "$@" \
-        ${where[@]+"${where[@]}"}
+      quoted "$@"
+      continue
     elif ((process == 0)); then
-      "$python" -m experiments.train "$@" ${where[@]+"${where[@]}"} &
-      children+=($!)
+      "$@" &
     else
-      mkdir -p "$workdir.logs"
-      "$python" -m experiments.train "$@" "${where[@]}" >>"$workdir.logs/$process.log" 2>&1 &
-      children+=($!)
+      mkdir -p "$logs"
+      "$@" >>"$logs/$process.log" 2>&1 &
     fi
+    children+=($!)
   done
   status=0
-  for child in ${children[@]+"${children[@]}"}; do
-    local one again
-    # A signal that the trap takes ends `wait` early.
-    while :; do
-      one=0
-      wait "$child" || one=$?
-      kill -0 "$child" 2>/dev/null || break
-    done
-    again=0
-    wait "$child" 2>/dev/null || again=$?
-    ((again == 127)) || one=$again
-    if ((one && !status)); then status=$one; fi
+  for process in "${!children[@]}"; do
+    child=${children[process]}
+    wait_for "$child"
+    if ((ended)) && ((ended == 1 || status == 0)); then status=$ended; fi
+    if ((process && ended && ended != 75)); then
+      echo "launch/local.sh: process $process ended with status $ended: $logs/$process.log ends in" >&2
+      tail -n 3 "$logs/$process.log" >&2
+    fi
   done
 }
 
-cd "$root"
+run cd "$root"
+((dry_run)) || check_python "$python"
+command=(env "${variables[@]}" "$python" -m experiments.train "$@")
 for ((try = 0; ; try++)); do
-  attempt "$@"
+  attempt
   if ((dry_run)); then
     echo "# while the status is neither 0 nor 1, up to $retries times again"
     exit 0

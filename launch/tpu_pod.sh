@@ -5,18 +5,21 @@
 #   create   make the slice                    run      start the trainer on every worker
 #   setup    send this clone, install it       status   the slice, and what runs on its workers
 #   logs     follow worker 0                   stop     SIGTERM: saves, ends with 75
-#   delete   give the slice back               up       all of it, again after a preemption
+#   delete   give the slice back               up       create, setup and run, again after a preemption
 # OPTIONS (or the variables in brackets):
 #   --name=NAME [TPU_NAME]   --type=TYPE [TPU_TYPE], as v5litepod-256    --zone=ZONE [TPU_ZONE]
-#   --version=IMAGE [TPU_VERSION], default v2-alpha-tpuv5-lite           --spot
-#   --retries=N: how often `up` starts again, default 10
-# The project is gcloud's own. --workdir=DIR must be a folder that all workers share, as of Filestore.
+#   --version=IMAGE [TPU_VERSION], default: what Google names for the type         --spot
+#   --retries=N: how often `up` starts the trainer again, default 10
+#   --create_retries=N: how often `up` asks again for a slice, a minute apart, default 120
+# The project is gcloud's own. --workdir is gs://BUCKET/RUN, or a folder that all workers share.
+# `up` goes on with a job that is running, and with a slice that is there, on which it installs the
+# clone as it is now; `stop` ends both. The slice is left, and paid, until `delete`.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-name=${TPU_NAME:-} type=${TPU_TYPE:-} zone=${TPU_ZONE:-} version=${TPU_VERSION:-v2-alpha-tpuv5-lite}
-spot=() retries=10 command=
+name=${TPU_NAME:-} type=${TPU_TYPE:-} zone=${TPU_ZONE:-} version=${TPU_VERSION:-}
+spot=() retries=10 create_retries=120 command=
 while (($#)); do
   case $1 in
     --dry_run) dry_run=1 ;;
@@ -26,6 +29,7 @@ while (($#)); do
     --version=*) version=${1#*=} ;;
     --spot) spot=(--spot) ;;
     --retries=*) retries=${1#*=} ;;
+    --create_retries=*) create_retries=${1#*=} ;;
     --) shift && break ;;
     -*) fail "$1: no such option; see the head of launch/tpu_pod.sh" ;;
     *)
@@ -35,7 +39,8 @@ while (($#)); do
   esac
   shift
 done
-[[ $retries =~ ^[0-9]+$ ]] || fail "--retries=$retries: not a whole number"
+whole_number --retries "$retries"
+whole_number --create_retries "$create_retries"
 [[ -n $name ]] || fail "--name=NAME is missing: which TPU?"
 [[ -n $zone ]] || fail "--zone=ZONE is missing, as in --zone=us-west4-a"
 
@@ -50,25 +55,43 @@ on_workers() {
   tpu ssh "$worker" --command="$1"
 }
 
-create() {
+# The type, and the image that Google names for it if none is given.
+know_type() {
   [[ -n $type ]] || fail "--type=TYPE is missing, as in --type=v5litepod-256"
+  [[ -n $version ]] || case $type in
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
+    *) fail "--version=IMAGE is missing: none is known for --type=$type" ;;
+  esac
+}
+
+create() {
   tpu create --accelerator-type="$type" --version="$version" ${spot[@]+"${spot[@]}"}
 }
 
+state() {
+  gcloud compute tpus tpu-vm describe "$name" --zone="$zone" --format='value(state)' 2>/dev/null ||
+    echo ABSENT
+}
+
 # This clone with its history, so that the run records its commit, and its uncommitted changes.
+# Under `if`, bash would go on after a command that fails.
 setup() {
-  local bundle
-  if ((dry_run)); then bundle=BUNDLE; else bundle=$(mktemp -d); fi
-  run git -C "$root" bundle create "$bundle/of_jax.bundle" HEAD
+  local bundle=BUNDLE
+  ((dry_run)) || bundle=$(mktemp -d) || return 1
+  run git -C "$root" bundle create "$bundle/of_jax.bundle" HEAD || return 1
   if ((dry_run)); then
     echo "GIT_INDEX_FILE=$bundle/index git -C $root add --all && git -C $root diff --cached --binary HEAD > $bundle/of_jax.diff"
   else
-    cp "$(git -C "$root" rev-parse --absolute-git-dir)/index" "$bundle/index"
-    GIT_INDEX_FILE=$bundle/index git -C "$root" add --all
-    GIT_INDEX_FILE=$bundle/index git -C "$root" diff --cached --binary HEAD >"$bundle/of_jax.diff"
+    cp "$(git -C "$root" rev-parse --absolute-git-dir)/index" "$bundle/index" &&
+      GIT_INDEX_FILE=$bundle/index git -C "$root" add --all &&
+      GIT_INDEX_FILE=$bundle/index git -C "$root" diff --cached --binary HEAD >"$bundle/of_jax.diff" ||
+      return 1
   fi
   run gcloud compute tpus tpu-vm scp "$bundle/of_jax.bundle" "$bundle/of_jax.diff" "$name:" \
-    --zone="$zone" --worker=all
+    --zone="$zone" --worker=all || return 1
   on_workers "rm -rf of_jax && git clone -q of_jax.bundle of_jax && cd of_jax && \
 if [ -s ../of_jax.diff ]; then git apply ../of_jax.diff; fi && \
 python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
@@ -78,12 +101,20 @@ python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
 # its name is also in the question.
 alive="[ ! -f status ] && [ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null"
 
-# A trainer that was killed leaves libtpu's lock, over which the next one would fail.
+# A trainer that was killed leaves libtpu's lock, over which the next one would fail. What slice it
+# is, the slice itself is asked.
 start() {
-  workdir_of "$@" >/dev/null
-  local words="" word
+  local words="" word slice="TYPE IMAGE"
   for word in "$@"; do words+=" $(printf %q "$word")"; done
-  on_workers "if $alive; then echo is running; exit 0; fi; sudo rm -f /tmp/libtpu_lockfile status; \
+  if ((dry_run)); then
+    echo "# TYPE and IMAGE are what this prints:"
+    tpu describe --format='value(acceleratorType.basename(),runtimeVersion)'
+  else
+    slice=$(tpu describe --format='value(acceleratorType.basename(),runtimeVersion)') || return 1
+  fi
+  read -r type version <<<"$slice"
+  on_workers "if $alive; then echo is running; exit 0; fi; \
+sudo rm -f /tmp/libtpu_lockfile status stopped; \
 cd of_jax || exit 1; OF_JAX_LAUNCHER=launch/tpu_pod.sh OF_JAX_TOPOLOGY='$type' OF_JAX_IMAGE='$version' \
 nohup sh -c 'echo \$\$ > ../train.pid; .venv/bin/python -m experiments.train \"\$@\"; echo \$? > ../status' \
 of_jax --coordinator=auto$words >>../train.log 2>&1 </dev/null &"
@@ -95,63 +126,88 @@ status() {
 elif [ -f train.pid ]; then echo killed; else echo not started; fi"
 }
 
-# SIGTERM to the trainer, not to the shell that notes its status.
+# SIGTERM to the trainer, not to the shell that notes its status; and a note for `up`.
 stop() {
-  on_workers "$alive && pkill -TERM -P \$(cat train.pid) || true"
+  on_workers "touch stopped; $alive && pkill -TERM -P \$(cat train.pid) || true"
 }
 
-# Until the trainer of worker 0 has ended, sets `ended` to its status, or to `lost` with the slice.
+# What worker 0 says of the trainer: running, stopped by `stop`, or its status.
+ask() {
+  gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=0 --command="if $alive; then \
+echo running; elif [ -f stopped ]; then echo stopped; else cat status 2>/dev/null || echo 75; fi" \
+    2>/dev/null
+}
+
+# Until the trainer of worker 0 has ended, sets `ended` to what it says, or to `lost` with the slice.
 wait_for_end() {
   while :; do
-    ended=$(gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=0 \
-      --command="if $alive; then echo running; else cat status 2>/dev/null || echo 75; fi" \
-      2>/dev/null) || ended=
-    [[ $ended =~ ^[0-9]+$ ]] && return
-    case $(gcloud compute tpus tpu-vm describe "$name" --zone="$zone" --format='value(state)' \
-      2>/dev/null || echo ABSENT) in
-      READY) ;;
-      *) ended=lost && return ;;
-    esac
+    ended=$(ask) || ended=
+    [[ $ended =~ ^([0-9]+|stopped)$ ]] && return
+    [[ $(state) == READY ]] || { ended=lost && return; }
     sleep 60
   done
 }
 
-# Makes the slice and installs, unless it is there. A preempted slice stays there, of no use.
-make_ready() {
+# Makes a slice unless there is one. A preempted one stays there, of no use.
+make_slice() {
+  local try
   if ((dry_run)); then
-    echo "# unless the slice is READY:"
-  elif [[ $(tpu describe --format='value(state)' 2>/dev/null) == READY ]]; then
+    echo "# unless the slice is READY, up to $create_retries times again:"
+  elif [[ $(state) == READY ]]; then
     return 0
   fi
-  tpu delete --quiet || true
-  create || return 1
-  setup || return 1
+  for ((try = 0; try <= create_retries; try++)); do
+    if ((dry_run)) || [[ $(state) != ABSENT ]]; then tpu delete --quiet || true; fi
+    create && return
+    sleep 60
+  done
+  fail "no slice after $((create_retries + 1)) requests"
 }
 
 up() {
-  local try
-  for ((try = 0; try <= retries; try++)); do
-    if ! make_ready; then
-      sleep 60
-      continue
+  local try is_installed=0
+  if ! ((dry_run)) && [[ $(state) == READY && $(ask) == running ]]; then
+    echo "launch/tpu_pod.sh: is running; what else was typed is not looked at" >&2
+    wait_for_end
+    try=0
+  else
+    ended=lost try=-1
+  fi
+  while :; do
+    [[ $ended == lost ]] && is_installed=0
+    if is_final "$ended" || [[ $ended == stopped ]]; then break; fi
+    if ((try >= retries)); then
+      echo "launch/tpu_pod.sh: given up after $((try + 1)) starts" >&2
+      break
+    fi
+    ((++try)) && echo "launch/tpu_pod.sh: $ended; start $((try + 1)) of at most $((retries + 1))" >&2
+    make_slice
+    ended="not set up"
+    if ((!is_installed)); then
+      setup || { sleep 60 && continue; }
+      is_installed=1
     fi
     # Workers that lost another one notice within a minute.
     on_workers "for i in \$(seq 24); do $alive || break; sleep 5; done; \
-$alive && pkill -KILL -P \$(cat train.pid) || true"
-    start "$@"
+$alive && pkill -KILL -P \$(cat train.pid) || true" || continue
+    start "$@" || continue
     if ((dry_run)); then
-      echo "# until worker 0 ends: 0 and 1 are final; else, or with the slice gone, up to $retries" \
-        "times again"
+      echo "# until worker 0 ends: 0, 1 and \`stop\` are final; else, or with the slice gone, up to" \
+        "$retries times again"
       return
     fi
     wait_for_end
-    if is_final "$ended"; then exit "$ended"; fi
-    echo "launch/tpu_pod.sh: $ended; start $((try + 2)) of at most $((retries + 1))" >&2
   done
-  fail "given up after $((retries + 1)) starts"
+  echo "launch/tpu_pod.sh: ended with $ended. The slice is there, and paid, until:" >&2
+  echo "  launch/tpu_pod.sh --name=$name --zone=$zone delete" >&2
+  [[ $ended =~ ^[0-9]+$ ]] || ended=75
+  exit "$ended"
 }
 
+# All that can be wrong with what was typed is said before anything is ordered or deleted.
 case $command in
+  create | up) know_type ;;&
+  run | up) workdir_of "$@" >/dev/null ;;&
   create) create ;;
   setup) setup ;;
   run) start "$@" ;;

@@ -18,22 +18,35 @@ TRAIN = ("--config=experiments/configs/smoke.py", "--workdir=runs/it's here")
 TRAIN_TEXT = "--config=experiments/configs/smoke.py '--workdir=runs/it'\\''s here'"
 POD = ("--name=pod", "--zone=here", "--type=v5litepod-16")
 
-# In place of gcloud: notes the command, runs what is for a worker in the folder HOME, and says that
-# the slice is there.
+# In place of gcloud: notes the command, runs what is for a worker in the folder HOME, where the
+# files `slice`, `no_capacity` and `no_ssh` say whether there is one and what fails next.
 GCLOUD = """#!/usr/bin/env bash
 echo "$@" >>"$HOME/calls"
 case $* in
-  *describe*) echo READY ;;
+  *acceleratorType*) printf 'v5litepod-16\\timage\\n' ;;
+  *describe*) [[ -f $HOME/slice ]] && echo READY ;;
+  *" create "*) ! rm "$HOME/no_capacity" 2>/dev/null && touch "$HOME/slice" ;;
+  *" delete "*) rm "$HOME/slice" ;;
+  *" scp "*) ! rm "$HOME/no_ssh" 2>/dev/null ;;
+  *"git clone"*) ;;
+  *)
+    for word in "$@"; do
+      if [[ $word == --command=* ]]; then cd "$HOME" && exec bash -c "${word#--command=}"; fi
+    done
+    ;;
 esac
-for word in "$@"; do
-  if [[ $word == --command=* ]]; then cd "$HOME" && exec bash -c "${word#--command=}"; fi
-done
 """
 # In place of a worker's Python: notes its arguments, ends with 75 once told to stop.
 PYTHON = """#!/usr/bin/env bash
 trap 'echo told >>"$HOME/trainer"; exit 75' TERM
 printf '%s\\n' "$@" "$OF_JAX_TOPOLOGY" >"$HOME/trainer"
 for i in $(seq 300); do sleep 0.1; done
+"""
+# The same, that ends with what STATUSES says, and then with 0.
+PYTHON_OF_UP = """#!/usr/bin/env bash
+echo start >>"$HOME/trainer"
+statuses=($STATUSES)
+exit "${statuses[$(wc -l <"$HOME/trainer") - 1]:-0}"
 """
 # In place of this machine's Python: process 1 ends with 75 at its first start.
 LOCAL_PYTHON = """#!/usr/bin/env bash
@@ -45,7 +58,11 @@ if [[ ${*: -1} == --process_id=1 && ! -f $HOME/again ]]; then touch "$HOME/again
 """
 # In place of sudo: removes files, but none outside HOME.
 SUDO = """#!/bin/sh
-rm -f status "$HOME/lock"
+rm -f status stopped "$HOME/lock"
+"""
+# In place of sleep: no minutes.
+SLEEP = """#!/bin/sh
+exec /bin/sleep 0.1
 """
 
 
@@ -66,16 +83,20 @@ def test_shellcheck_finds_nothing() -> None:
 
 def test_local_dry_run() -> None:
   shown = launch("local.sh", "--dry_run", "--retries=1", "2", *TRAIN, LOCAL_DEVICES="4")
-  line = (f"env JAX_NUM_CPU_DEVICES=4 python3 -m experiments.train {TRAIN_TEXT} "
-          "--coordinator=localhost:PORT --num_processes=2 --process_id=")
+  line = ("env JAX_NUM_CPU_DEVICES=4 'OF_JAX_LAUNCHER=launch/local.sh 2' python3 -m "
+          f"experiments.train {TRAIN_TEXT} --coordinator=localhost:PORT --num_processes=2 "
+          "--process_id=")
   assert shown.stdout.splitlines() == [
-      line + "0", line + "1", "# while the status is neither 0 nor 1, up to 1 times again"]
+      f"cd {ROOT}", line + "0", line + "1",
+      "# while the status is neither 0 nor 1, up to 1 times again"]
 
 
 def test_slurm_dry_run() -> None:
   shown = launch("slurm.sbatch", "--dry_run", *TRAIN, SLURM_JOB_ID="42")
   assert shown.stdout.splitlines() == [
-      f"srun --kill-on-bad-exit=0 python3 -m experiments.train {TRAIN_TEXT} --coordinator=auto",
+      f"cd {ROOT}",
+      "env OF_JAX_LAUNCHER=launch/slurm.sbatch 'OF_JAX_TOPOLOGY=? nodes of 0 GPUs' srun "
+      f"--kill-on-bad-exit=0 python3 -m experiments.train {TRAIN_TEXT} --coordinator=auto",
       "# on SIGTERM: the same to every process",
       "# with a status that is neither 0 nor 1, up to 20 times:", "scontrol requeue 42"]
 
@@ -99,36 +120,55 @@ def test_tpu_pod_dry_run() -> None:
   assert shown("logs") == [
       f"{tpu} ssh pod --zone=here --worker=0 '--command=tail -n 100 -F train.log'"]
   run = shown("run", "--", *TRAIN)
-  assert len(run) == 1 and "sudo rm -f /tmp/libtpu_lockfile" in run[0]
+  assert len(run) == 3 and "sudo rm -f /tmp/libtpu_lockfile" in run[2]
+  assert run[1] == (f"{tpu} describe pod --zone=here "
+                    "'--format=value(acceleratorType.basename(),runtimeVersion)'")
   up = shown("up", "--", *TRAIN)
-  assert up[0] == "# unless the slice is READY:" and up[2] == create
+  assert up[0] == "# unless the slice is READY, up to 120 times again:" and up[2] == create
   assert up[1] == f"{tpu} delete pod --zone=here --quiet" and up[3:7] == setup
-  assert up[8] == run[0] and up[9].endswith("up to 10 times again") and len(up) == 10
+  assert up[8:11] == run and up[11].endswith("up to 10 times again") and len(up) == 12
+
+
+@pytest.mark.parametrize("kind, image", [
+    ("v6e-256", "v2-alpha-tpuv6e"), ("v5p-1024", "v2-alpha-tpuv5"), ("v4-8", "tpu-ubuntu2204-base"),
+    ("v5p-1024", "--version=mine")])
+def test_each_type_has_its_image(kind: str, image: str) -> None:
+  own = (image,) if image.startswith("--") else ()
+  shown = launch("tpu_pod.sh", "--dry_run", "--name=pod", "--zone=here", f"--type={kind}", *own,
+                 "create").stdout
+  assert f"--accelerator-type={kind} --version={image.removeprefix('--version=')}\n" in shown
+
+
+def worker(tmp_path: Path, python: str) -> dict[str, str]:
+  """A folder that stands for all workers of a slice; the variables of a launcher beside it."""
+  (tmp_path / "bin").mkdir()
+  interpreter = tmp_path / "of_jax" / ".venv" / "bin" / "python"
+  interpreter.parent.mkdir(parents=True)
+  for path, text in ((tmp_path / "bin" / "gcloud", GCLOUD), (interpreter, python),
+                     (tmp_path / "bin" / "sudo", SUDO), (tmp_path / "bin" / "sleep", SLEEP)):
+    path.write_text(text)
+    path.chmod(0o755)
+  return {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+
+def wait_for(path: Path, text: str) -> None:
+  deadline = time.monotonic() + 60
+  while not (path.exists() and text in path.read_text()):
+    assert time.monotonic() < deadline, f"{path} never said {text}"
+    time.sleep(0.05)
 
 
 def test_what_a_worker_is_told_does_it(tmp_path: Path) -> None:
   """Started once, with the words as they were typed; told to stop, its status is kept."""
-  (tmp_path / "bin").mkdir()
-  python = tmp_path / "of_jax" / ".venv" / "bin" / "python"
-  python.parent.mkdir(parents=True)
-  for path, text in ((tmp_path / "bin" / "gcloud", GCLOUD), (python, PYTHON),
-                     (tmp_path / "bin" / "sudo", SUDO)):
-    path.write_text(text)
-    path.chmod(0o755)
+  environment = worker(tmp_path, PYTHON)
   (tmp_path / "lock").touch()
   (tmp_path / "status").write_text("1")
-  environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+  (tmp_path / "slice").touch()
 
   def pod(command: str, *more: str) -> str:
     result = launch("tpu_pod.sh", *POD, command, *more, **environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
-
-  def wait_for(path: Path, text: str) -> None:
-    deadline = time.monotonic() + 60
-    while not (path.exists() and text in path.read_text()):
-      assert time.monotonic() < deadline, f"{path} never said {text}"
-      time.sleep(0.05)
 
   assert "not started" not in pod("status") and "ended with 1" in pod("status")
   pod("run", "--", *TRAIN)
@@ -142,6 +182,40 @@ def test_what_a_worker_is_told_does_it(tmp_path: Path) -> None:
   pod("stop")
   wait_for(tmp_path / "status", "75")
   assert "told" in (tmp_path / "trainer").read_text() and "ended with 75" in pod("status")
+
+
+def test_up_until_the_end(tmp_path: Path) -> None:
+  """No capacity, then no ssh, then told to stop; the second start finishes on the same slice."""
+  environment = worker(tmp_path, PYTHON_OF_UP)
+  for what in ("no_capacity", "no_ssh"):
+    (tmp_path / what).touch()
+  result = launch("tpu_pod.sh", *POD, "up", "--", *TRAIN, **environment, STATUSES="75")
+  assert result.returncode == 0, result.stderr
+  assert "75; start 3 of at most 11" in result.stderr
+  assert "tpu_pod.sh --name=pod --zone=here delete" in result.stderr
+  calls = (tmp_path / "calls").read_text()
+  assert [calls.count(f"tpu-vm {word} ") for word in ("create", "scp")] == [2, 2]
+  assert (tmp_path / "trainer").read_text().count("start") == 2
+  # A mistake is final; and what is there gets the clone as it is now.
+  result = launch("tpu_pod.sh", *POD, "up", "--", *TRAIN, **environment, STATUSES="75 0 1")
+  assert result.returncode == 1 and "ended with 1" in result.stderr
+  calls = (tmp_path / "calls").read_text()
+  assert [calls.count(f"tpu-vm {word} ") for word in ("create", "scp", "delete")] == [2, 3, 0]
+
+
+def test_up_ends_with_stop(tmp_path: Path) -> None:
+  """A job that is running is gone on with, not killed; `stop` ends it and both `up`s."""
+  environment = worker(tmp_path, PYTHON)
+  (tmp_path / "slice").touch()
+  assert launch("tpu_pod.sh", *POD, "run", "--", *TRAIN, **environment).returncode == 0
+  wait_for(tmp_path / "trainer", "v5litepod-16")
+  started = (tmp_path / "train.pid").read_text()
+  with subprocess.Popen(["bash", "launch/tpu_pod.sh", *POD, "up", "--", *TRAIN], cwd=ROOT,
+                        text=True, env={**os.environ, **environment}, stderr=subprocess.PIPE) as up:
+    assert up.stderr is not None and "is running" in up.stderr.readline()
+    assert launch("tpu_pod.sh", *POD, "stop", **environment).returncode == 0
+    assert up.wait(timeout=60) == 75 and "ended with stopped" in up.stderr.read()
+  assert (tmp_path / "train.pid").read_text() == started
 
 
 def test_local_starts_again_and_passes_sigterm_on(tmp_path: Path) -> None:
@@ -166,17 +240,42 @@ def test_local_starts_again_and_passes_sigterm_on(tmp_path: Path) -> None:
   assert (tmp_path / "log").read_text().split().count("told") == 2
 
 
+def test_local_shows_another_process_mistake(tmp_path: Path) -> None:
+  """Process 0 was told to stop, as another made a mistake: final, and its last lines are shown."""
+  python = tmp_path / "python"
+  python.write_text("""#!/usr/bin/env bash
+[[ $1 == -c ]] && echo 1234 && exit
+[[ ${*: -1} == --process_id=0 ]] && exit 75
+echo 'error: what was wrong' >&2
+exit 1
+""")
+  python.chmod(0o755)
+  result = launch("local.sh", "2", "--workdir", f"{tmp_path}/run/", PYTHON=str(python))
+  assert result.returncode == 1 and "start 2" not in result.stderr
+  assert result.stderr.splitlines() == [
+      f"launch/local.sh: process 1 ended with status 1: {tmp_path}/run.logs/1.log ends in",
+      "error: what was wrong"]
+
+
 @pytest.mark.parametrize("script, arguments, message", [
     ("local.sh", ("many",), "'many' is not a number of processes"),
     ("local.sh", ("2", TRAIN[0]), "--workdir=DIR is missing"),
+    ("local.sh", ("2", *TRAIN), "false: cannot import of_jax"),
+    ("slurm.sbatch", TRAIN, "false: cannot import of_jax"),
     ("slurm.sbatch", ("--dry_run", TRAIN[0]), "--workdir=DIR is missing"),
     ("tpu_pod.sh", ("create",), "--name=NAME is missing"),
     ("tpu_pod.sh", ("--name=pod", "create"), "--zone=ZONE is missing"),
     ("tpu_pod.sh", (*POD, "destroy"), "destroy: no such command; there are create"),
     ("tpu_pod.sh", (*POD, "--sopt", "create"), "--sopt: no such option"),
+    ("tpu_pod.sh", (*POD[:2], "up", "--", *TRAIN), "--type=TYPE is missing"),
+    ("tpu_pod.sh", (*POD[:2], "--type=v9-8", "create"), "none is known for --type=v9-8"),
+    ("tpu_pod.sh", (*POD, "up", "--", TRAIN[0]), "--workdir=DIR is missing"),
+    ("tpu_pod.sh", (*POD, "--retries=08", "up", "--", *TRAIN), "--retries=08: not a whole number"),
+    ("local.sh", ("--retries=08", "2", *TRAIN), "--retries=08: not a whole number"),
+    ("local.sh", ("--workdir=here", "2"), "--workdir=here: no such option"),
     ("tpu_pod.sh", ("--dry_run", *POD, "run", "--", TRAIN[0]), "--workdir=DIR is missing")])
 def test_a_mistake_is_one_line(script: str, arguments: tuple[str, ...], message: str) -> None:
-  result = launch(script, *arguments)
+  result = launch(script, *arguments, PYTHON="false")
   assert result.returncode == 1 and result.stderr.startswith("error: ")
   assert message in result.stderr and result.stderr.count("\n") == 1
 

@@ -13,19 +13,19 @@ LAYERS = (
     ("errors",), ("variants", "tpu", "placement"), ("reductions",),
     ("config_images", "config_model", "config_optim", "config_telemetry", "config_values"),
     ("config_rules",), ("config_sections",), ("config",),
-    ("baselines", "config_members", "presets", "run_directory"), ("data",), ("models",),
-    ("quantise",), ("interop",), ("optim", "telemetry"), ("train",))
+    ("baselines", "config_members", "presets", "run_directory"), ("remote",), ("data",),
+    ("models",), ("quantise",), ("interop",), ("optim", "telemetry"), ("train",))
 ABOVE = {name: {n for layer in LAYERS[:i + 1] for n in layer}
          for i, names in enumerate(LAYERS) for name in names}
 # Analysis reads run directories and restores their checkpoints, never the trainer.
 ABOVE["analysis"] = ABOVE["train"] - {"train"} | {"analysis"}
 READ_OF_TRAIN = {"train.checkpoint", "train.digest", "train.loss"}
 # Binaries stand above everything and may not be imported; models know nothing of telemetry.
-ABOVE["models"] -= {"baselines", "config_members", "data", "presets", "run_directory"}
+ABOVE["models"] -= {"baselines", "config_members", "data", "presets", "run_directory", "remote"}
 ABOVE["telemetry"] -= {"data", "models", "optim"}
 ABOVE["optim"] -= {"data", "models", "telemetry", "interop"}
 # Foreign weights are read for whoever measures or trains them, who knows nothing of files.
-ABOVE["interop"] -= {"data", "presets", "run_directory"}
+ABOVE["interop"] -= {"data", "presets", "run_directory", "remote"}
 ABOVE["telemetry"] -= {"interop"}
 ABOVE["train"] -= {"interop"}
 # But for the one file that finds the parameters which a run starts from.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from of_jax import remote
 from of_jax.analysis import outlier_dimensions as outliers
 from of_jax.analysis import sparsity as sparsity_lib
 from of_jax.analysis import spectra as spectra_lib
@@ -93,7 +94,7 @@ def outlier_dimensions(run: Path, steps: Sequence[int]) -> dict[str, Any]:
     found.append({"step": step, **result, "boost": outliers.boost(
         dimensions, last_writes(model, read.mlp_NxD))})
   return {
-      "analysis": "outlier_dimensions", "run": str(run), "contexts": len(read.h_NxD),
+      "analysis": "outlier_dimensions", "run": remote.name_of(run), "contexts": len(read.h_NxD),
       "definition": "dimensions of what the unembedding reads at each context's last token whose "
       "median magnitude over contexts exceeds the 0.99 quantile of all magnitudes "
       "(Macocco et al. 2025, 2503.21718)",
@@ -117,7 +118,7 @@ def sparsity(run: Path, steps: Sequence[int]) -> dict[str, Any]:
     for row, more in zip(entry["layers"], layers):
       row.update(more)
   return {
-      "analysis": "sparsity", "run": str(run), "tokens": int(sum(
+      "analysis": "sparsity", "run": remote.name_of(run), "tokens": int(sum(
           b["weights"].sum() for b in batches or [])), "batch_tokens": active.batch_tokens,
       "definition": "active: a hidden unit of an MLP that is not zero; shares of units active for "
       "a token, at least once in a sequence, at least once in a batch; dead: never on the whole "
@@ -152,9 +153,10 @@ def spectra(run: Path, steps: Sequence[int]) -> dict[str, Any]:
   for step in steps:
     model = restore(run, step)
     found.append({"step": step, "matrices": spectra_lib.spectra(model.config, model.params)})
-  return {"analysis": "spectra", "run": str(run), "definition": "of every hidden matrix W of every "
-          "layer: top singular value s_1, Frobenius norm |W|_F, stable rank |W|_F^2 / s_1^2",
-          "steps": found}
+  return {
+      "analysis": "spectra", "run": remote.name_of(run), "definition": "of every hidden matrix W "
+      "of every layer: top singular value s_1, Frobenius norm |W|_F, stable rank |W|_F^2 / s_1^2",
+      "steps": found}
 
 
 ANALYSES: Mapping[str, Callable[[Path, Sequence[int]], dict[str, Any]]] = {

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from of_jax import remote
 from of_jax.analysis import replay
 from of_jax.analysis.evaluation import Batch, Model, measure, network_of
 from of_jax.config import Config
@@ -165,7 +166,7 @@ def quantised(run: Path, steps: Sequence[int]) -> dict[str, Any]:
     each[scheme.label] = quantise(model, batches, calibration, scheme)
   first = next(iter(each.values()))
   return {
-      "analysis": "quantised", "run": str(run), "num_tokens": first["num_tokens"],
+      "analysis": "quantised", "run": remote.name_of(run), "num_tokens": first["num_tokens"],
       "definition": "increase of the loss on the validation set, in nats a token, when the model "
       "is quantised; kurtosis of the stream entering each block there, mean over layers",
       "steps": [{"step": model.step, "kurtosis": first["kurtosis"], "loss": first["loss"],

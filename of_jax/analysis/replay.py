@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from of_jax import config as config_lib
-from of_jax import run_directory
+from of_jax import remote, run_directory
 from of_jax.analysis import evaluation
 from of_jax.analysis.evaluation import Batch, Replayed
 from of_jax.analysis.runs import read_config
@@ -93,17 +93,18 @@ class Restored:
 
 
 def restore(run: str | Path, step: int | None = None) -> Restored:
-  """The checkpoint of `run` at `step`, by default its last.
+  """The checkpoint of `run`, a run directory or its URL, at `step`, by default its last.
 
   Raises:
     UserError: no run directory, no such checkpoint, or one that is not what it says it is.
   """
-  path = Path(run).expanduser()
+  path = remote.reading(run)
+  name = remote.name_of(path)
   config = config_lib.resolve(_with_own_metrics(path, read_config(path)))
   available = checkpoint_steps(path)
   step = available[-1] if step is None else step
   if step not in available:
-    raise UserError(f"{path}: no checkpoint at step {step}; there are "
+    raise UserError(f"{name}: no checkpoint at step {step}; there are "
                     f"{', '.join(map(str, available))}")
   with Checkpoints(path, reading=True) as checkpoints:
     loaded = checkpoints.load_host(step, ("params", "digest"))
@@ -113,9 +114,9 @@ def restore(run: str | Path, step: int | None = None) -> Restored:
   if "digest" in loaded:
     there = int(loaded["digest"]["step"])
     if there != step:
-      raise UserError(f"{path}: the checkpoint of step {step} was written at step {there}")
+      raise UserError(f"{name}: the checkpoint of step {step} was written at step {there}")
     if not np.array_equal(loaded["digest"]["params"], computed["params"]):
-      raise UserError(f"{path}: the parameters of step {step} do not have the digest that was "
+      raise UserError(f"{name}: the parameters of step {step} do not have the digest that was "
                       "written with them; the checkpoint is damaged")
   return Restored(path, config, params, step, as_text(computed), "digest" in loaded)
 
@@ -126,14 +127,14 @@ def checkpoint_steps(run: str | Path) -> list[int]:
   Raises:
     UserError: not a run directory, or one without a checkpoint.
   """
-  path = Path(run).expanduser()
+  path = remote.reading(run)
   read_config(path)
-  if not (path / run_directory.CHECKPOINTS).is_dir():
-    raise UserError(f"{path}: has no checkpoints")
+  if not remote.checkpoints(path).is_dir():
+    raise UserError(f"{remote.name_of(path)}: has no checkpoints")
   with Checkpoints(path, reading=True) as checkpoints:
     steps = checkpoints.steps
   if not steps:
-    raise UserError(f"{path}: has no checkpoints")
+    raise UserError(f"{remote.name_of(path)}: has no checkpoints")
   return steps
 
 

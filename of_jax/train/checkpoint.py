@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from of_jax import run_directory
+from of_jax import remote
 from of_jax.config import TrainConfig
 from of_jax.errors import UserError
 from of_jax.train.digest import digest
@@ -38,7 +38,7 @@ class Checkpoints:
   def __init__(self, workdir: Path, reading: bool = False):
     """`reading`: leaves alone what another process may be in the middle of saving."""
     self._checkpointer = ocp.training.Checkpointer(
-        (workdir / run_directory.CHECKPOINTS).absolute(), cleanup_tmp_directories=not reading)
+        remote.checkpoints(workdir), cleanup_tmp_directories=not reading)
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -98,7 +98,7 @@ class Checkpoints:
 
 def has_checkpoint(workdir: Path) -> bool:
   """Whether a run in `workdir` has saved a step whole, to go on from."""
-  if not (workdir / run_directory.CHECKPOINTS).is_dir():
+  if not remote.checkpoints(workdir).is_dir():
     return False
   with Checkpoints(workdir, reading=True) as checkpoints:
     return checkpoints.latest is not None
@@ -138,8 +138,8 @@ def parse_source(source: str) -> tuple[Path, int | None]:
   directory, _, step = source.partition("@") if not Path(source).exists() else (source, "", "")
   if step and not step.isdigit():
     raise UserError(f"config.train.init_from={source}: the step behind @ is not a number")
-  path = Path(directory).expanduser()
-  if not (path / run_directory.CHECKPOINTS).is_dir():
+  path = remote.reading(directory)
+  if not remote.checkpoints(path).is_dir():
     raise UserError(f"config.train.init_from={source}: {directory} is not a run directory, nor a "
                     "foreign model: a folder with config.json and safetensors, or a .gguf file")
   return path, int(step) if step else None

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import jax
 
 from of_jax import config as config_lib
-from of_jax import config_members, run_directory
+from of_jax import config_members, remote, run_directory
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
 from of_jax.data.loader import Shuffled, make_batches
-from of_jax.errors import Preempted, UserError
+from of_jax.errors import Preempted
 from of_jax.train import checkpoint, distributed, environment, provenance, start, writers
 from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.costly import Costly
@@ -38,7 +38,7 @@ def train(config: Config, workdir: str | Path, log: Log = print,
 
   Args:
     config: resolved.
-    workdir: the run directory; made if it is not there.
+    workdir: the run directory, or its URL; made if it is not there.
     log: takes the lines that tell what happens.
     profile: first and last step to trace, see of_jax.train.profile.
 
@@ -48,16 +48,18 @@ def train(config: Config, workdir: str | Path, log: Log = print,
       then.
     Preempted: SIGTERM came to this or another process; the state is saved.
   """
-  with Interruption() as interruption:
-    _train(config, workdir, log if distributed.is_writer() else lambda line: None, interruption,
-           profile)
+  writes = distributed.is_writer()
+  with Interruption() as interruption, remote.working(workdir, writes) as local:
+
+    def say(line: str) -> None:
+      if writes:
+        log(line.replace(str(local), str(workdir)))
+
+    _train(config, local, say, interruption, profile)
 
 
-def _train(config: Config, workdir: str | Path, log: Log, interruption: Interruption,
+def _train(config: Config, workdir: Path, log: Log, interruption: Interruption,
            profile: tuple[int, int] | None) -> None:
-  if "://" in str(workdir):
-    raise UserError(f"--workdir={workdir}: run directories are local so far; give a folder")
-  workdir = Path(workdir)
   provenance.check_workdir(workdir, config)
   provenance.check_user_metrics(workdir, config)
   if (workdir / run_directory.DONE).exists():
@@ -94,6 +96,8 @@ def _train(config: Config, workdir: str | Path, log: Log, interruption: Interrup
         done = checkpoints.latest
         provenance.write_environment(workdir, described, corpus, done)
         open_records(workdir, done or 0)
+        if distributed.is_writer():
+          remote.put_back(workdir)
         if done is None:
           state = initial_state(config, trainer, source)
           checkpoints.save(state, 0)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from of_jax import config as config_lib
-from of_jax import run_directory
+from of_jax import remote, run_directory
 from of_jax.config import Config
 from of_jax.data.folder import Described
 from of_jax.errors import UserError
@@ -74,7 +74,8 @@ def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
 
 def announce_disk(workdir: Path, trainer: Trainer, kept: list[int],
                   log: Callable[[str], None], runs: int = 1) -> None:
-  """Says what the checkpoints will take. Raises UserError if the disk does not have it.
+  """Says what the checkpoints will take. Raises UserError if the disk, where it is one, does not
+  have it.
 
   Args:
     workdir: of the run, or what holds those of several `runs`.
@@ -88,6 +89,8 @@ def announce_disk(workdir: Path, trainer: Trainer, kept: list[int],
   several = f"{runs} runs with each " if runs > 1 else ""
   log(f"{workdir}: {several}{len(kept)} checkpoints of {each / 1e6:,.1f} MB, at most "
       f"{total / 1e6:,.1f} MB of disk, at steps {_shorten(kept)}")
+  if remote.is_url(remote.name_of(workdir)):
+    return
   parent = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
   free = shutil.disk_usage(parent).free
   if total > free:

@@ -2,12 +2,12 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from of_jax import run_directory
+from of_jax import remote, run_directory
 from of_jax.train import distributed
 from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.step import State
@@ -67,14 +67,15 @@ class Recorder:
   def evaluation(self, step: int, metrics: Any, due: bool) -> Any:
     """Writes an evaluation, where it is not due of the diverged alone; returns one run's."""
     parts = self._split(metrics)
-    return [self._logs[i].evaluation(step, parts[i])
-            for i in (self._going if due else self._diverged)][0]
+    found = [self._logs[i].evaluation(step, parts[i])
+             for i in (self._going if due else self._diverged)]
+    self._put_back(self._going)
+    return found[0]
 
   def save(self, state: State, step: int, due: bool) -> None:
     """Saves, where it is not due the diverged alone."""
     # What a checkpoint follows must be on disk before it: a resumed run keeps those lines.
-    for log in self._logs:
-      log.flush()
+    self._put_back(range(len(self._logs)))
     parts = self._split({name: state[name] for name in ("params", "opt_state")})
     for i in self._going if due else self._diverged:
       self._checkpoints[i].save(parts[i], step)
@@ -108,11 +109,19 @@ class Recorder:
       log.leave_out(seconds)
 
   def _finish(self, runs: Sequence[int]) -> None:
+    self._put_back(runs)
     for i in runs:
-      self._logs[i].flush()
       self._checkpoints[i].wait()
     distributed.wait_for_all("trained")
     for i in runs:
       if distributed.is_writer():
         (self._workdirs[i] / run_directory.DONE).touch()
+    self._put_back(runs)
     self._going = [i for i in self._going if i not in runs]
+
+  def _put_back(self, runs: Iterable[int]) -> None:
+    """Has what was written on disk, and in the store where the runs live in one."""
+    for i in runs:
+      self._logs[i].flush()
+      if distributed.is_writer():
+        remote.put_back(self._workdirs[i])

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from of_jax import config as config_lib
-from of_jax import interop, run_directory
+from of_jax import interop, remote, run_directory
 from of_jax.config import Config, ModelConfig
 from of_jax.errors import UserError
 from of_jax.interop.source import Source
@@ -81,7 +81,7 @@ def load(config: Config, network: Network, shardings: Any, log: Callable[[str], 
   differs = _differences(theirs.model, config.model)
   log(f"starts from {named}: {kind}, digest {found[:16]}"
       + (f"; the model differs in {', '.join(differs)}" if differs else ""))
-  return Start(params, {"path": str(path.absolute()), "step": step, "kind": kind,
+  return Start(params, {"path": remote.name_of(path.absolute()), "step": step, "kind": kind,
                         "digest": found, "differs": differs})
 
 

@@ -23,7 +23,7 @@ MISTAKES = {
     "mesh and devices": ([SMOKE, "--config.mesh.data=16"], "needs 16 devices, and there "),
     "no value": ([SMOKE, "--config.train.steps"], "needs a value"),
     "misspelt flag": ([SMOKE, "--wrkdir=x"], "Did you mean: workdir"),
-    "workdir elsewhere": ([SMOKE, "--workdir=gs://bucket/run"], "run directories are local"),
+    "workdir elsewhere": ([SMOKE, "--workdir=s3://bucket/run"], "Storage: gs://BUCKET/RUN"),
     "bare word": ([SMOKE, "smoke"], "smoke: not a flag"),
     "no config": ([], "--config is missing"),
     "no config file": (["--config=nowhere.py"], "no such file as nowhere.py"),
