@@ -3,8 +3,8 @@
 #   launch/local.sh [--dry_run] [--retries=3] N --config=FILE --workdir=DIR [--config.FIELD=VALUE...]
 # Paths are relative to the clone. On CPUs every process has LOCAL_DEVICES devices, by default 1; on
 # GPUs set CUDA_VISIBLE_DEVICES in a wrapper of your own. Process 0 talks; the others write to
-# DIR.logs. PYTHON chooses the interpreter. Status: 1 if a process ended with it, else that of the
-# first process that did not finish.
+# DIR.logs, in the clone if DIR is gs://BUCKET/DIR. PYTHON chooses the interpreter. Status: 1 if a
+# process ended with it, 75 if all were told to stop, else that of the first that did not finish.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -23,6 +23,7 @@ processes=${1:-}
 whole_number --retries "$retries"
 shift
 logs=$(workdir_of "$@")
+[[ $logs != *://* ]] || logs=$(basename "$logs")
 logs=${logs%/}.logs
 python=${PYTHON:-$root/.venv/bin/python}
 [[ -n ${PYTHON:-} || -x $python ]] || python=python3
@@ -46,7 +47,7 @@ attempt() {
   local port=PORT process child where
   ((dry_run)) || port=$(free_port)
   children=()
-  for ((process = 0; process < processes; process++)); do
+  for ((process = 0; process < processes && !stopped; process++)); do
     where=(--coordinator="localhost:$port" --num_processes="$processes" --process_id="$process")
     ((processes > 1)) || where=()
     set -- "${command[@]}" ${where[@]+"${where[@]}"}
@@ -62,9 +63,16 @@ attempt() {
     children+=($!)
   done
   status=0
+  # Told while they were being started: the last may not have heard, or none has begun.
+  if ((stopped)); then
+    stop_all
+    ((${#children[@]})) || status=75
+  fi
   for process in "${!children[@]}"; do
     child=${children[process]}
     wait_for "$child"
+    # SIGTERM and SIGINT also end a process that has not yet begun to listen.
+    if ((stopped)) && [[ $ended == 143 || $ended == 130 ]]; then ended=75; fi
     if ((ended)) && ((ended == 1 || status == 0)); then status=$ended; fi
     if ((process && ended && ended != 75)); then
       echo "launch/local.sh: process $process ended with status $ended: $logs/$process.log ends in" >&2

@@ -71,10 +71,17 @@ create() {
   tpu create --accelerator-type="$type" --version="$version" ${spot[@]+"${spot[@]}"}
 }
 
+# What Google says of the slice, as READY or PREEMPTED; ABSENT; UNKNOWN if it could not be asked.
 state() {
-  gcloud compute tpus tpu-vm describe "$name" --zone="$zone" --format='value(state)' 2>/dev/null ||
-    echo ABSENT
+  local errors
+  { errors=$(gcloud compute tpus tpu-vm describe "$name" --zone="$zone" --format='value(state)' \
+    2>&1 >&3) && return; } 3>&1
+  if [[ $errors == *NOT_FOUND* ]]; then echo ABSENT; else echo UNKNOWN; fi
 }
+
+# What a worker is asked: is the trainer that was started there still there? By its process id, as
+# its name is also in the question.
+alive="[ ! -f status ] && [ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null"
 
 # This clone with its history, so that the run records its commit, and its uncommitted changes.
 # Under `if`, bash would go on after a command that fails.
@@ -92,14 +99,11 @@ setup() {
   fi
   run gcloud compute tpus tpu-vm scp "$bundle/of_jax.bundle" "$bundle/of_jax.diff" "$name:" \
     --zone="$zone" --worker=all || return 1
-  on_workers "rm -rf of_jax && git clone -q of_jax.bundle of_jax && cd of_jax && \
+  on_workers "if $alive; then echo 'error: a trainer is running there; stop it first' >&2; exit 1; fi; \
+rm -rf of_jax && git clone -q of_jax.bundle of_jax && cd of_jax && \
 if [ -s ../of_jax.diff ]; then git apply ../of_jax.diff; fi && \
 python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
 }
-
-# What a worker is asked: is the trainer that was started there still there? By its process id, as
-# its name is also in the question.
-alive="[ ! -f status ] && [ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null"
 
 # A trainer that was killed leaves libtpu's lock, over which the next one would fail. What slice it
 # is, the slice itself is asked.
@@ -139,34 +143,60 @@ echo running; elif [ -f stopped ]; then echo stopped; else cat status 2>/dev/nul
 }
 
 # Until the trainer of worker 0 has ended, sets `ended` to what it says, or to `lost` with the slice.
+# What cannot be asked is asked again: it may be the network here.
 wait_for_end() {
   while :; do
     ended=$(ask) || ended=
     [[ $ended =~ ^([0-9]+|stopped)$ ]] && return
-    [[ $(state) == READY ]] || { ended=lost && return; }
+    [[ $(state) =~ ^(READY|UNKNOWN)$ ]] || { ended=lost && return; }
     sleep 60
   done
 }
 
-# Makes a slice unless there is one. A preempted one stays there, of no use.
+# Makes a slice unless there is one, or one is on its way. A preempted one stays, of no use.
 make_slice() {
   local try
   if ((dry_run)); then
     echo "# unless the slice is READY, up to $create_retries times again:"
-  elif [[ $(state) == READY ]]; then
-    return 0
+    tpu delete --quiet
+    create
+    return
   fi
   for ((try = 0; try <= create_retries; try++)); do
-    if ((dry_run)) || [[ $(state) != ABSENT ]]; then tpu delete --quiet || true; fi
-    create && return
+    case $(state) in
+      READY) return ;;
+      ABSENT) create && return ;;
+      UNKNOWN | CREATING | STARTING | RESTARTING) ;;
+      *) tpu delete --quiet && create && return ;;
+    esac
     sleep 60
   done
   fail "no slice after $((create_retries + 1)) requests"
 }
 
+# Workers that lost another one notice within a minute.
+settle() {
+  on_workers "for i in \$(seq 24); do $alive || break; sleep 5; done; \
+$alive && pkill -KILL -P \$(cat train.pid) || true"
+}
+
+# Whether a trainer is running already.
+is_running() {
+  local try said
+  for ((try = 0; try < 5; try++)); do
+    case $(state) in
+      READY) said=$(ask) && { [[ $said == running ]] || return 1; } && return ;;
+      UNKNOWN) ;;
+      *) return 1 ;;
+    esac
+    sleep 15
+  done
+  fail "Google or worker 0 does not say what runs there; try again, or \`delete\` the slice"
+}
+
 up() {
   local try is_installed=0
-  if ! ((dry_run)) && [[ $(state) == READY && $(ask) == running ]]; then
+  if ! ((dry_run)) && is_running; then
     echo "launch/tpu_pod.sh: is running; what else was typed is not looked at" >&2
     wait_for_end
     try=0
@@ -183,14 +213,12 @@ up() {
     ((++try)) && echo "launch/tpu_pod.sh: $ended; start $((try + 1)) of at most $((retries + 1))" >&2
     make_slice
     ended="not set up"
+    settle || { sleep 60 && continue; }
     if ((!is_installed)); then
       setup || { sleep 60 && continue; }
       is_installed=1
     fi
-    # Workers that lost another one notice within a minute.
-    on_workers "for i in \$(seq 24); do $alive || break; sleep 5; done; \
-$alive && pkill -KILL -P \$(cat train.pid) || true" || continue
-    start "$@" || continue
+    start "$@" || { sleep 60 && continue; }
     if ((dry_run)); then
       echo "# until worker 0 ends: 0, 1 and \`stop\` are final; else, or with the slice gone, up to" \
         "$retries times again"
@@ -204,10 +232,18 @@ $alive && pkill -KILL -P \$(cat train.pid) || true" || continue
   exit "$ended"
 }
 
+# A relative folder would lie in the clone, which `setup` replaces.
+check_workdir() {
+  local workdir
+  workdir=$(workdir_of "$@")
+  [[ $workdir =~ ^(/|gs://) ]] ||
+    fail "--workdir=$workdir: give gs://BUCKET/RUN, or a folder from / on that all workers share"
+}
+
 # All that can be wrong with what was typed is said before anything is ordered or deleted.
 case $command in
   create | up) know_type ;;&
-  run | up) workdir_of "$@" >/dev/null ;;&
+  run | up) check_workdir "$@" ;;&
   create) create ;;
   setup) setup ;;
   run) start "$@" ;;

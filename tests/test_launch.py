@@ -13,26 +13,33 @@ from of_jax import run_directory
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("local.sh", "tpu_pod.sh", "slurm.sbatch")
-TRAIN = ("--config=experiments/configs/smoke.py", "--workdir=runs/it's here")
+TRAIN = ("--config=experiments/configs/smoke.py", "--workdir=/runs/it's here")
 # As bash can read it again.
-TRAIN_TEXT = "--config=experiments/configs/smoke.py '--workdir=runs/it'\\''s here'"
+TRAIN_TEXT = "--config=experiments/configs/smoke.py '--workdir=/runs/it'\\''s here'"
 POD = ("--name=pod", "--zone=here", "--type=v5litepod-16")
 
 # In place of gcloud: notes the command, runs what is for a worker in the folder HOME, where the
-# files `slice`, `no_capacity` and `no_ssh` say whether there is one and what fails next.
+# file `slice` says in what state it is, and each line of `no_capacity`, `no_ssh`, `no_network` and
+# `no_answer` is for one failure.
 GCLOUD = """#!/usr/bin/env bash
 echo "$@" >>"$HOME/calls"
+fails() { [[ -s $HOME/$1 ]] && sed -i 1d "$HOME/$1" && echo "ERROR: $1" >&2; }
 case $* in
   *acceleratorType*) printf 'v5litepod-16\\timage\\n' ;;
-  *describe*) [[ -f $HOME/slice ]] && echo READY ;;
-  *" create "*) ! rm "$HOME/no_capacity" 2>/dev/null && touch "$HOME/slice" ;;
+  *describe*)
+    fails no_network && exit 1
+    cat "$HOME/slice" 2>/dev/null || { echo 'ERROR: NOT_FOUND: pod' >&2 && exit 1; }
+    ;;
+  *" create "*) ! fails no_capacity && echo READY >"$HOME/slice" ;;
   *" delete "*) rm "$HOME/slice" ;;
-  *" scp "*) ! rm "$HOME/no_ssh" 2>/dev/null ;;
-  *"git clone"*) ;;
+  *" scp "*) ! fails no_ssh ;;
   *)
+    [[ $* == *--worker=0* ]] && fails no_answer && exit 255
     for word in "$@"; do
-      if [[ $word == --command=* ]]; then cd "$HOME" && exec bash -c "${word#--command=}"; fi
+      if [[ $word == --command=* ]]; then command=${word#--command=}; fi
     done
+    # Of what setup tells a worker, all before it installs.
+    cd "$HOME" && exec bash -c "${command%%rm -rf of_jax*}"
     ;;
 esac
 """
@@ -50,7 +57,7 @@ exit "${statuses[$(wc -l <"$HOME/trainer") - 1]:-0}"
 """
 # In place of this machine's Python: process 1 ends with 75 at its first start.
 LOCAL_PYTHON = """#!/usr/bin/env bash
-[[ $1 == -c ]] && echo 1234 && exit
+[[ $1 == -c ]] && touch "$HOME/asked" && sleep "${SLOW_START:-0}" && echo 1234 && exit
 trap 'echo told >>"$HOME/log"; exit 75' TERM
 echo "${*: -1}" >>"$HOME/log"
 if [[ -n ${SLOW:-} ]]; then for i in $(seq 300); do sleep 0.1; done; fi
@@ -115,8 +122,8 @@ def test_tpu_pod_dry_run() -> None:
   setup = shown("setup")
   assert setup[2] == (f"{tpu} scp BUNDLE/of_jax.bundle BUNDLE/of_jax.diff pod: --zone=here "
                       "--worker=all")
-  assert setup[3].startswith(f"{tpu} ssh pod --zone=here --worker=all '--command=rm -rf of_jax && "
-                             "git clone")
+  assert setup[3].startswith(f"{tpu} ssh pod --zone=here --worker=all '--command=if ")
+  assert "; rm -rf of_jax && git clone" in setup[3]
   assert shown("logs") == [
       f"{tpu} ssh pod --zone=here --worker=0 '--command=tail -n 100 -F train.log'"]
   run = shown("run", "--", *TRAIN)
@@ -125,8 +132,8 @@ def test_tpu_pod_dry_run() -> None:
                     "'--format=value(acceleratorType.basename(),runtimeVersion)'")
   up = shown("up", "--", *TRAIN)
   assert up[0] == "# unless the slice is READY, up to 120 times again:" and up[2] == create
-  assert up[1] == f"{tpu} delete pod --zone=here --quiet" and up[3:7] == setup
-  assert up[8:11] == run and up[11].endswith("up to 10 times again") and len(up) == 12
+  assert up[1] == f"{tpu} delete pod --zone=here --quiet" and up[4:8] == setup
+  assert "KILL" in up[3] and up[8:11] == run and up[11].endswith("up to 10 times again") and len(up) == 12
 
 
 @pytest.mark.parametrize("kind, image", [
@@ -163,7 +170,7 @@ def test_what_a_worker_is_told_does_it(tmp_path: Path) -> None:
   environment = worker(tmp_path, PYTHON)
   (tmp_path / "lock").touch()
   (tmp_path / "status").write_text("1")
-  (tmp_path / "slice").touch()
+  (tmp_path / "slice").write_text("READY")
 
   def pod(command: str, *more: str) -> str:
     result = launch("tpu_pod.sh", *POD, command, *more, **environment)
@@ -179,6 +186,8 @@ def test_what_a_worker_is_told_does_it(tmp_path: Path) -> None:
   (tmp_path / "trainer").write_text("")
   assert "is running" in pod("run", "--", *TRAIN)
   assert (tmp_path / "trainer").read_text() == "", "a second trainer was started"
+  setup = launch("tpu_pod.sh", *POD, "setup", **environment)
+  assert setup.returncode == 1 and "a trainer is running there" in setup.stderr
   pod("stop")
   wait_for(tmp_path / "status", "75")
   assert "told" in (tmp_path / "trainer").read_text() and "ended with 75" in pod("status")
@@ -188,7 +197,7 @@ def test_up_until_the_end(tmp_path: Path) -> None:
   """No capacity, then no ssh, then told to stop; the second start finishes on the same slice."""
   environment = worker(tmp_path, PYTHON_OF_UP)
   for what in ("no_capacity", "no_ssh"):
-    (tmp_path / what).touch()
+    (tmp_path / what).write_text("once\n")
   result = launch("tpu_pod.sh", *POD, "up", "--", *TRAIN, **environment, STATUSES="75")
   assert result.returncode == 0, result.stderr
   assert "75; start 3 of at most 11" in result.stderr
@@ -206,7 +215,7 @@ def test_up_until_the_end(tmp_path: Path) -> None:
 def test_up_ends_with_stop(tmp_path: Path) -> None:
   """A job that is running is gone on with, not killed; `stop` ends it and both `up`s."""
   environment = worker(tmp_path, PYTHON)
-  (tmp_path / "slice").touch()
+  (tmp_path / "slice").write_text("READY")
   assert launch("tpu_pod.sh", *POD, "run", "--", *TRAIN, **environment).returncode == 0
   wait_for(tmp_path / "trainer", "v5litepod-16")
   started = (tmp_path / "train.pid").read_text()
@@ -216,6 +225,58 @@ def test_up_ends_with_stop(tmp_path: Path) -> None:
     assert launch("tpu_pod.sh", *POD, "stop", **environment).returncode == 0
     assert up.wait(timeout=60) == 75 and "ended with stopped" in up.stderr.read()
   assert (tmp_path / "train.pid").read_text() == started
+
+
+def test_up_harms_nothing_that_it_cannot_ask(tmp_path: Path) -> None:
+  """The network is gone, and then worker 0 does not answer, when `up` is typed, and later on."""
+  environment = worker(tmp_path, PYTHON)
+  (tmp_path / "slice").write_text("READY")
+  assert launch("tpu_pod.sh", *POD, "run", "--", *TRAIN, **environment).returncode == 0
+  wait_for(tmp_path / "trainer", "v5litepod-16")
+  (tmp_path / "no_network").write_text("once\n" * 5)
+  result = launch("tpu_pod.sh", *POD, "up", "--", *TRAIN, **environment)
+  assert result.returncode == 1 and "try again" in result.stderr
+  (tmp_path / "no_network").write_text("once\n")
+  (tmp_path / "no_answer").write_text("once\n")
+  with subprocess.Popen(["bash", "launch/tpu_pod.sh", *POD, "up", "--", *TRAIN], cwd=ROOT,
+                        text=True, env={**os.environ, **environment}, stderr=subprocess.PIPE) as up:
+    assert up.stderr is not None and "is running" in up.stderr.readline()
+    for what in ("no_network", "no_answer"):
+      (tmp_path / what).write_text("again\n" * 3)
+    while (tmp_path / "no_network").read_text():
+      time.sleep(0.05)
+    assert launch("tpu_pod.sh", *POD, "stop", **environment).returncode == 0
+    assert up.wait(timeout=60) == 75
+  calls = (tmp_path / "calls").read_text()
+  assert not any(word in calls for word in (" delete ", " create ", " scp ", "KILL"))
+
+
+def test_up_deletes_what_was_preempted_and_waits_for_what_is_made(tmp_path: Path) -> None:
+  environment = worker(tmp_path, PYTHON_OF_UP)
+  (tmp_path / "slice").write_text("PREEMPTED")
+  result = launch("tpu_pod.sh", *POD, "up", "--", *TRAIN, **environment, STATUSES="")
+  assert result.returncode == 0, result.stderr
+  calls = (tmp_path / "calls").read_text()
+  assert [calls.count(f"tpu-vm {word} ") for word in ("delete", "create")] == [1, 1]
+  (tmp_path / "slice").write_text("CREATING")
+  result = launch("tpu_pod.sh", *POD, "--create_retries=2", "up", "--", *TRAIN, **environment)
+  assert result.returncode == 1 and "no slice after 3 requests" in result.stderr
+  calls = (tmp_path / "calls").read_text()
+  assert [calls.count(f"tpu-vm {word} ") for word in ("delete", "create")] == [1, 1]
+
+
+def test_local_told_before_it_has_begun(tmp_path: Path) -> None:
+  """SIGTERM while a port is looked for: no process is started."""
+  python = tmp_path / "python"
+  python.write_text(LOCAL_PYTHON)
+  python.chmod(0o755)
+  job = subprocess.Popen(
+      ["bash", "launch/local.sh", "2", f"--workdir={tmp_path / 'run'}"], cwd=ROOT,
+      env={**os.environ, "PYTHON": str(python), "HOME": str(tmp_path), "SLOW_START": "1"})
+  wait_for(tmp_path / "asked", "")
+  job.terminate()
+  assert job.wait(timeout=60) == 75
+  assert not (tmp_path / "log").exists()
 
 
 def test_local_starts_again_and_passes_sigterm_on(tmp_path: Path) -> None:
@@ -273,11 +334,18 @@ exit 1
     ("tpu_pod.sh", (*POD, "--retries=08", "up", "--", *TRAIN), "--retries=08: not a whole number"),
     ("local.sh", ("--retries=08", "2", *TRAIN), "--retries=08: not a whole number"),
     ("local.sh", ("--workdir=here", "2"), "--workdir=here: no such option"),
+    ("tpu_pod.sh", (*POD, "up", "--", "--workdir=runs/a"), "--workdir=runs/a: give gs://"),
     ("tpu_pod.sh", ("--dry_run", *POD, "run", "--", TRAIN[0]), "--workdir=DIR is missing")])
 def test_a_mistake_is_one_line(script: str, arguments: tuple[str, ...], message: str) -> None:
   result = launch(script, *arguments, PYTHON="false")
   assert result.returncode == 1 and result.stderr.startswith("error: ")
   assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_slurm_wants_to_be_typed_in_the_clone(tmp_path: Path) -> None:
+  result = launch("slurm.sbatch", *TRAIN, SLURM_SUBMIT_DIR=str(tmp_path))
+  assert (result.returncode, result.stderr) == (
+      1, f"error: {tmp_path} is not the clone: type sbatch there\n")
 
 
 @pytest.mark.slow
