@@ -118,10 +118,11 @@ start() {
   fi
   read -r type version <<<"$slice"
   on_workers "if $alive; then echo is running; exit 0; fi; \
-sudo rm -f /tmp/libtpu_lockfile status stopped; \
+sudo rm -f /tmp/libtpu_lockfile status stopped train.pid; \
 cd of_jax || exit 1; OF_JAX_LAUNCHER=launch/tpu_pod.sh OF_JAX_TOPOLOGY='$type' OF_JAX_IMAGE='$version' \
 nohup sh -c 'echo \$\$ > ../train.pid; .venv/bin/python -m experiments.train \"\$@\"; echo \$? > ../status' \
-of_jax --coordinator=auto$words >>../train.log 2>&1 </dev/null &"
+of_jax --coordinator=auto$words >>../train.log 2>&1 </dev/null & \
+for i in \$(seq 50); do [ ! -f ../train.pid ] || break; sleep 0.1; done"
 }
 
 status() {

@@ -65,7 +65,7 @@ if [[ ${*: -1} == --process_id=1 && ! -f $HOME/again ]]; then touch "$HOME/again
 """
 # In place of sudo: removes files, but none outside HOME.
 SUDO = """#!/bin/sh
-rm -f status stopped "$HOME/lock"
+rm -f status stopped train.pid "$HOME/lock"
 """
 # In place of sleep: no minutes.
 SLEEP = """#!/bin/sh
