@@ -1,10 +1,14 @@
 """Creation of parameters: every one states its role and its logical axes."""
 
+import functools
+import math
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from of_jax import placement
 
 
 class Initializer(Protocol):
@@ -67,5 +71,39 @@ class Linear(nnx.Module):
     self.kernel[...] = self.kernel[...] * factor
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = jnp.tensordot(x, self.weight().astype(x.dtype), self.inputs)
+    y = product(x, self.weight().astype(x.dtype), self.inputs)
     return y + self.bias[...].astype(x.dtype) if self.has_bias else y
+
+
+def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
+  """x kernel, contracting the last `inputs` axes of x with the first of the kernel.
+
+  JAX computes the kernel's gradient as the transpose of g^T x. XLA's CPU compiler copies the first
+  factor of such a product into another order: better x, where it is the smaller one. Other
+  platforms' compilers choose for themselves.
+  """
+  rows, columns = math.prod(kernel.shape[:inputs]), math.prod(kernel.shape[inputs:])
+  is_x_smaller = rows < columns and placement.platform() == "cpu"
+  return (_product if is_x_smaller else jnp.tensordot)(x, kernel, inputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
+  return jnp.tensordot(x, kernel, inputs)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, inputs: int
+             ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return jnp.tensordot(x, kernel, inputs), (x, kernel)
+
+
+def _backward(inputs: int, kept: tuple[jax.Array, jax.Array], g: jax.Array
+              ) -> tuple[jax.Array, jax.Array]:
+  x, kernel = kept
+  tokens = tuple(range(x.ndim - inputs))
+  columns = tuple(range(inputs, kernel.ndim))
+  return (jnp.tensordot(g, kernel, (tuple(range(len(tokens), g.ndim)), columns)),
+          jnp.tensordot(x, g, (tokens, tokens)))
+
+
+_product.defvjp(_forward, _backward)
