@@ -1,4 +1,5 @@
-"""Measures a checkpoint again: every metric, on any data, also metrics added after training.
+"""Measures a checkpoint again: every metric of activations and attention, on any data, also
+metrics added after training.
 
   python -m experiments.measure --run=runs/first --step=0,16,150 --out=runs/first_measured
   python -m experiments.measure --model=PATH --text=FILE --out=runs/other_measured
@@ -58,6 +59,8 @@ _OUT = flags.DEFINE_string("out", "", "folder to leave results, as measure.json,
 _LIST_METRICS = flags.DEFINE_bool("list_metrics", False, "print every metric and stop")
 
 ANALYSES = ("outlier_dimensions", "quantised", "sparsity", "spectra")
+# Those that read data, always the run's own.
+READ_DATA = ("outlier_dimensions", "quantised", "sparsity")
 
 
 def main() -> None:
@@ -83,6 +86,8 @@ def main() -> None:
     print(_line(measurements[-1]), flush=True)
   analyses = {}
   for name in _ANALYSE.value:
+    if name in READ_DATA:
+      print(f"{name}: on the run's own evaluation tokens", flush=True)
     begun = time.perf_counter()
     analyses[name] = over_training.ANALYSES[name](remote.reading(run), wanted)
     print(f"{name}: {(time.perf_counter() - begun) / len(wanted):.2f} s a checkpoint", flush=True)
@@ -108,7 +113,10 @@ def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any
   """What measure.json holds of one model: anything with .config, .params, .step and .path."""
   from of_jax.analysis import evaluation
   rows = model.training_batch(print) if _TRAINING_BATCH.value else batches
-  own = [*model.config.telemetry.user_metrics, *_USER_METRICS.value]
+  # One of a run's that is given again, perhaps as it is today, takes that one's place.
+  given = {text.rpartition(":")[2] for text in _USER_METRICS.value}
+  own = [*(text for text in model.config.telemetry.user_metrics
+           if text.rpartition(":")[2] not in given), *_USER_METRICS.value]
   watched = _SITES.value, _METRICS.value, own
   # First, since it finds the neurons that a model does not have.
   changes = [evaluation.fill_top(model, batches, one) for one in chosen]
@@ -238,23 +246,58 @@ def _check() -> str | list[int]:
   if len(_RUN.value) > 1:
     raise UserError(f"--run={_RUN.value[1]}: there is {_RUN.value[0]} already; give one of them")
   _check_names("sites", _SITES.value, list(config_telemetry.SITES))
-  own = [config_telemetry.user_family(text) for text in _USER_METRICS.value]
-  families = [family for family in config_telemetry.families().values()
-              if family.kind in ("activations", "attention")]
-  _check_names("metrics", _METRICS.value, [
-      name for family in (*families, *own) for metric in family.metrics
-      for name in config_telemetry.names_of(metric)])
+  own = _own_metrics()
   _check_names("analyse", _ANALYSE.value, list(ANALYSES))
+  reading = [name for name in _ANALYSE.value if name in READ_DATA]
+  if reading and given_data():
+    raise UserError(f"--analyse={reading[0]}: reads the run's own evaluation tokens, not "
+                    f"--{given_data()[0]}; leave one of them out")
   if _MODEL.value:
+    _check_metrics(own)
     return []
   # numpy alone: that there is a run, and that its config can be read.
-  from of_jax.analysis.runs import read_config
-  read_config(remote.reading(_RUN.value[0]))
+  from of_jax.analysis.runs import own_metrics, read_config
+  run = remote.reading(_RUN.value[0])
+  _check_metrics([*own, *_names_of(own_metrics(run, read_config(run)))])
   if _STEP.value == ["all"]:
     return "all"
   if not all(step.isdigit() for step in _STEP.value):
     raise UserError(f"--step={','.join(_STEP.value)}: not a list of steps, as in 0,16,150, nor all")
   return [int(step) for step in _STEP.value]
+
+
+def _own_metrics() -> list[str]:
+  """The names of what --user_metrics measures."""
+  try:
+    own = _names_of(_USER_METRICS.value)
+  except UserError as error:
+    raise UserError(str(error).replace("config.telemetry.user_metrics", "--user_metrics")
+                    ) from None
+  for name in own:
+    if own.count(name) > 1 or name.removesuffix(
+        config_telemetry.NO_FIRST) in config_telemetry.metrics():
+      raise UserError(f"--user_metrics={','.join(_USER_METRICS.value)}: there already is a metric "
+                      f"{name}; give it another name")
+  return own
+
+
+def _names_of(texts: Sequence[str]) -> list[str]:
+  return [name for text in texts for metric in config_telemetry.user_family(text).metrics
+          for name in config_telemetry.names_of(metric)]
+
+
+def _check_metrics(own: Sequence[str]) -> None:
+  """That --metrics are what a forward pass is enough for, or one of the user's own."""
+  of_forward, of_step = ([
+      name for family in config_telemetry.families().values()
+      if (family.kind in config_telemetry.OF_FORWARD) == is_of_forward
+      for metric in family.metrics for name in config_telemetry.names_of(metric)]
+      for is_of_forward in (True, False))
+  for name in _METRICS.value:
+    if name in of_step:
+      raise UserError(f"--metrics={name}: is measured of steps, in training; metrics.jsonl has it "
+                      "where the run asked for it")
+  _check_names("metrics", _METRICS.value, [*of_forward, *own])
 
 
 def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -38,6 +38,8 @@ QUANTISED = "quantised"
 # before and after a step, of parameters and what the optimiser does with them, of the model
 # quantised.
 KINDS = ("activations", "gradients", "attention", "change", "parameters", QUANTISED)
+# What one forward pass is enough for.
+OF_FORWARD = ("activations", "attention")
 LEVELS = ("off", "basic", "full")
 # Attention is measured where it happens and belongs to no one site.
 ATTENTION = "attention"

@@ -26,8 +26,6 @@ from of_jax.train.loss import cross_entropy, squared_error
 
 Batch = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
-# Kinds of families (of_jax.config_telemetry) that need no gradient and no optimiser.
-OF_FORWARD = ("activations", "attention")
 
 
 class Model(Protocol):
@@ -118,7 +116,7 @@ def watch(config: Config, sites: Sequence[str] = (), metrics: Sequence[str] = ()
       TelemetryConfig(level="full", sites=tuple(sites), metrics=tuple(metrics),
                       user_metrics=tuple(user_metrics)), config.model.kind)
   chosen = {name: where for name, where in selection.sites.items()
-            if selection.families[name].kind in OF_FORWARD}
+            if selection.families[name].kind in config_telemetry.OF_FORWARD}
   plan = ((site, tuple(name for name, where in chosen.items() if site in where))
           for site in (*SITES, config_telemetry.ATTENTION))
   return Telemetry(tuple((site, names) for site, names in plan if names), selection.ids)

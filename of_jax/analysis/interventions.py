@@ -62,7 +62,7 @@ def parse(text: str) -> Intervention:
   if kind not in KINDS:
     raise UserError(f"{where}: {kind} is not one of {', '.join(KINDS)}")
   if len(rest) != (4 if kind == "clip" else 3):
-    raise UserError(f"{where}: {form}")
+    raise UserError(f"{where}: {'clip takes a LIMIT too; this ' * (kind == 'clip')}{form}")
   site, layer_text, neurons_text = rest[:3]
   if site not in SITES:
     raise UserError(f"{where}: no site {site}; there are {', '.join(SITES)}")

@@ -122,7 +122,8 @@ def sparsity(run: Path, steps: Sequence[int]) -> dict[str, Any]:
           b["weights"].sum() for b in batches or [])), "batch_tokens": active.batch_tokens,
       "definition": "active: a hidden unit of an MLP that is not zero; shares of units active for "
       "a token, at least once in a sequence, at least once in a batch; dead: never on the whole "
-      "held-out set (after Wild & Anderson 2024, 2407.07848)", "steps": found,
+      "held-out set, not only in a batch as the metric dead_fraction (after Wild & Anderson 2024, "
+      "2407.07848)", "steps": found,
       "pruning": pruning(model, batches or [])}
 
 
@@ -142,7 +143,9 @@ def pruning(model: Model, batches: Sequence[Batch]) -> dict[str, Any]:
   # One metric at one site, since something must be watched.
   loss, pruned = (measure(model, batches[half:], ("final",), ("rms",), (), changes,
                           [None] * len(changes))["loss"] for changes in ([], zeros))
-  return {"threshold": RARE, "share": sum(map(len, rare)) / frequency_LxF.size,
+  return {"definition": "units active for less than the threshold's share of the tokens of the "
+          "first half of the held-out batches are zeroed; losses are those of the second half",
+          "threshold": RARE, "share": sum(map(len, rare)) / frequency_LxF.size,
           "share_by_layer": [len(units) / frequency_LxF.shape[1] for units in rare],
           "loss": loss, "loss_pruned": pruned, "loss_change": pruned - loss}
 

@@ -58,8 +58,12 @@ def _draw(axes: Any, panel: Panel) -> None:
     colour = colormaps["viridis"](0.9 * i / max(1, count - 1))
     y = [float("nan") if value is None else value for value in line.y]
     if line.sizes is not None:
-      axes.scatter(line.x, y, s=[90 * (size or 0) for size in line.sizes], color=colour,
+      axes.scatter(line.x, y, s=[4 + 90 * (size or 0) for size in line.sizes], color=colour,
                    label=line.name, linewidths=0)
+      # Whose line goes on to the end is named there.
+      if line.x[-1] == max(x for other in panel.lines for x in other.x if x is not None):
+        axes.annotate(line.name.removeprefix("neuron "), (line.x[-1], y[-1]), xytext=(5, 0),
+                      textcoords="offset points", fontsize=5, va="center", color=colour)
     else:
       axes.plot(line.x, y, color=colour, marker="o", markersize=3, label=line.name)
   values = [v for line in panel.lines for v in line.y if v is not None]

@@ -8,8 +8,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from of_jax import config_telemetry
 from of_jax.analysis import identity
 from of_jax.analysis.runs import Run, read_analysis
+
+# So many metrics are drawn each, whatever they are.
+_FEW = 8
 
 Numbers = Sequence[float | None]
 
@@ -63,8 +67,10 @@ def of_measurements(measured: Sequence[Mapping[str, Any]], site: str = "resid_pr
                     ) -> list[Panel]:
   """Layer by layer where one step was measured, else over steps, a line a layer."""
   panels = []
+  found = measured[0]["telemetry"]
+  site = site if site in found else next(iter(found), site)
   title = f"{site}, loss {measured[-1]['loss']:.4g} at step {measured[-1]['step']:,}"
-  for metric, (label, definition, log) in _METRICS.items():
+  for metric, (label, definition, log) in {**_METRICS, **_others(found.get(site, {}))}.items():
     rows = [m["telemetry"].get(site, {}).get(metric) for m in measured]
     if any(row is None for row in rows):
       continue
@@ -81,6 +87,22 @@ def of_measurements(measured: Sequence[Mapping[str, Any]], site: str = "resid_pr
           Line(f"layer {i}", steps, _plain([row[i] for row in rows]))
           for i in range(len(rows[0]))), log))
   return panels
+
+
+def _others(measured: Mapping[str, Any]) -> dict[str, tuple[str, str, bool]]:
+  """As `_METRICS`, of what else is drawn: users' metrics; and all, where few were asked for."""
+  registry = config_telemetry.metrics()
+  numbers = [name for name, layers in measured.items() if name not in _METRICS
+             and not any(isinstance(value, list) for value in layers)]
+  found = {}
+  for name in numbers:
+    declared = registry.get(name.removesuffix(config_telemetry.NO_FIRST))
+    if declared is None:
+      found[name] = name, "a metric of the user's own", False
+    elif len(numbers) <= _FEW:
+      twin = ", without position 0" if name != declared.id else ""
+      found[name] = f"{name} ({declared.unit})", declared.formula + twin, False
+  return found
 
 
 def of_analysis(analysis: Mapping[str, Any]) -> list[Panel]:
@@ -108,7 +130,8 @@ def timeline(run: Run) -> list[Panel]:
       panels.append(Panel(
           f"layer {layer}{below}", "step", "index of the neuron", "the neurons of largest mean "
           "square over tokens in the stream entering the block; a dot's area is the neuron's share "
-          "of the layer's sum of squares; its sign that of its mean", lines))
+          "of the layer's sum of squares; named with the sign of its mean and since when it stays",
+          lines))
   return panels
 
 

@@ -15,7 +15,7 @@ from of_jax import config as config_lib
 from of_jax import remote, run_directory
 from of_jax.analysis import evaluation
 from of_jax.analysis.evaluation import Batch, Replayed
-from of_jax.analysis.runs import read_config
+from of_jax.analysis.runs import own_metrics, read_config
 from of_jax.config import Config
 from of_jax.data import tokenizer as tokenizer_lib
 from of_jax.data.corpora import prepare
@@ -239,16 +239,8 @@ def special_tokens(config: Config, model_tokenizer: Path | None) -> tuple[int | 
 
 
 def _with_own_metrics(path: Path, config: Config) -> Config:
-  """The config with the run's own copies of the files that hold metrics of the user's."""
-  files = list(dict.fromkeys(text.rpartition(":")[0] for text in config.telemetry.user_metrics))
-
-  def copied(text: str) -> str:
-    file, _, name = text.rpartition(":")
-    copy = path / run_directory.USER_METRICS / f"{files.index(file)}_{Path(file).name}"
-    return f"{copy}:{name}" if copy.is_file() else text
-
   return dataclasses.replace(config, telemetry=dataclasses.replace(
-      config.telemetry, user_metrics=tuple(map(copied, config.telemetry.user_metrics))))
+      config.telemetry, user_metrics=own_metrics(path, config)))
 
 
 def _check_shapes(path: Path, step: int, config: Config, params: Parameters) -> None:

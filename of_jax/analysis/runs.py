@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from of_jax import config as config_lib
 from of_jax.errors import UserError
-from of_jax.run_directory import CONFIG, DONE, ENVIRONMENT, METRICS, TIMING, read_json, read_lines
+from of_jax.run_directory import (
+    CONFIG,
+    DONE,
+    ENVIRONMENT,
+    METRICS,
+    TIMING,
+    USER_METRICS,
+    read_json,
+    read_lines,
+)
 
 SITE = "resid_pre"
 
@@ -34,7 +43,10 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """The lines of one split, in order of step. Absent numbers are NaN."""
+  """The lines of one split, in order of step. Absent numbers are NaN.
+
+  What is measured of the optimiser stands in `telemetry` at the site "ROLE parameters".
+  """
 
   steps: Ints
   loss: Floats
@@ -202,6 +214,19 @@ def read_config(path: pathlib.Path) -> config_lib.Config:
     return config
 
 
+def own_metrics(path: pathlib.Path, config: config_lib.Config) -> tuple[str, ...]:
+  """`telemetry.user_metrics`, by the run directory's own copies of the files where they are."""
+  texts = config.telemetry.user_metrics
+  files = list(dict.fromkeys(text.rpartition(":")[0] for text in texts))
+
+  def copied(text: str) -> str:
+    file, _, name = text.rpartition(":")
+    copy = path / USER_METRICS / f"{files.index(file)}_{pathlib.Path(file).name}"
+    return f"{copy}:{name}" if copy.is_file() else text
+
+  return tuple(map(copied, texts))
+
+
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
   value = read_json(path)
   if not isinstance(value, dict):
@@ -224,7 +249,9 @@ def _curves(lines: list[dict[str, Any]], split: str) -> Curves:
   rows = [by_step[step] for step in sorted(by_step)]
   cells: dict[str, dict[str, list[tuple[int, list[float]]]]] = {}
   for row in rows:
-    for site, metrics in (row.get("telemetry") or {}).items():
+    roles = {f"{role} parameters": metrics for role, metrics in (
+        row.get("optimizer") or {}).items()}
+    for site, metrics in {**(row.get("telemetry") or {}), **roles}.items():
       for metric, values in metrics.items():
         values = values if isinstance(values, list) else [values]
         # Metrics that name neurons hold a list a layer; they are no curve.

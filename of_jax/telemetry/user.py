@@ -67,7 +67,12 @@ class OfSequences(Family):
     self._name, self._function = name, function
 
   def statistics(self, a: Activations) -> Statistics:
-    values_B = jax.vmap(self._function)(a.raw_BxTxD)
+    try:
+      values_B = jnp.asarray(jax.vmap(self._function)(a.raw_BxTxD))
+    except Exception as error:
+      reason = " ".join(str(error).split())[:200]
+      raise UserError(f"telemetry.user_metrics: {self._name} fails with {type(error).__name__}: "
+                      f"{reason}") from error
     if values_B.shape != a.raw_BxTxD.shape[:1]:
       raise UserError(f"telemetry.user_metrics: {self._name} gives an array of the shape "
                       f"{values_B.shape[1:]} for a sequence, not one number")

@@ -165,7 +165,14 @@ def test_panels_hold_the_numbers_and_say_what_they_are(tmp_path) -> None:
 def test_figures(tmp_path) -> None:
   entries = [{"step": step, "loss": 4.0, "telemetry": {"resid_pre": {
       "kurtosis": np.array([1.5, 20.0 + step])}}} for step in (0, 5)]
-  one, = panels.of_measurements(entries[:1])
+  entries[0]["telemetry"]["resid_pre"] |= {"mine": np.array([0.1, 0.2])}
+  *_, mine = panels.of_measurements(entries[:1])
+  assert mine.y == "mine" and list(mine.lines[0].y) == [0.1, 0.2]
+  # A metric that another step has not is left out, and a site of which there is more is the first.
+  few = [{"step": 1, "loss": 4.0, "telemetry": {"mlp_out": {"rms": [1.0], "dead_fraction": [0.5]}}}]
+  assert [panel.y for panel in panels.of_measurements(few)] == [
+      "root mean square", "dead_fraction (share)"]
+  one, _ = panels.of_measurements(entries[:1])
   assert one.x.startswith("layer") and list(one.lines[0].y) == [1.5, 20.0]
   several, = panels.of_measurements(entries)
   assert several.x == "step" and list(several.lines[1].y) == [20.0, 25.0]

@@ -244,7 +244,7 @@ class _Keep:
     ("zero", "is not KIND:SITE:LAYER:NEURONS"), ("zap:final:0:1", "zap is not one of zero, mean"),
     ("zero:stream:0:1", "no site stream; there are resid_pre"),
     ("zero:final:x:1", "is not KIND"), ("zero:final:all:top2", "give its number"),
-    ("clip:final:0:1", "is not KIND"), ("clip:final:0:1:-3", "a limit above 0")))
+    ("clip:final:0:1", "clip takes a LIMIT too"), ("clip:final:0:1:-3", "a limit above 0")))
 def test_interventions_that_cannot_be_read(text: str, message: str) -> None:
   with pytest.raises(UserError, match=message):
     interventions.parse(text)
@@ -294,6 +294,11 @@ def test_the_binary(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("argument, message", (
     ("--step=7", "no checkpoint at step 7; there are 0, 1, 2, 3"),
+    ("--metrics=kurtosys", "--metrics=kurtosys: no such name; did you mean kurtosis?"),
+    ("--metrics=m4_u1", "--metrics=m4_u1: is measured of steps, in training"),
+    ("--user_metrics=DIR/own.py:kurtosis", "there already is a metric kurtosis"),
+    ("--user_metrics=DIR/own.py:broken", "broken fails with AttributeError"),
+    ("--user_metrics=DIR/none.py:broken", "error: --user_metrics=DIR/none.py:broken: no such"),
     pytest.param("--tokens=DIR/large.npy", "token 64 is not in [0, 64)", marks=pytest.mark.slow),
     pytest.param("--corpus=python_stdlib", "without a tokenizer", marks=pytest.mark.slow),
     pytest.param("--intervene=zero:final:0:99", "neuron 99; there are 0 to 31",
@@ -301,6 +306,9 @@ def test_the_binary(run: Path, tmp_path: Path) -> None:
 def test_a_mistake_of_the_binary_is_one_line_and_leaves_nothing(
     argument: str, message: str, run: Path, tmp_path: Path) -> None:
   np.save(tmp_path / "large.npy", np.full(100, 64))
+  (tmp_path / "own.py").write_text(
+      "def kurtosis(x):\n  return x.mean()\n\n\ndef broken(x):\n  return x.nothing\n")
+  message = message.replace("DIR", str(tmp_path))
   done = measure(f"--run={run}", argument.replace("DIR", str(tmp_path)),
                  f"--out={tmp_path / 'out'}")
   assert done.returncode == 1 and message in done.stderr, done.stderr

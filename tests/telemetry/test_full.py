@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from of_jax import config_telemetry, run_directory
+from of_jax.analysis import page_data
+from of_jax.analysis.runs import load_run
 from of_jax.config import Config
 from of_jax.config_telemetry import SITES, names_of
 from of_jax.errors import UserError
@@ -366,6 +368,16 @@ def test_a_run_measures_what_its_config_names(make_config: MakeConfig, own_file:
   assert len(top) == 1 and len(set(top[0])) == 5 and all(isinstance(j, int) for j in top[0])
   assert any(line.startswith("telemetry attention: measured 3 times") for line in lines)
   assert (tmp_path / "run" / "user_metrics" / "0_own.py").read_text() == OWN
+  # The page has every number that was logged; formulas of the user's from the run's own copy.
+  own_file.unlink()
+  drawn = page_data.page_data({"run": load_run(tmp_path / "run")})
+  (shown,), about = drawn["runs"], drawn["metrics"]["above_one at mlp_out"]
+  assert about["formula"] == "Share of entries above 1 in size."
+  curve = shown["metrics"]["above_one at mlp_out"]
+  assert curve["steps"] == [1, 2, 4] and curve["layers"][0] == pytest.approx(
+      [records[step]["telemetry"]["mlp_out"]["above_one"][0] for step in (1, 2, 4)], rel=1e-3)
+  assert {"attention_entropy at attention", "m4_u2 at final", "quantised_perplexity at final",
+          "update_rms_ratio at hidden parameters"} <= set(drawn["metrics"])
   own_file.write_text(OWN + "\n")
   with pytest.raises(UserError, match="is not what the run in .* began with"):
     train(config, tmp_path / "run", lines.append)

@@ -227,7 +227,7 @@
           x: line.x, y: line.y, name: line.name, mode: line.sizes ? "markers" : "lines+markers",
           line: { width: 2, color: shade(i / Math.max(shown.lines.length - 1, 1)) },
           marker: line.sizes
-            ? { size: line.sizes.map(s => s || 0), sizemode: "area", sizeref: 0.005, sizemin: 1,
+            ? { size: line.sizes.map(s => s || 0), sizemode: "area", sizeref: 0.005, sizemin: 2,
               color: shade(i / Math.max(shown.lines.length - 1, 1)), line: { width: 0 } }
             : { size: 5 },
           text: line.sizes ? line.sizes.map(s => s === null ? "" : `share ${s}`) : undefined,

@@ -10,8 +10,8 @@ KIND = "change"
 SITES = ()
 EVERY = 100
 METRICS = {
-    "m2": ("full", "mean_j(s2_j) before the step", "activation^2", "0 and above",
-           "He et al. 2024, 2405.19279, App. F"),
+    "m2": ("full", "mean_j(s2_j) before the step, on the first evaluation batch, as all to m4_u4",
+           "activation^2", "0 and above", "He et al. 2024, 2405.19279, App. F"),
     "m4": ("full", "mean_j(s2_j^2) before the step", "activation^4", "0 and above",
            "He et al. 2024, 2405.19279, App. F"),
     "m2_u": ("full", "mean_j(b + c), what the step adds to m2; b = 2 mean_t(X D), "
