@@ -10,7 +10,7 @@ block is compared with the first variant's of the same round, so that a neighbou
 slows both sides. Quote the ratios: wall, and CPU time over all threads. A block is as long as
 --block, or the next multiple of every optim.precondition_frequency, so that each has its share of
 refreshes. --members=N compares N runs one after another, each compiled for itself alone, with the
-same N as members of one program (of_jax.train.together): in turn, and at once; every time is that
+same N as members of one program (of_jax.sweep.trainer): in turn, and at once; every time is that
 of a step of all. A config field given with --config.PATH=VALUE holds for all.
 """
 
@@ -26,8 +26,7 @@ from absl import flags
 
 from experiments import cli
 from of_jax import config as config_lib
-from of_jax import presets
-from of_jax.config import Config
+from of_jax.config import Config, presets
 from of_jax.errors import UserError
 
 _SIZES = flags.DEFINE_list("sizes", ["smoke"], f"of: smoke, {', '.join(presets.SIZES)}")
@@ -127,8 +126,8 @@ def prepare_members(label: str, config: Config, count: int) -> list[Variant]:
   """
   import jax
 
+  from of_jax.sweep.trainer import Sweep
   from of_jax.train.loop import initial_state
-  from of_jax.train.together import Sweep
   configs = [config_lib.apply_overrides(config, [
       ("train.seed", str(i)), ("mesh.data", "1"),
       ("optim.learning_rate", str(config.optim.learning_rate * (1 + i / count)))])
@@ -214,7 +213,7 @@ def main() -> None:
     print(f"times are of a step of all {_MEMBERS.value} runs; alone, each run whose rate differs "
           "compiles its own program")
   if _OUT.value:
-    from of_jax import run_directory
+    from of_jax.storage import run_directory
     from of_jax.train.environment import machine
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)

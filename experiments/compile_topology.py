@@ -23,9 +23,10 @@ from absl import flags
 
 from experiments import cli
 from of_jax import config as config_lib
-from of_jax import presets, run_directory, tpu
-from of_jax.config import Config
+from of_jax.config import Config, presets
+from of_jax.cost_model import topology
 from of_jax.errors import UserError
+from of_jax.storage import run_directory
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, or FILE:ARGUMENT")
 _TOPOLOGY = flags.DEFINE_string(
@@ -71,11 +72,11 @@ LADDER = (
 def compile_levels(configs: Mapping[str, Config], slice_name: str) -> dict[str, Any]:
   """The report of the first level, with those of all levels under `telemetry`."""
   # jax comes with it, so it is imported only once the command line is known to be good.
-  from of_jax.train import topology
+  from of_jax.train import ahead_of_time
   reports = {}
   for level, config in configs.items():
     print(f"{slice_name}, telemetry {level}: compiling", file=sys.stderr, flush=True)
-    reports[level] = topology.compile_step(config, slice_name)
+    reports[level] = ahead_of_time.compile_step(config, slice_name)
   return {**next(iter(reports.values())), "telemetry": reports}
 
 
@@ -145,7 +146,7 @@ def main() -> None:
     return
   if _TOPOLOGY.value is None:
     raise UserError("--topology is missing, as in --topology=v5e:4x4")
-  tpu.parse_topology(_TOPOLOGY.value)
+  topology.parse_topology(_TOPOLOGY.value)
   config = cli.load_config(_CONFIG.value)
   levels = dict.fromkeys([config.telemetry.level, *_TELEMETRY.value])
   configs = {level: cli.load_config(_CONFIG.value, []) if level == config.telemetry.level else
@@ -161,7 +162,7 @@ def main() -> None:
 
 
 def _check_compiler() -> None:
-  tpu.check_compiler()
+  topology.check_compiler()
   # Before jax is imported, which would look for a TPU to run on.
   os.environ["JAX_PLATFORMS"] = "cpu"
 

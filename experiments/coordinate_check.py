@@ -145,7 +145,7 @@ def main() -> None:
     table.add_row(row["scaling"], str(row["width"]), f"{row['loss'][-1]:.3f}",
                   *(f"{row[name][-1]:.4g}" for name in QUANTITIES))
   Console(width=None if sys.stdout.isatty() else 140).print(table)
-  from of_jax import run_directory
+  from of_jax.storage import run_directory
   from of_jax.train.environment import machine
   out = Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)

@@ -48,9 +48,9 @@ def _save(model: "Pretrained", out: Path) -> None:
   """A run directory whose step 0 is the model."""
   import numpy as np
 
-  from of_jax import run_directory
   from of_jax.config import to_dict
-  from of_jax.train.checkpoint import Checkpoints
+  from of_jax.storage import run_directory
+  from of_jax.storage.checkpoint import Checkpoints
   if out.is_file() or out.is_dir() and any(out.iterdir()):
     raise UserError(f"--out={out}: exists and is no empty folder; give a new one")
   out.mkdir(parents=True, exist_ok=True)

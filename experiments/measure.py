@@ -20,9 +20,10 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from of_jax import config_telemetry, remote
+from of_jax.config import declared_metrics
 from of_jax.errors import UserError
-from of_jax.run_directory import write_json
+from of_jax.storage import remote
+from of_jax.storage.run_directory import write_json
 
 _RUN = flags.DEFINE_multi_string("run", [], "run directory; quantise compares several")
 _MODEL = flags.DEFINE_string(
@@ -65,11 +66,12 @@ READ_DATA = ("outlier_dimensions", "quantised", "sparsity")
 
 def main() -> None:
   if _LIST_METRICS.value:
-    print(config_telemetry.table())
+    print(declared_metrics.table())
     return
   steps = _check()
   # Here, because they import jax: a mistake on the command line is reported before that.
-  from of_jax.analysis import interventions, over_training, panel_plots, replay
+  from of_jax.analysis import interventions, over_training, replay
+  from of_jax.report import panel_plots
   chosen = [interventions.parse(text) for text in _INTERVENE.value]
   run = "" if _MODEL.value else _RUN.value[0]
   available = [0] if _MODEL.value else replay.checkpoint_steps(run)
@@ -245,7 +247,7 @@ def _check() -> str | list[int]:
   check_data()
   if len(_RUN.value) > 1:
     raise UserError(f"--run={_RUN.value[1]}: there is {_RUN.value[0]} already; give one of them")
-  _check_names("sites", _SITES.value, list(config_telemetry.SITES))
+  _check_names("sites", _SITES.value, list(declared_metrics.SITES))
   own = _own_metrics()
   _check_names("analyse", _ANALYSE.value, list(ANALYSES))
   reading = [name for name in _ANALYSE.value if name in READ_DATA]
@@ -275,23 +277,23 @@ def _own_metrics() -> list[str]:
                     ) from None
   for name in own:
     if own.count(name) > 1 or name.removesuffix(
-        config_telemetry.NO_FIRST) in config_telemetry.metrics():
+        declared_metrics.NO_FIRST) in declared_metrics.metrics():
       raise UserError(f"--user_metrics={','.join(_USER_METRICS.value)}: there already is a metric "
                       f"{name}; give it another name")
   return own
 
 
 def _names_of(texts: Sequence[str]) -> list[str]:
-  return [name for text in texts for metric in config_telemetry.user_family(text).metrics
-          for name in config_telemetry.names_of(metric)]
+  return [name for text in texts for metric in declared_metrics.user_family(text).metrics
+          for name in declared_metrics.names_of(metric)]
 
 
 def _check_metrics(own: Sequence[str]) -> None:
   """That --metrics are what a forward pass is enough for, or one of the user's own."""
   of_forward, of_step = ([
-      name for family in config_telemetry.families().values()
-      if (family.kind in config_telemetry.OF_FORWARD) == is_of_forward
-      for metric in family.metrics for name in config_telemetry.names_of(metric)]
+      name for family in declared_metrics.families().values()
+      if (family.kind in declared_metrics.OF_FORWARD) == is_of_forward
+      for metric in family.metrics for name in declared_metrics.names_of(metric)]
       for is_of_forward in (True, False))
   for name in _METRICS.value:
     if name in of_step:

@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments import cli
 from of_jax import config as config_lib
-from of_jax.config_images import image_shape
+from of_jax.config.rules.images import image_shape
 from of_jax.errors import UserError
 
 _CORPUS = flags.DEFINE_string(

@@ -17,11 +17,11 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, measure
-from of_jax import remote
 from of_jax.config import resolve
 from of_jax.errors import UserError
 from of_jax.quantise import scheme as schemes
-from of_jax.run_directory import write_json
+from of_jax.storage import remote
+from of_jax.storage.run_directory import write_json
 
 _DEFAULT = schemes.Scheme()
 _WEIGHT_BITS = flags.DEFINE_integer("weight_bits", _DEFAULT.weight_bits, "4, 6, 8 or 16")

@@ -15,10 +15,11 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, studies
-from of_jax import remote
-from of_jax.analysis import page, panel_plots, panels, plots, record, terminal
 from of_jax.analysis.runs import Run
+from of_jax.claims import study_record
 from of_jax.errors import UserError
+from of_jax.report import page, panel_plots, panels, plots, terminal
+from of_jax.storage import remote
 
 PAGE = "report.html"
 TIMELINE = "timeline"
@@ -32,7 +33,7 @@ def write(root: pathlib.Path, console: Console) -> pathlib.Path:
   """
   if not root.is_dir():
     raise UserError(f"--root={root}: no such folder")
-  study = record.read(root)
+  study = study_record.read(root)
   runs = _runs(root, study)
   if not runs:
     raise UserError(f"--root={root}: holds no run directory")
@@ -45,9 +46,9 @@ def write(root: pathlib.Path, console: Console) -> pathlib.Path:
     if timeline:
       panel_plots.save(timeline, run.path, TIMELINE)
   if study is not None:
-    record.write(root, study)
+    study_record.write(root, study)
   path = root / PAGE
-  record.replace_text(path, text)
+  study_record.replace_text(path, text)
   terminal.print_runs(console, runs)
   if study is not None:
     terminal.print_claims(console, study["claims"])
@@ -65,8 +66,8 @@ def main() -> None:
 
 def _runs(root: pathlib.Path, study: dict[str, Any] | None) -> dict[str, Run]:
   if study is None:
-    return record.load_runs(root)
-  return record.load_runs(root, [run["name"] for run in study["runs"]])
+    return study_record.load_runs(root)
+  return study_record.load_runs(root, [run["name"] for run in study["runs"]])
 
 
 def _judged(study: dict[str, Any], runs: dict[str, Run]) -> dict[str, Any]:
@@ -78,8 +79,8 @@ def _judged(study: dict[str, Any], runs: dict[str, Run]) -> dict[str, Any]:
     declared = studies.load(str(study["study"]), str(study["scale"])).claims
   except UserError:
     return study
-  numbers = [{**run, **record.numbers(runs.get(run["name"]))} for run in study["runs"]]
-  return {**study, "claims": record.judge(declared, runs, study), "runs": numbers}
+  numbers = [{**run, **study_record.numbers(runs.get(run["name"]))} for run in study["runs"]]
+  return {**study, "claims": study_record.judge(declared, runs, study), "runs": numbers}
 
 
 if __name__ == "__main__":

@@ -28,12 +28,14 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, report, studies
-from of_jax import config_members, remote, run_directory
-from of_jax.analysis import record, terminal
 from of_jax.analysis.runs import Run
+from of_jax.claims import study_record
 from of_jax.config import Config
 from of_jax.errors import UserError
-from of_jax.run_directory import DONE
+from of_jax.report import terminal
+from of_jax.storage import remote, run_directory
+from of_jax.storage.run_directory import DONE
+from of_jax.sweep import members
 
 Train = Callable[[Config, pathlib.Path], None]
 TrainTogether = Callable[[Mapping[pathlib.Path, Config]], None]
@@ -72,7 +74,7 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   Args:
     train: trains or resumes one run; default of_jax.train.train.
     vectorise: how many runs may be trained together.
-    together: trains or resumes several; default of_jax.train.together.train_together.
+    together: trains or resumes several; default of_jax.sweep.trainer.train_together.
     analyse: leaves an analysis of a run in its directory; default `analyse_run`.
 
   Raises:
@@ -93,12 +95,12 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   def write() -> None:
     # A finished run does not change: it is read once.
     open_runs = [n for n in planned if n not in loaded or not loaded[n].finished]
-    loaded.update(record.load_runs(root, open_runs))
+    loaded.update(study_record.load_runs(root, open_runs))
     runs = {n: loaded[n] for n in planned if n in loaded}
-    record.write(root, {
+    study_record.write(root, {
         "study": study, "scale": scale_name,
-        "claims": record.judge(scale.claims, runs, previous),
-        "runs": record.describe_runs(planned, runs),
+        "claims": study_record.judge(scale.claims, runs, previous),
+        "runs": study_record.describe_runs(planned, runs),
         "overrides": {path: text for path, text in settings},
         "paper_setup": dict(scale.paper), "command": _command()})
 
@@ -112,7 +114,7 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
 
   while left:
     waiting = True
-    for names in config_members.groups(left, vectorise):
+    for names in members.groups(left, vectorise):
       with contextlib.ExitStack() as held:
         ours = [name for name in names
                 if held.enter_context(run_directory.claimed(root, name))]
@@ -159,8 +161,9 @@ def list_runs(study: str, scale_name: str, root: pathlib.Path | None, corpus: st
 def analyse_run(path: pathlib.Path, name: str) -> None:
   """Leaves NAME.json, and figures where there are any, in a run directory."""
   # Here, because they import jax, as _trainer does.
-  from of_jax.analysis import over_training, panel_plots, panels, replay
-  from of_jax.run_directory import write_json
+  from of_jax.analysis import over_training, replay
+  from of_jax.report import panel_plots, panels
+  from of_jax.storage.run_directory import write_json
   value = over_training.ANALYSES[name](path, replay.checkpoint_steps(path))
   panel_plots.save(panels.of_analysis(value), path, name)
   write_json(path / f"{name}.json", value)
@@ -188,12 +191,12 @@ def _check_root(root: pathlib.Path, study: str, scale: str,
   """The record that `root` has of this study, if any; refuses a root that holds another one."""
   if root.exists() and not root.is_dir():
     raise UserError(f"--root={root}: not a folder")
-  previous = record.read(root)
+  previous = study_record.read(root)
   if previous and (previous["study"], previous["scale"]) != (study, scale):
     raise UserError(f"--root={root}: holds study {previous['study']} at scale "
                     f"{previous['scale']}; choose another folder")
   for name, config in planned.items():
-    different = record.conflict(root / name, config)
+    different = study_record.conflict(root / name, config)
     if different:
       raise UserError(f"--root={root}: its run {name} has {different}; choose another folder")
   return previous
@@ -203,7 +206,7 @@ def _forget(root: pathlib.Path, planned: Mapping[str, Config],
             previous: Mapping[str, object] | None) -> None:
   """Removes the record of a study whose first run was refused: nothing was trained."""
   if previous is None and not any((root / name).exists() for name in planned):
-    (root / record.STUDY).unlink()
+    (root / study_record.STUDY).unlink()
     shutil.rmtree(root / run_directory.CLAIMS, ignore_errors=True)
     if not any(root.iterdir()):
       root.rmdir()
@@ -216,7 +219,7 @@ def _trainer() -> Train:
 
 
 def _together() -> TrainTogether:
-  from of_jax.train.together import train_together
+  from of_jax.sweep.trainer import train_together
   return train_together
 
 

@@ -1,5 +1,8 @@
 """What ends a run early without a fault in it: a user's mistake, or word from the scheduler."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
   """A mistake in what the user gave: a flag, a file, a combination of settings.
@@ -16,3 +19,9 @@ class Preempted(Exception):
   """
 
   status = 75
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+  """`; did you mean NAME?` with the known name that is nearest, or nothing; for a UserError."""
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+  return f"; did you mean {close[0]}?" if close else ""

@@ -32,7 +32,8 @@ RUNS = {
     "soap": f"{SMOKE} --config.optim.name=soap --config.telemetry.level=full "
             "--config.telemetry.cadences=attention=10,gram=10,massive=10,moment_updates=10",
     "residual_mlp": "experiments.train --config=experiments/configs/mlp_images.py:smoke "
-                    "--config.train.steps=30 --config.telemetry.level=full",
+                    "--config.train.steps=30 --config.optim.warmup_steps=5 "
+                    "--config.telemetry.level=full",
     "running_norm_accumulated": f"{SMOKE} --config.model.norm=power "
                                 "--config.train.grad_accumulation=2 --config.train.tweo_weight=0.01"
                                 " --config.telemetry.quantised_perplexity_every=10",

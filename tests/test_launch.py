@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from of_jax import run_directory
+from of_jax.storage import run_directory
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("local.sh", "tpu_pod.sh", "slurm.sbatch")

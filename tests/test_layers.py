@@ -1,4 +1,4 @@
-"""Imports flow one way: config, data, models, optim, telemetry, train; and analysis apart."""
+"""Imports flow one way, from room to room and inside each; the core needs few libraries."""
 
 import ast
 import subprocess
@@ -8,60 +8,101 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A module may import from its own line and from those above it.
-LAYERS = (
-    ("errors",), ("variants", "tpu", "placement"), ("reductions",),
-    ("config_images", "config_model", "config_optim", "config_telemetry", "config_values"),
-    ("config_rules",), ("config_sections",), ("config",),
-    ("baselines", "config_members", "presets", "run_directory"), ("remote",), ("data",),
-    ("models",), ("quantise",), ("interop",), ("optim", "telemetry"), ("train",))
-ABOVE = {name: {n for layer in LAYERS[:i + 1] for n in layer}
-         for i, names in enumerate(LAYERS) for name in names}
-# Analysis reads run directories and restores their checkpoints, never the trainer.
-ABOVE["analysis"] = ABOVE["train"] - {"train"} | {"analysis"}
-READ_OF_TRAIN = {"train.checkpoint", "train.digest", "train.loss"}
-# Binaries stand above everything and may not be imported; models know nothing of telemetry.
-ABOVE["models"] -= {"baselines", "config_members", "data", "presets", "run_directory", "remote"}
-ABOVE["telemetry"] -= {"data", "models", "optim"}
-ABOVE["optim"] -= {"data", "models", "telemetry", "interop"}
-# Foreign weights are read for whoever measures or trains them, who knows nothing of files.
-ABOVE["interop"] -= {"data", "presets", "run_directory", "remote"}
-ABOVE["telemetry"] -= {"interop"}
-ABOVE["train"] -= {"interop"}
-# But for the one file that finds the parameters which a run starts from.
-READS_FOREIGN = "train/start.py"
+# Room -> the rooms that it may import from, beside itself. Binaries stand above everything.
+ROOMS = {
+    "errors": set(),
+    "variants": {"errors"},
+    "xla": set(),
+    "config": {"errors", "variants"},
+    "storage": {"errors", "config", "xla"},
+    "data": {"errors", "config", "storage"},
+    "models": {"errors", "variants", "xla", "config"},
+    "objectives": {"errors", "variants", "xla", "config", "models"},
+    "optim": {"errors", "variants", "xla", "config"},
+    "telemetry": {"errors", "variants", "xla", "config"},
+    "quantise": {"errors", "xla", "config", "models", "objectives"},
+    "interop": {"errors", "variants", "config", "models", "data"},
+    "cost_model": {"errors"},
+}
+_CORE = {*ROOMS}
+ROOMS["train"] = _CORE
+ROOMS["sweep"] = _CORE | {"train"}
+# What is read of run directories never asks the trainer.
+ROOMS["analysis"] = _CORE - {"cost_model"}
+ROOMS["claims"] = {"errors", "config", "storage", "analysis"}
+ROOMS["report"] = {"errors", "variants", "config", "storage", "analysis", "claims"}
 
 
-def imports(path: Path) -> set[str]:
-  found = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module:
-      found |= ({f"of_jax.{alias.name}" for alias in node.names} if node.module == "of_jax"
-                else {node.module})
-    elif isinstance(node, ast.Import):
-      found |= {alias.name for alias in node.names}
+def modules() -> dict[str, Path]:
+  """Every module of the package by its dotted name, `of_jax` apart."""
+  found = {}
+  for path in sorted((ROOT / "of_jax").rglob("*.py")):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
   return found
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "of_jax").rglob("*.py")),
-                         ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_flow_one_way(path: Path) -> None:
-  place = path.relative_to(ROOT / "of_jax").parts[0].removesuffix(".py")
-  if place == "__init__":
-    return
-  for module in imports(path):
-    top, _, rest = module.partition(".")
-    assert top != "experiments", module
-    # The rules name Config in their type hints alone.
-    hint = place.startswith("config_") and rest == "config"
-    if top == "of_jax" and rest and not hint:
-      reads = place == "analysis" and ".".join(rest.split(".")[:2]) in READ_OF_TRAIN
-      reads |= path.as_posix().endswith(READS_FOREIGN) and rest.split(".")[0] == "interop"
-      assert reads or rest.split(".")[0] in ABOVE[place], f"{path} imports {module}"
+MODULES = modules()
+
+
+def imports(path: Path) -> set[str]:
+  """What a file imports, at its top, in functions and for type hints alone: modules of this
+  project by their full names, `experiments` included."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      for alias in node.names:
+        submodule = f"{node.module}.{alias.name}"
+        found.add(submodule if submodule in MODULES else node.module)
+    elif isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+  return {name for name in found if name.split(".")[0] in ("of_jax", "experiments")}
+
+
+def room_of(module: str) -> str:
+  return module.split(".")[1]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "of_jax"])
+def test_imports_flow_one_way(name: str) -> None:
+  room = room_of(name)
+  assert room in ROOMS, f"of_jax/{room} is a new room: say in ROOMS what it may import from"
+  for module in imports(MODULES[name]):
+    assert module.split(".")[0] != "experiments", f"{name} imports {module}, a binary"
+    other = room_of(module) if "." in module else ""
+    assert not other or other == room or other in ROOMS[room], (
+        f"{name} imports {module}: {room} stands below {other} or beside it")
+
+
+def test_the_rooms_have_an_order() -> None:
+  """A room is above all that it imports from, so that the rooms can be learnt one after another."""
+  above: list[str] = []
+  for room, below in ROOMS.items():
+    assert below <= {*above}, f"{room} imports from {below - {*above}}, which stands above it"
+    above.append(room)
+  folders = {p.name.removesuffix(".py") for p in (ROOT / "of_jax").iterdir()
+             if p.name[0] != "_" and p.suffix in ("", ".py")}
+  assert {*ROOMS} == folders
+
+
+def test_no_imports_go_in_a_circle() -> None:
+  """Not within a room either; those inside functions and for type hints count."""
+  graph = {name: sorted(imports(path) & {*MODULES} - {name}) for name, path in MODULES.items()}
+  done: set[str] = set()
+
+  def visit(name: str, way: tuple[str, ...]) -> None:
+    assert name not in way, "circle: " + " -> ".join([*way[way.index(name):], name])
+    if name not in done:
+      for other in graph[name]:
+        visit(other, (*way, name))
+      done.add(name)
+
+  for name in graph:
+    visit(name, ())
 
 
 @pytest.mark.parametrize("module", (
-    "of_jax.config", "of_jax.presets", "of_jax.run_directory", "of_jax.data.corpora",
+    "of_jax.config", "of_jax.config.presets", "of_jax.storage.run_directory", "of_jax.data.corpora",
     "of_jax.data.loader", "experiments.cli", "experiments.train", "experiments.study",
     "experiments.prepare_data", "experiments.report", "experiments.benchmark",
     "experiments.measure", "experiments.load", "experiments.quantise",

@@ -8,8 +8,7 @@ ones before it change. opt_gated_default is Bondarenko et al.'s gated attention.
 accelerators; model.width=64, model.depth=2 and a small batch try one on a laptop.
 """
 
-from of_jax import baselines
-from of_jax.config import Config
+from of_jax.config import Config, baselines
 from of_jax.errors import UserError
 
 

@@ -8,8 +8,7 @@ released_parallel. tiny takes half a minute on two cores; 130m is the paper's de
 accelerator.
 """
 
-from of_jax import presets
-from of_jax.config import Config
+from of_jax.config import Config, presets
 from of_jax.errors import UserError
 
 

@@ -11,9 +11,10 @@ made for may be long. Any train --config.train.init_from=PATH starts from it in 
 
 from pathlib import Path
 
-from of_jax import interop, run_directory
+from of_jax import interop
 from of_jax.config import Config, DataConfig, OptimConfig, TrainConfig, from_dict
 from of_jax.errors import UserError
+from of_jax.storage import run_directory
 
 
 def get_config(named: str) -> Config:

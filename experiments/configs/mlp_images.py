@@ -6,8 +6,7 @@ SCALE is smoke (handwritten digits from PyPI, a minute on two cores), small (Fas
 one accelerator) or paper (CIFAR-10 through TFDS, the outlier-feature paper's setup with Adam).
 """
 
-from of_jax import presets
-from of_jax.config import Config
+from of_jax.config import Config, presets
 from of_jax.errors import UserError
 
 

@@ -5,8 +5,7 @@
 About a minute and a half on two cores, the tokenizer apart.
 """
 
-from of_jax import presets
-from of_jax.config import Config
+from of_jax.config import Config, presets
 
 
 def get_config() -> Config:

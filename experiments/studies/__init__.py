@@ -8,7 +8,7 @@ import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from of_jax.analysis.claims import Claim
+from of_jax.claims.rules import Claim
 from of_jax.errors import UserError
 
 Overrides = tuple[tuple[str, str], ...]

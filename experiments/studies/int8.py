@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from experiments.studies import Scale
 from experiments.studies.op_block import PAPER as SETUP
 from experiments.studies.op_block import name_of, run_of
-from of_jax.analysis import claims_quantisation
-from of_jax.analysis.claims import Claim
-from of_jax.analysis.claims_quantisation import ANALYSIS
+from of_jax.claims import quantisation
+from of_jax.claims.quantisation import ANALYSIS
+from of_jax.claims.rules import Claim
 
 SEEDS = (0, 1, 2)
 SCHEMES = ("W8A8", "W4A8")
@@ -63,7 +63,7 @@ def _claims(rates: Sequence[str], embedding_scale: str) -> tuple[Claim, ...]:
             f"{how} Best rate of a block: of {', '.join(rates)}, the one of the lowest final "
             f"validation loss, mean over seeds {', '.join(map(str, SEEDS))}. Reproduced if the "
             "largest increase over op's seeds is below the smallest over pre's. " + missing,
-            claims_quantisation.loses_less(op, pre, scheme)),
+            quantisation.loses_less(op, pre, scheme)),
         Claim(
             f"kurtosis_tells_{short}",
             f"The higher a run's kurtosis, the more it loses when quantised to {scheme}.",
@@ -71,9 +71,9 @@ def _claims(rates: Sequence[str], embedding_scale: str) -> tuple[Claim, ...]:
             "settings.",
             f"{how} Kurtosis: of the stream entering each block, mean over layers, last "
             f"checkpoint. Reproduced if the 95 % bootstrap interval of Spearman's rank "
-            f"correlation over the {len(names)} runs ({claims_quantisation.RESAMPLES:,} "
+            f"correlation over the {len(names)} runs ({quantisation.RESAMPLES:,} "
             "resamples of runs) lies above 0. " + missing,
-            claims_quantisation.correlates(names, scheme))]
+            quantisation.correlates(names, scheme))]
   return tuple(judged)
 
 

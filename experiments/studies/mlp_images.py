@@ -21,8 +21,8 @@ Transformer Training" (arXiv 2405.19279 v2), cited below as the paper.
 """
 
 from experiments.studies import Overrides, Scale
-from of_jax.analysis import claims
-from of_jax.analysis.claims import Claim
+from of_jax.claims import rules
+from of_jax.claims.rules import Claim
 
 OPTIMISERS: dict[str, Overrides] = {
     "sgd": (("optim.name", "sgd"), ("optim.momentum", "0"), ("optim.learning_rate", "3")),
@@ -63,7 +63,7 @@ def _scale(scale: str) -> Scale:
               "training with SGD.",
               "Peak kurtosis: the largest over layers (stream entering each block) and logged "
               f"steps. Reproduced if, for both seeds, adam's is at least 5 times sgd's. {_OPEN}",
-              claims.larger_peaks(_pairs("adam", "sgd"), 5, "Adam", "SGD")),
+              rules.larger_peaks(_pairs("adam", "sgd"), 5, "Adam", "SGD")),
           Claim(
               "sgd_falls",
               "With SGD kurtosis falls over training.",
@@ -71,7 +71,7 @@ def _scale(scale: str) -> Scale:
               "Reproduced if, for both seeds of sgd, the kurtosis of the layer that has the "
               "largest (stream entering each block) is lower on the last step than on the first. "
               + _OPEN,
-              claims.falls([_name("sgd", seed) for seed in SEEDS], "SGD")),
+              rules.falls([_name("sgd", seed) for seed in SEEDS], "SGD")),
           Claim(
               "whitening",
               "Adam's outlier features need PCA-whitened inputs.",
@@ -79,7 +79,7 @@ def _scale(scale: str) -> Scale:
               "MLP to need.",
               "Reproduced if, for both seeds, the peak kurtosis of adam is at least twice that of "
               f"adam_unwhitened, whose pixels are only centred and divided by one number. {_OPEN}",
-              claims.larger_peaks(_pairs("adam", "adam_unwhitened"), 2, "Adam with whitening",
+              rules.larger_peaks(_pairs("adam", "adam_unwhitened"), 2, "Adam with whitening",
                                   "Adam without"))),
       paper=PAPER)
 

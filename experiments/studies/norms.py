@@ -26,8 +26,8 @@ from collections.abc import Sequence
 
 from experiments.studies import Overrides, Scale
 from experiments.studies.op_block import PAPER
-from of_jax.analysis import claims
-from of_jax.analysis.claims import Claim
+from of_jax.claims import rules
+from of_jax.claims.rules import Claim
 
 VARIANTS: dict[str, Overrides] = {
     "pre": (),
@@ -68,19 +68,19 @@ def _claims(seeds: Sequence[int]) -> list[Claim]:
           "gains nor centring cause them; OP lowers peak kurtosis by orders of magnitude.",
           f"Peak kurtosis: {peak('kurtosis')}. Reproduced if, {each}, that of pre, pre_layer and "
           f"pre_srms is each more than 3 times that of op. {_OPEN}",
-          claims.smaller_peaks(
+          rules.smaller_peaks(
               pairs(*(("op", v) for v in ("pre", "pre_layer", "pre_srms"))), "op", factor=3)),
       Claim(
           "post", "Post-Norm grows outlier features too.",
           "Section 3: they emerge in all Pre- and Post-Norm variants.",
           f"Reproduced if, {each}, the peak kurtosis of post is more than 2 times that of op. "
           f"{_OPEN}",
-          claims.smaller_peaks(pairs(("op", "post")), "op", factor=2)),
+          rules.smaller_peaks(pairs(("op", "post")), "op", factor=2)),
       Claim(
           "qk_norm", "QK-norm alone lowers outlier features.",
           "Section 5 and Table 4: with QK-norm only, Pre-LN's peak kurtosis is below 10.",
           f"Reproduced if, {each}, the peak kurtosis of pre_qk_norm is below that of pre. {_OPEN}",
-          claims.smaller_peaks(pairs(("pre_qk_norm", "pre")), "pre with QK-norm")),
+          rules.smaller_peaks(pairs(("pre_qk_norm", "pre")), "pre with QK-norm")),
       Claim(
           "down_scaled",
           "Down-scaled residuals lower outlier features, and op lowers them further.",
@@ -88,7 +88,7 @@ def _claims(seeds: Sequence[int]) -> list[Claim]:
           "times lower, still above OP's, and loses about 0.2 in perplexity.",
           f"Reproduced if, {each}, the peak kurtosis of pre_down_scaled is below that of pre and "
           f"that of op below that of pre_down_scaled. {_OPEN}",
-          claims.smaller_peaks(
+          rules.smaller_peaks(
               pairs(("pre_down_scaled", "pre"), ("op", "pre_down_scaled")),
               "the more regulated block")),
       Claim(
@@ -96,21 +96,21 @@ def _claims(seeds: Sequence[int]) -> list[Claim]:
           "Kim et al. 2025 (2502.02732), abstract: activations are massive in Pre-LN and moderate "
           "in Peri-LN, at 400M to 3.2B parameters.",
           f"Reproduced if, {each}, {peak('max |x|')} of peri is below that of pre. {_OPEN}",
-          claims.smaller_peaks(pairs(("peri", "pre")), "peri", metric="max_abs")),
+          rules.smaller_peaks(pairs(("peri", "pre")), "peri", metric="max_abs")),
       Claim(
           "layernorm_scaling", "Scaling the norm by 1 / sqrt(layer) keeps the stream smaller.",
           "Sun et al. 2025 (2502.05795), abstract: it mitigates the growth of the output variance "
           "over depth that Pre-LN has.",
           f"Reproduced if, {each}, {peak('RMS')} of layernorm_scaling is below that of pre. "
           f"{_OPEN}",
-          claims.smaller_peaks(pairs(("layernorm_scaling", "pre")), "layernorm_scaling",
+          rules.smaller_peaks(pairs(("layernorm_scaling", "pre")), "layernorm_scaling",
                                metric="rms")),
       Claim(
           "gated_norm", "Gates behind the norm lower outlier features.",
           "\"A Unified View of Attention and Residual Sinks\" (2601.22966), abstract: outliers "
           "serve the norm to rescale the rest; gates do this in their place.",
           f"Reproduced if, {each}, the peak kurtosis of gated_norm is below that of pre. {_OPEN}",
-          claims.smaller_peaks(pairs(("gated_norm", "pre")), "gated_norm")),
+          rules.smaller_peaks(pairs(("gated_norm", "pre")), "gated_norm")),
   ]
 
 

@@ -20,8 +20,8 @@ Transformer Training" (arXiv 2405.19279 v2), cited below as the paper.
 from collections.abc import Sequence
 
 from experiments.studies import Overrides, Scale
-from of_jax.analysis import claims
-from of_jax.analysis.claims import Claim
+from of_jax.claims import rules
+from of_jax.claims.rules import Claim
 
 # The OP block needs no norm setting: it has none. Its gain is the paper's for this setup.
 BLOCKS: dict[str, Overrides] = {
@@ -67,7 +67,7 @@ def _op_claim(pre: str, scale: str, rates: Sequence[str], seeds: Sequence[int], 
       "op, and op's mean final validation loss exceeds that of "
       f"{pre} by no more than the larger of the two blocks' half-ranges over seeds. Inconclusive "
       f"if any of the {count} runs is missing, unfinished, not finite or read another corpus.",
-      claims.outliers_at_best(table(pre), table("op"), factor, pre))
+      rules.outliers_at_best(table(pre), table("op"), factor, pre))
 
 
 def _rate_claim(block: str, scale: str, low: str, high: str, seeds: Sequence[int]) -> Claim:
@@ -78,7 +78,7 @@ def _rate_claim(block: str, scale: str, low: str, high: str, seeds: Sequence[int
       f"Reproduced if, for every one of the seeds {', '.join(map(str, seeds))}, the peak kurtosis "
       f"of {block} at learning rate {low} is below that at {high}, embedding scale {scale}. "
       "Inconclusive if a run is missing, unfinished, not finite or read another corpus.",
-      claims.smaller_peaks(pairs, f"learning rate {low}"))
+      rules.smaller_peaks(pairs, f"learning rate {low}"))
 
 
 def _smoke() -> Scale:
@@ -106,7 +106,7 @@ def _smoke() -> Scale:
               "and the latter is below 2. Inconclusive if either is missing, unfinished, not "
               "finite or read another corpus. The op run at scale 50 is reported, it does not "
               "decide.",
-              claims.outliers_need_small_scale(
+              rules.outliers_need_small_scale(
                   small, large, factor=5, ceiling=2, also=[name_of("op", "1e-2", "50", 0)])),
           _rate_claim("pre", "8", "3e-3", "1e-2", [0, 1])),
       paper=PAPER)
@@ -153,7 +153,7 @@ def _paper() -> Scale:
               "step, less 1. Kurtosis cannot exceed the width, 768, so four orders can only be "
               "meant above the smallest value, 1. Inconclusive if a run is missing, unfinished, "
               "not finite or read another corpus.",
-              claims.growth(pre, 1e4)),
+              rules.growth(pre, 1e4)),
           Claim(
               "srms_highest", "Of the Pre-Norm variants, SRMSNorm, which has no parameters, has "
               "the highest kurtosis.",
@@ -161,7 +161,7 @@ def _paper() -> Scale:
               "Reproduced if, at learning rate 1e-3 and for both seeds, the peak kurtosis of pre "
               "and of pre_layer is below that of pre_srms. Inconclusive if a run is missing, "
               "unfinished, not finite or read another corpus.",
-              claims.smaller_peaks(
+              rules.smaller_peaks(
                   [(name_of(b, "1e-3", "50", s), name_of("pre_srms", "1e-3", "50", s))
                    for b in ("pre", "pre_layer") for s in (0, 1)], "the norm with a gain")),
           _rate_claim("pre", "50", "3e-4", "1e-3", [0, 1])),

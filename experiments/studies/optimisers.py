@@ -26,8 +26,8 @@ Training" (arXiv 2405.19279 v2), cited below as the paper.
 from collections.abc import Sequence
 
 from experiments.studies import Overrides, Scale
-from of_jax.analysis import claims
-from of_jax.analysis.claims import Claim
+from of_jax.claims import rules
+from of_jax.claims.rules import Claim
 
 # Name of a run's optimiser -> fields, learning rates.
 OPTIMISERS: dict[str, tuple[Overrides, tuple[str, ...]]] = {
@@ -84,7 +84,7 @@ def _best_rate_claim(optimiser: str, factor: float, seeds: Sequence[int], statem
       "adamw's by no more than the larger of their half-ranges over seeds, which is 0 where there "
       "is one seed. Inconclusive if a run is missing, unfinished, not finite or read another "
       "corpus.",
-      claims.outliers_at_best(table("adamw"), table(optimiser), factor, "adamw", optimiser))
+      rules.outliers_at_best(table("adamw"), table(optimiser), factor, "adamw", optimiser))
 
 
 def _pair_claim(name: str, optimiser: str, rate: str, others: Sequence[tuple[str, str]],
@@ -98,7 +98,7 @@ def _pair_claim(name: str, optimiser: str, rate: str, others: Sequence[tuple[str
       f"(largest over layers and logged steps) of {optimiser} at learning rate {rate} is below "
       f"that of {listed}. Inconclusive if its final validation loss is more than {_WORSE_BY:g} "
       "above theirs, or if a run is missing, unfinished, not finite or read another corpus.",
-      claims.smaller_peaks(pairs, f"{optimiser} at learning rate {rate}", worse_by=_WORSE_BY))
+      rules.smaller_peaks(pairs, f"{optimiser} at learning rate {rate}", worse_by=_WORSE_BY))
 
 
 def _scale(config: str, common: Overrides, seeds: Sequence[int], factor: float) -> Scale:

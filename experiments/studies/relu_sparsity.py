@@ -23,8 +23,8 @@ of its figures, not its text.
 """
 
 from experiments.studies import Scale
-from of_jax.analysis import claims_checkpoints as rules
-from of_jax.analysis.claims import Claim
+from of_jax.claims import checkpoints as rules
+from of_jax.claims.rules import Claim
 
 PAPER = {"model.mlp_width": "32,768", "model.depth": "6", "model.mlp": "relu"}
 _OPEN = "Inconclusive if a run is missing, unfinished, not finite or was not analysed."

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from of_jax import config_telemetry
 from of_jax.analysis.interventions import Intervention, References, apply, check
-from of_jax.config import Config, TelemetryConfig
+from of_jax.config import Config, TelemetryConfig, declared_metrics
 from of_jax.errors import UserError
 from of_jax.models.functional import Network, Parameters, build_network
 from of_jax.models.probe import SITES, Observer, Statistics
+from of_jax.objectives.losses import cross_entropy, squared_error
 from of_jax.telemetry.observe import Telemetry
-from of_jax.train.loss import cross_entropy, squared_error
 
 Batch = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
@@ -112,13 +111,13 @@ def watch(config: Config, sites: Sequence[str] = (), metrics: Sequence[str] = ()
     config: of the model.
     sites, metrics, user_metrics: as in config.telemetry; the first two empty for all.
   """
-  selection = config_telemetry.select(
+  selection = declared_metrics.select(
       TelemetryConfig(level="full", sites=tuple(sites), metrics=tuple(metrics),
                       user_metrics=tuple(user_metrics)), config.model.kind)
   chosen = {name: where for name, where in selection.sites.items()
-            if selection.families[name].kind in config_telemetry.OF_FORWARD}
+            if selection.families[name].kind in declared_metrics.OF_FORWARD}
   plan = ((site, tuple(name for name, where in chosen.items() if site in where))
-          for site in (*SITES, config_telemetry.ATTENTION))
+          for site in (*SITES, declared_metrics.ATTENTION))
   return Telemetry(tuple((site, names) for site, names in plan if names), selection.ids)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from of_jax.analysis.runs import SITE, Run
-from of_jax.run_directory import METRICS, read_lines
+from of_jax.storage.run_directory import METRICS, read_lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from of_jax.analysis.replay import Log, Restored
 from of_jax.config import DataConfig
 from of_jax.errors import UserError
 from of_jax.interop.pretrained import assemble
-from of_jax.train.digest import as_text, digest
+from of_jax.storage.digest import as_text, digest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from of_jax import remote
 from of_jax.analysis import outlier_dimensions as outliers
 from of_jax.analysis import sparsity as sparsity_lib
 from of_jax.analysis import spectra as spectra_lib
@@ -26,6 +25,7 @@ from of_jax.data.corpora import prepare
 from of_jax.data.folder import Corpus
 from of_jax.errors import UserError
 from of_jax.models.probe import Observer, Statistics
+from of_jax.storage import remote
 
 Floats = npt.NDArray[np.float64]
 

@@ -14,20 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from of_jax import remote
 from of_jax.analysis import replay
 from of_jax.analysis.evaluation import Batch, Model, measure, network_of
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
 from of_jax.errors import UserError
 from of_jax.models.functional import Parameters
+from of_jax.objectives.losses import cross_entropy
 from of_jax.quantise import quantisers
 from of_jax.quantise import scheme as schemes
 from of_jax.quantise.forward import find_bounds, quantised_stream
 from of_jax.quantise.numerics import Bounds, FindBounds, FindRanges, Ranges
 from of_jax.quantise.rotation import rotate
 from of_jax.quantise.scheme import Scheme
-from of_jax.train.loss import cross_entropy
+from of_jax.storage import remote
 
 # Batches that ranges are found on, and how often they are drawn: Bondarenko et al.'s script.
 CALIBRATION_BATCHES = 4

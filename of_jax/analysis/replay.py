@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from of_jax import config as config_lib
-from of_jax import remote, run_directory
 from of_jax.analysis import evaluation
 from of_jax.analysis.evaluation import Batch, Replayed
 from of_jax.analysis.runs import own_metrics, read_config
@@ -25,8 +24,9 @@ from of_jax.data.loader import Shuffled, make_batches
 from of_jax.errors import UserError
 from of_jax.models.functional import Parameters, named_leaves
 from of_jax.models.probe import uses_dropout
-from of_jax.train.checkpoint import Checkpoints
-from of_jax.train.digest import as_text, digest
+from of_jax.storage import remote, run_directory
+from of_jax.storage.checkpoint import Checkpoints
+from of_jax.storage.digest import as_text, digest
 
 Log = Callable[[str], None]
 
@@ -40,7 +40,7 @@ class Restored:
     config: of the run, resolved.
     params: on the first device.
     step: how many steps they were trained for.
-    digest: one 32-bit sum an array, in hexadecimal, see of_jax.train.digest.
+    digest: one 32-bit sum an array, in hexadecimal, see of_jax.storage.digest.
     is_verified: whether the checkpoint has a digest, which then agreed; old ones have none.
   """
 

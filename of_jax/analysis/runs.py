@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from of_jax import config as config_lib
 from of_jax.errors import UserError
-from of_jax.run_directory import (
+from of_jax.storage.run_directory import (
     CONFIG,
     DONE,
     ENVIRONMENT,

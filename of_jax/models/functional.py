@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from of_jax.config import Config
-from of_jax.config_rules import ROLES
+from of_jax.config.roles import ROLES
 from of_jax.models.numerics import Numerics
 from of_jax.models.probe import Intervene, Observer, Penalise, Statistics
 from of_jax.models.residual_mlp import ResidualMLP

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from of_jax import placement
+from of_jax.xla import placement
 
 
 class Initializer(Protocol):
@@ -36,7 +36,7 @@ def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer,
     rngs: the stream `params` is used.
     shape: one size an axis.
     init: draws the value.
-    role: one of of_jax.config_rules.ROLES; decides decay and whatever else goes by role. A
+    role: one of of_jax.config.roles.ROLES; decides decay and whatever else goes by role. A
       `running` one is a statistic that training renews: its gradient must be its new value, which
       a jax.custom_vjp gives (see of_jax.models.norms.power), and nothing else is done to it.
     axes: logical names of the axes, see of_jax.models.partition.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import PartitionSpec
 
-from of_jax.placement import BATCH_AXES
+from of_jax.xla.placement import BATCH_AXES
 
 # FSDP splits every matrix over `embed`, tensor parallelism over what heads and units share.
 PARAMETER_AXES: dict[str, str | None] = {

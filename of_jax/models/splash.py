@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from of_jax import placement
 from of_jax.models import partition
+from of_jax.xla import placement
 
 # What the kernels save for the backward pass, by the name that remat policies know it by.
 RESIDUALS = "attention_residuals"

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from of_jax.config import OptimConfig
-from of_jax.config_rules import TRAINED_ROLES
+from of_jax.config.roles import TRAINED_ROLES
 from of_jax.errors import UserError
 from of_jax.optim.layout import Layout, lay_out
 from of_jax.optim.matrices import MatrixView
@@ -27,7 +27,7 @@ def build_optimizer(optim: OptimConfig, schedule: optax.Schedule, roles: Any, ax
   Args:
     optim: resolved.
     schedule: step (from 0) -> learning rate.
-    roles: a tree like the parameters whose leaves are roles (of_jax.config_rules.ROLES).
+    roles: a tree like the parameters whose leaves are roles (of_jax.config.roles.ROLES).
     axes: the same with tuples of logical axes, see of_jax.optim.matrices.
     shapes: the same with arrays or jax.ShapeDtypeStruct.
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from of_jax.config import OptimConfig
-from of_jax.config_optim import parse_multipliers
-from of_jax.config_rules import ROLES
+from of_jax.config.roles import ROLES
+from of_jax.config.rules.optim import parse_multipliers
 from of_jax.optim import matrices
 from of_jax.optim.scaling import factors
 
@@ -17,7 +17,7 @@ class Layout:
   """Trees like the parameters.
 
   Attributes:
-    roles: of of_jax.config_rules.ROLES.
+    roles: of of_jax.config.roles.ROLES.
     views: of_jax.optim.matrices.MatrixView.
     axes: tuples of logical axes.
     decays: whether weight decay acts.

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from of_jax import placement
 from of_jax.optim.layout import Layout
 from of_jax.optim.matrices import MatrixView
 from of_jax.optim.preconditioners import Stacks, Vectors, condition_number, quotients
-from of_jax.reductions import as_bits, as_float, fold, plus
+from of_jax.xla import placement
+from of_jax.xla.reductions import as_bits, as_float, fold, plus
 
 Sums = dict[str, jax.Array]
 
-# Declared as a family of metrics is, see of_jax.config_telemetry. g is the gradient before
+# Declared as a family of metrics is, see of_jax.config.declared_metrics. g is the gradient before
 # clipping, u the update, w the weight before it, v the second moment after it.
 KIND = "parameters"
 SITES = ()

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from of_jax.config import OptimConfig
-from of_jax.config_rules import ROLES
+from of_jax.config.roles import ROLES
 
 
 @dataclasses.dataclass(frozen=True)

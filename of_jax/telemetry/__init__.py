@@ -5,7 +5,7 @@ are watched at which sites. A metric belongs to a family, a file of `families`: 
 up over tokens, batches and devices, and metrics made of them at the end. `METRICS` lists them.
 """
 
-from of_jax.config_telemetry import Metric
+from of_jax.config.declared_metrics import Metric
 from of_jax.telemetry.activations import Activations
 from of_jax.telemetry.family import Family, group
 from of_jax.telemetry.observe import Telemetry, measure

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from of_jax.reductions import as_bits, as_float, fold
+from of_jax.xla.reductions import as_bits, as_float, fold
 
 FIRST, REST = 0, 1
 # Of a float's 31 bits below the sign, a median is found from the upper ones, in stages of at most

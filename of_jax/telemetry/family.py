@@ -21,8 +21,8 @@ UNDEFINED = np.iinfo(np.int32).min
 class Family:
   """Base of the families: one class a file of of_jax/telemetry/families, or a user's own.
 
-  The file's constants declare the metrics, see of_jax.config_telemetry. A user's class declares
-  `metrics` itself, see of_jax.telemetry.user.
+  The file's constants declare the metrics, see of_jax.config.declared_metrics. A user's class
+  declares `metrics` itself, see of_jax.telemetry.user.
 
   Attributes:
     adds_up: whether the merged statistics of micro-batches are those of the whole batch. A family

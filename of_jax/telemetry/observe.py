@@ -8,14 +8,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from of_jax import config_telemetry, placement
-from of_jax.config import TelemetryConfig
+from of_jax.config import TelemetryConfig, declared_metrics
 from of_jax.telemetry import registry
 from of_jax.telemetry.activations import Activations, first_of_rows
 from of_jax.telemetry.families import attention
 from of_jax.telemetry.families.attention import Weigh
 from of_jax.telemetry.family import finish_all
 from of_jax.telemetry.one_pass import read
+from of_jax.xla import placement
 
 # site -> family -> statistics.
 SiteStatistics = Mapping[str, Mapping[str, dict[str, jax.Array]]]
@@ -41,14 +41,14 @@ class Telemetry:
     Args:
       config: resolved.
       model_kind: `model.kind`, which has the sites.
-      kind: of the families, see of_jax.config_telemetry.KINDS.
+      kind: of the families, see of_jax.config.declared_metrics.KINDS.
       apart: this one family instead, which is measured apart from the step.
     """
-    selection = config_telemetry.select(config, model_kind)
+    selection = declared_metrics.select(config, model_kind)
     chosen = {name: sites for name, sites in selection.sites.items()
               if (name == apart if apart else selection.families[name].kind == kind
                   and not selection.families[name].every)}
-    order = (*config_telemetry.SITES, config_telemetry.ATTENTION)
+    order = (*declared_metrics.SITES, declared_metrics.ATTENTION)
     plan = ((site, tuple(name for name, sites in chosen.items() if site in sites))
             for site in order)
     return cls(tuple((site, names) for site, names in plan if names), selection.ids)
@@ -115,7 +115,7 @@ class Observer:
   def of_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh,
                    first_BxT: jax.Array | None) -> dict[str, Any] | None:
     """The statistics of one layer's attention, see of_jax.models.probe.OfAttention."""
-    names = self.families.get(config_telemetry.ATTENTION, ())
+    names = self.families.get(declared_metrics.ATTENTION, ())
     first_BxT = first_of_rows(first_BxT, q_BxTxHxK.shape[:2])
     counts_BxT = jnp.ones(first_BxT.shape, bool) if self.weights_BxT is None else (
         self.weights_BxT > 0)

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from of_jax import placement
-from of_jax.reductions import as_float
 from of_jax.telemetry.activations import (
     LARGEST_SQUARED,
     MINUS_INFINITY,
     UNRESOLVED_BITS,
     Activations,
 )
+from of_jax.xla import placement
+from of_jax.xla.reductions import as_float
 
 # Tokens of a block, and multiples of the width: what a register of the chip holds side by side.
 _LANES = 128

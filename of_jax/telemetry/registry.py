@@ -5,13 +5,14 @@ It is made of what the families declare in their own files. `load` gives the cla
 
 import functools
 
-from of_jax import config_telemetry, variants
-from of_jax.config_telemetry import FOLDER, Declared, Metric
+from of_jax import variants
+from of_jax.config import declared_metrics
+from of_jax.config.declared_metrics import FOLDER, Declared, Metric
 from of_jax.telemetry import user
 from of_jax.telemetry.family import Family
 
 # Everything that is measured, by id; `_no_first` is an attribute of an entry, not an entry.
-METRICS: dict[str, Metric] = config_telemetry.metrics()
+METRICS: dict[str, Metric] = declared_metrics.metrics()
 
 
 @functools.cache
@@ -24,10 +25,10 @@ def load(name: str) -> Family:
 
 def declared(name: str) -> Declared:
   """What a family declares."""
-  return config_telemetry.user_family(name) if ":" in name else config_telemetry.families()[name]
+  return declared_metrics.user_family(name) if ":" in name else declared_metrics.families()[name]
 
 
 def of_activations() -> tuple[str, ...]:
   """The families that an array of activations is enough for."""
-  return tuple(name for name, family in config_telemetry.families().items()
+  return tuple(name for name, family in declared_metrics.families().items()
                if family.kind == "activations")

@@ -8,19 +8,20 @@ from typing import Any, Protocol
 import jax
 
 from of_jax import config as config_lib
-from of_jax import config_members, remote, run_directory
 from of_jax.config import Config
+from of_jax.config.fields import replaced
 from of_jax.data.corpora import prepare
 from of_jax.data.loader import Shuffled, make_batches
 from of_jax.errors import Preempted
-from of_jax.train import checkpoint, distributed, environment, provenance, start, writers
-from of_jax.train.checkpoint import Checkpoints
-from of_jax.train.costly import Costly
+from of_jax.storage import checkpoint, remote, run_directory
+from of_jax.storage.checkpoint import Checkpoints
+from of_jax.train import distributed, environment, init_from, provenance, writers
 from of_jax.train.distributed import Interruption
+from of_jax.train.outputs import Recorder
 from of_jax.train.profile import Profile
 from of_jax.train.progress import TrainingProgress
-from of_jax.train.recorder import Recorder
 from of_jax.train.sharding import local_rows, make_mesh, place_batch
+from of_jax.train.side_programs import Costly
 from of_jax.train.step import Batch, State, Trainer, make_trainer
 
 Log = Callable[[str], None]
@@ -68,13 +69,13 @@ def _train(config: Config, workdir: Path, log: Log, interruption: Interruption,
   writers.check_available(config.train)
   resumes = checkpoint.has_checkpoint(workdir)
   if not resumes:
-    start.check(config)
+    init_from.check(config)
   mesh = make_mesh(config)
   corpus = prepare(config.data, log)
   kept = checkpoint.kept_steps(config.train)
   with jax.set_mesh(mesh):
     # Runs that differ in their seed alone share what is compiled.
-    trainer = make_trainer(config_members.replaced(config, {"train.seed": 0}), mesh)
+    trainer = make_trainer(replaced(config, {"train.seed": 0}), mesh)
     feed = Feed(mesh, make_batches(corpus, config.data, config.train,
                                    local_rows(mesh, config.train.batch_size)), config)
     described = environment.describe(config, mesh, corpus, trainer.network)
@@ -83,7 +84,7 @@ def _train(config: Config, workdir: Path, log: Log, interruption: Interruption,
         "config": config_lib.to_dict(config), "corpus": corpus.corpus_sha256,
         "tokenizer": corpus.tokenizer_sha256, "of_jax": described["git"]["commit"]})
     # Before anything is compiled, so that parameters that do not fit are known at once.
-    source = None if resumes else start.load(
+    source = None if resumes else init_from.load(
         config, trainer.network, trainer.shardings["params"], log)
     if source is not None:
       described["init_from"] = source.record
@@ -128,7 +129,7 @@ class Feed:
     return [place_batch(self._mesh, batch, self._rows) for batch in self._batches.eval_batches()]
 
 
-def initial_state(config: Config, trainer: Trainer, source: start.Start | None) -> State:
+def initial_state(config: Config, trainer: Trainer, source: init_from.Start | None) -> State:
   """The state before the first step: drawn, or of the parameters that `source` has."""
   key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
   state: State = trainer.init(key, source.params) if source else trainer.init(key)
@@ -168,7 +169,7 @@ def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: j
               profile: Profile, say: Log) -> None:
   """Steps `done` + 1 to the last, with what is logged, evaluated and kept on the way.
 
-  State, batches, key and metrics are of one run, or of several (see of_jax.train.together) of
+  State, batches, key and metrics are of one run, or of several (see of_jax.sweep.trainer) of
   which `config` is any: the recorder tells them apart.
   """
   steps, every, kept = config.train, config.telemetry.every, checkpoint.kept_steps(config.train)

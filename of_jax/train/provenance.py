@@ -9,13 +9,13 @@ from typing import Any
 import jax
 
 from of_jax import config as config_lib
-from of_jax import remote, run_directory
 from of_jax.config import Config
 from of_jax.data.folder import Described
 from of_jax.errors import UserError
 from of_jax.models.functional import Network
 from of_jax.optim import describe, lay_out
-from of_jax.train import checkpoint, distributed, environment
+from of_jax.storage import checkpoint, remote, run_directory
+from of_jax.train import distributed, environment
 from of_jax.train.step import Trainer
 
 

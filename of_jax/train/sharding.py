@@ -12,7 +12,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from of_jax.config import Config
-from of_jax.config_rules import check_batch_splits
+from of_jax.config.rules.common import check_batch_splits
 from of_jax.errors import UserError
 from of_jax.models import partition
 from of_jax.models.functional import Network

@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from of_jax import config_telemetry
-from of_jax.config import Config
+from of_jax.config import Config, declared_metrics
 from of_jax.models.functional import Network, build_network
 from of_jax.models.probe import PENALTY, Penalise, uses_dropout
+from of_jax.objectives import tweo
+from of_jax.objectives.losses import Sums, cross_entropy, squared_error
 from of_jax.optim import build_optimizer, lay_out, learning_rate_schedule, scale_init
 from of_jax.optim.measure import measure_step
+from of_jax.quantise.in_training import quantised_metrics
 from of_jax.telemetry import registry
 from of_jax.telemetry.families.gradients import (
     SlotObserver,
@@ -31,9 +33,6 @@ from of_jax.telemetry.families.gradients import (
     statistics_of_squares,
 )
 from of_jax.telemetry.observe import ChangeObserver, SiteStatistics, Telemetry
-from of_jax.train import tweo
-from of_jax.train.loss import Sums, cross_entropy, squared_error
-from of_jax.train.quantised import quantised_metrics
 from of_jax.train.sharding import state_shardings
 
 State = dict[str, Any]
@@ -93,7 +92,7 @@ class Functions:
 def make_functions(config: Config) -> Functions:
   """The functions of a resolved config.
 
-  Its numbers may be traced where of_jax.train.together says so: the functions then belong to the
+  Its numbers may be traced where of_jax.sweep.trainer says so: the functions then belong to the
   trace.
   """
   network = build_network(config)
@@ -106,8 +105,8 @@ def make_functions(config: Config) -> Functions:
   kind = config.model.kind
   telemetry = Telemetry.of(config.telemetry, kind)
   of_gradients = Telemetry.of(config.telemetry, kind, "gradients")
-  selection = config_telemetry.select(config.telemetry, kind)
-  measures_optimizer = config_telemetry.OPTIMIZER in selection.sites
+  selection = declared_metrics.select(config.telemetry, kind)
+  measures_optimizer = declared_metrics.OPTIMIZER in selection.sites
   micro_batches = config.train.grad_accumulation
   tokens = config.train.batch_size * config.train.sequence_length
 

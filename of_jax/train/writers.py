@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from of_jax import run_directory
 from of_jax.config import Config, TrainConfig, to_dict
 from of_jax.errors import UserError
+from of_jax.storage import run_directory
 from of_jax.train import distributed
 
 Record = Mapping[str, Any]

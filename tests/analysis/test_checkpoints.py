@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from experiments import report, studies
-from of_jax.analysis import identity, page_data, panel_plots, panels, runs
+from of_jax.analysis import identity, runs
+from of_jax.report import page_data, panel_plots, panels
 from tests.analysis.synthetic import config, write_run
 
 

@@ -16,12 +16,12 @@ import pytest
 
 import of_jax
 from of_jax import config as config_lib
-from of_jax import run_directory
 from of_jax.analysis import evaluation, interventions, replay
 from of_jax.analysis.interventions import Intervention
 from of_jax.errors import UserError
-from of_jax.train import checkpoint, train
-from of_jax.train.digest import digest
+from of_jax.storage import checkpoint, run_directory
+from of_jax.storage.digest import digest
+from of_jax.train import train
 
 pytestmark = pytest.mark.xdist_group("replay")
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_logits_and_loss(run: Path) -> None:
 
 
 def plain_digest(x: np.ndarray) -> int:
-  """As the docstring of of_jax.train.digest says, one entry after the other."""
+  """As the docstring of of_jax.storage.digest says, one entry after the other."""
   total = 0
   for i, bits in enumerate(x.ravel().view(np.uint32).tolist()):
     bits = (bits + 0x9E3779B9 * i) % 2 ** 32

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from of_jax.analysis import plots, runs, series
+from of_jax.analysis import runs
 from of_jax.errors import UserError
+from of_jax.report import plots, series
 from tests.analysis.synthetic import config, write_run
 
 

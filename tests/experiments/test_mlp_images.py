@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from experiments import studies, study
-from of_jax.analysis import claims, plots
 from of_jax.analysis.runs import load_run
+from of_jax.claims import rules
+from of_jax.report import plots
 from tests.analysis import synthetic
 
 # Run's kind -> (peak kurtosis, final loss), near the paper's peak of 40.
@@ -76,13 +77,13 @@ def test_verdicts_turn_on_the_deciding_number(tmp_path):
   for name, peak in (("a0", 10.1), ("a1", 9.9), ("b0", 2.0), ("b1", 2.0)):
     synthetic.write_run(tmp_path / name, synthetic.config([("train.steps", "20")]), kurtosis=peak)
   runs = {name: load_run(tmp_path / name) for name in ("a0", "a1", "b0", "b1")}
-  both = claims.larger_peaks([("a0", "b0"), ("a1", "b1")], 5, "A", "B")(runs)
-  one = claims.larger_peaks([("a0", "b0")], 5, "A", "B")(runs)
+  both = rules.larger_peaks([("a0", "b0"), ("a1", "b1")], 5, "A", "B")(runs)
+  one = rules.larger_peaks([("a0", "b0")], 5, "A", "B")(runs)
   assert (both.verdict, one.verdict) == ("not reproduced", "reproduced")
   assert both.evidence["ratios"] == pytest.approx([5.05, 4.95])
   assert "10.1 and B's at 2, a factor of 5.05" in one.summary
 
-  assert claims.falls(["a0"], "A")(runs).verdict == "not reproduced"
+  assert rules.falls(["a0"], "A")(runs).verdict == "not reproduced"
   path = tmp_path / "a0" / "metrics.jsonl"
   lines = path.read_text().splitlines()
   first = json.loads(lines[0])
@@ -90,11 +91,11 @@ def test_verdicts_turn_on_the_deciding_number(tmp_path):
   shutil.copytree(tmp_path / "a0", tmp_path / "c")
   (tmp_path / "c" / "metrics.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
   runs["c"] = load_run(tmp_path / "c")
-  verdict = claims.falls(["c"], "A")(runs)
+  verdict = rules.falls(["c"], "A")(runs)
   assert verdict.verdict == "reproduced"
   assert verdict.evidence["first_and_last_kurtosis"]["c"][0] == 99
-  assert claims.falls(["c", "a0"], "A")(runs).verdict == "not reproduced"
-  assert claims.falls(["c", "gone"], "A")(runs).verdict == "inconclusive"
+  assert rules.falls(["c", "a0"], "A")(runs).verdict == "not reproduced"
+  assert rules.falls(["c", "gone"], "A")(runs).verdict == "inconclusive"
 
 
 def test_dry_run_says_images():

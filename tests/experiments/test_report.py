@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from experiments import report
-from of_jax.analysis import plots
 from of_jax.errors import UserError
+from of_jax.report import plots
 from tests.analysis.synthetic import config, write_run
 
 OP = [("model.block", "op"), ("model.beta", "0.3")]

@@ -14,9 +14,9 @@ from rich.console import Console
 from experiments import cli, studies, study
 from experiments.studies import op_block
 from of_jax import config as config_lib
-from of_jax import run_directory
-from of_jax.analysis import plots
 from of_jax.errors import UserError
+from of_jax.report import plots
+from of_jax.storage import run_directory
 from tests.analysis import synthetic
 
 

@@ -12,7 +12,7 @@ import pytest
 from experiments import cli
 from of_jax.interop import check, load
 from of_jax.models.functional import named_leaves
-from of_jax.train.checkpoint import Checkpoints
+from of_jax.storage.checkpoint import Checkpoints
 from tests.golden import foreign
 
 ROOT = Path(__file__).parents[2]

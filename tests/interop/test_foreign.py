@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from of_jax import presets
-from of_jax.config import resolve
+from of_jax.config import presets, resolve
 from of_jax.errors import UserError
 from of_jax.interop import load
 from of_jax.interop.pretrained import Pretrained

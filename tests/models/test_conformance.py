@@ -19,13 +19,13 @@ from jax.sharding import NamedSharding
 
 from of_jax import variants
 from of_jax.config import Config
-from of_jax.config_rules import ROLES
+from of_jax.config.roles import ROLES
 from of_jax.errors import UserError
 from of_jax.models import partition
 from of_jax.models.functional import build_network, named_leaves
 from of_jax.models.norms import at_least_float32
 from of_jax.models.probe import SITES
-from of_jax.train.checkpoint import Checkpoints
+from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train.sharding import make_mesh, place_batch
 from tests.models import reference
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from of_jax import placement
 from of_jax.config import Config
 from of_jax.models import splash
 from of_jax.models.attention import Attention, attend
 from of_jax.models.probe import Context
 from of_jax.train.sharding import make_mesh
+from of_jax.xla import placement
 
 
 def test_kernels_are_attention() -> None:

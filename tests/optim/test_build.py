@@ -13,12 +13,13 @@ import optax
 import pytest
 
 from of_jax import config as config_lib
-from of_jax import run_directory, variants
+from of_jax import variants
 from of_jax.config import Config, OptimConfig, apply_overrides
-from of_jax.config_optim import all_own_fields, own_fields
+from of_jax.config.rules.optim import all_own_fields, own_fields
 from of_jax.errors import UserError
 from of_jax.models.functional import build_network, named_leaves
 from of_jax.optim import build_optimizer, describe, lay_out, learning_rate_schedule
+from of_jax.storage import run_directory
 from of_jax.train import provenance
 
 MakeConfig = Callable[..., Config]

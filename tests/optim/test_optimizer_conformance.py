@@ -16,7 +16,7 @@ from of_jax import config as config_lib
 from of_jax import variants
 from of_jax.config import Config, OptimConfig
 from of_jax.optim import build_optimizer
-from of_jax.train.checkpoint import Checkpoints
+from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train.sharding import make_mesh, state_shardings
 
 # name -> config fields, and the learning rate that reaches the targets in STEPS steps. A row with

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from of_jax import config_telemetry, run_directory
-from of_jax.analysis import page_data
 from of_jax.analysis.runs import load_run
-from of_jax.config import Config
-from of_jax.config_telemetry import SITES, names_of
+from of_jax.config import Config, declared_metrics
+from of_jax.config.declared_metrics import SITES, names_of
 from of_jax.errors import UserError
 from of_jax.models.attention import masked_logits
+from of_jax.report import page_data
+from of_jax.storage import run_directory
 from of_jax.telemetry import METRICS
 from of_jax.telemetry.families import attention
 from of_jax.train.loop import train
@@ -386,7 +386,7 @@ def test_a_run_measures_what_its_config_names(make_config: MakeConfig, own_file:
 def test_the_readme_has_the_registry() -> None:
   readme = (Path(__file__).parents[2] / "README.md").read_text()
   begin = "<!-- begin: python -m experiments.measure --list_metrics -->\n"
-  assert readme.partition(begin)[2].partition("\n<!-- end -->")[0] == config_telemetry.table()
+  assert readme.partition(begin)[2].partition("\n<!-- end -->")[0] == declared_metrics.table()
 
 
 def test_undefined_is_null() -> None:

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from of_jax import placement
 from of_jax.config import Config
 from of_jax.telemetry import one_pass
 from of_jax.telemetry.activations import Activations
 from of_jax.train.sharding import make_mesh
+from of_jax.xla import placement
 
 SUMS = ("sum_ratio_G", "sum_GxD", "sum_square_GxD", "sum_square_centred_GxD")
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from of_jax import config as config_lib
-from of_jax import run_directory
 from of_jax.config import Config
 from of_jax.errors import UserError
-from of_jax.train import checkpoint, train
-from of_jax.train.checkpoint import Checkpoints
+from of_jax.storage import checkpoint, run_directory
+from of_jax.storage.checkpoint import Checkpoints
+from of_jax.train import train
 
 pytestmark = pytest.mark.xdist_group("loop")
 

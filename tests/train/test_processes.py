@@ -20,13 +20,13 @@ import pytest
 
 from experiments import cli
 from of_jax import config as config_lib
-from of_jax import run_directory
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
 from of_jax.data.loader import make_batches
 from of_jax.errors import Preempted
+from of_jax.storage import run_directory
+from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train import train
-from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.distributed import Interruption
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -291,7 +291,7 @@ from of_jax import config as config_lib, run_directory
 from of_jax.data.corpora import prepare
 from of_jax.data.loader import make_batches
 from of_jax.train import distributed
-from of_jax.train.checkpoint import Checkpoints
+from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train.sharding import local_rows, make_mesh, place_batch
 from of_jax.train.step import make_trainer
 from tests.train.test_processes import named

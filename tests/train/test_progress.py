@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from of_jax import run_directory
 from of_jax.config import Config
+from of_jax.storage import run_directory
+from of_jax.train.outputs import Recorder
 from of_jax.train.progress import TrainingProgress
-from of_jax.train.recorder import Recorder
 from of_jax.train.writers import RunLog
 
 

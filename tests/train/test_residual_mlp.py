@@ -12,14 +12,14 @@ import optax
 import pytest
 
 from of_jax import config as config_lib
-from of_jax import presets, run_directory
-from of_jax.config import Config
+from of_jax.config import Config, presets
 from of_jax.errors import UserError
 from of_jax.models.functional import build_network, named_leaves
+from of_jax.objectives.losses import squared_error
 from of_jax.optim import build_optimizer
+from of_jax.storage import run_directory
+from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train import environment, train
-from of_jax.train.checkpoint import Checkpoints
-from of_jax.train.loss import squared_error
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.step import make_trainer
 

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from of_jax import run_directory
 from of_jax.config import Config
 from of_jax.models.functional import named_leaves
+from of_jax.storage import run_directory
+from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train import train
-from of_jax.train.checkpoint import Checkpoints
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.step import make_trainer
 

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from of_jax.reductions import as_bits
 from of_jax.telemetry.activations import REST, Activations
 from of_jax.telemetry.family import Family, Statistics, group
+from of_jax.xla.reductions import as_bits
 
 KIND = "activations"
 SITES = ("mlp_hidden",)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Mapping
 import jax
 import jax.numpy as jnp
 
-from of_jax.reductions import fold, plus
 from of_jax.telemetry.families.moments import kurtosis
 from of_jax.telemetry.family import Family, Statistics
+from of_jax.xla.reductions import fold, plus
 
 KIND = "gradients"
 SITES = ()

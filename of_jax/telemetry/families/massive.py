@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from of_jax.reductions import as_float
 from of_jax.telemetry.activations import REST, Activations
 from of_jax.telemetry.family import Family, Statistics, group
+from of_jax.xla.reductions import as_float
 
 KIND = "activations"
 SITES = ()

@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from of_jax.reductions import fold
 from of_jax.telemetry.activations import REST, Activations
 from of_jax.telemetry.family import Family, Statistics, group
+from of_jax.xla.reductions import fold
 
 KIND = "activations"
 SITES = ()

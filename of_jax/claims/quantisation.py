@@ -1,0 +1,121 @@
+"""Rules on what quantisation costs. Enters: runs with quantised.json. Leaves: judges, as
+of_jax.claims.rules makes them of curves.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from of_jax.analysis.runs import read_analysis
+from of_jax.claims.checkpoints import Judge
+from of_jax.claims.rules import Runs, Verdict, problems, span, unjudged, verdict
+
+ANALYSIS = "quantised"
+RESAMPLES = 10_000
+
+Floats = npt.NDArray[np.float64]
+
+
+def ranks(values: Floats) -> Floats:
+  """Ranks from 0; equal values share the mean of theirs."""
+  _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+  last = np.cumsum(counts) - 1
+  shared: Floats = (last - (counts - 1) / 2)[group]
+  return shared
+
+
+def spearman(a: Floats, b: Floats) -> float:
+  """Pearson's correlation of the ranks; NaN where either is constant."""
+  x, y = (ranks(values) - ranks(values).mean() for values in (a, b))
+  scale = float(np.sqrt((x @ x) * (y @ y)))
+  return float(x @ y) / scale if scale else float("nan")
+
+
+def bootstrap_interval(a: Floats, b: Floats, resamples: int = RESAMPLES) -> tuple[float, float]:
+  """The 2.5 % and 97.5 % quantiles of Spearman's correlation over resampled pairs, from seed 0.
+
+  A resample in which either side is constant has no correlation and is left out.
+  """
+  rng = np.random.default_rng(0)
+  drawn = (rng.integers(len(a), size=len(a)) for _ in range(resamples))
+  found = np.asarray([spearman(a[rows], b[rows]) for rows in drawn])
+  low, high = np.quantile(found[np.isfinite(found)], [0.025, 0.975])
+  return float(low), float(high)
+
+
+def _analyses(runs: Runs, names: Sequence[str]
+              ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+  """What the last checkpoint of each run lost, and the runs that cannot be judged with why."""
+  found = problems(runs, names)
+  last: dict[str, Mapping[str, Any]] = {}
+  for name in names:
+    if name not in found:
+      value = read_analysis(runs[name], ANALYSIS)
+      if value is None:
+        found[name] = f"has no {ANALYSIS}.json"
+      else:
+        last[name] = value["steps"][-1]
+  return last, found
+
+
+def correlates(names: Sequence[str], scheme: str) -> Judge:
+  """Judges that kurtosis and the increase of log-perplexity rank the runs alike.
+
+  Kurtosis is the mean over layers of the stream entering each block, at the last checkpoint. The
+  bootstrap interval of Spearman's correlation over runs must lie above 0.
+  """
+  def judge(runs: Runs) -> Verdict:
+    last, found = _analyses(runs, names)
+    if found:
+      return unjudged(found)
+    kurtosis = np.asarray([last[name]["kurtosis"] for name in names], np.float64)
+    increase = np.asarray([last[name]["schemes"][scheme]["increase"]["mean"] for name in names],
+                          np.float64)
+    correlation, (low, high) = spearman(kurtosis, increase), bootstrap_interval(kurtosis, increase)
+    return Verdict(
+        verdict(low > 0),
+        {"kurtosis": dict(zip(names, kurtosis.tolist())),
+         "increase_of_log_perplexity": dict(zip(names, increase.tolist())),
+         "spearman": correlation, "bootstrap_interval_95": [low, high], "resamples": RESAMPLES},
+        f"over {len(names)} runs Spearman's correlation of kurtosis with the increase of "
+        f"log-perplexity under {scheme} is {correlation:.2f}, 95 % interval {low:.2f} to "
+        f"{high:.2f}")
+
+  return judge
+
+
+def loses_less(op: Mapping[str, Sequence[str]], pre: Mapping[str, Sequence[str]], scheme: str
+               ) -> Judge:
+  """Judges that `op` loses less than `pre`, each at its best setting: every seed, with no overlap.
+
+  Args:
+    op, pre: setting -> the names of its runs, one a seed. The best one has the lowest mean of the
+      final validation losses.
+  """
+  names = [name for table in (pre, op) for seeds in table.values() for name in seeds]
+
+  def judge(runs: Runs) -> Verdict:
+    last, found = _analyses(runs, names)
+    if found:
+      return unjudged(found)
+
+    def best(table: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+      means = {setting: statistics.fmean(runs[name].final_loss for name in seeds)
+               for setting, seeds in table.items()}
+      setting = min(means, key=lambda s: means[s])
+      return {"best_setting": setting, "mean_loss_by_setting": means,
+              "kurtosis": [last[name]["kurtosis"] for name in table[setting]],
+              "increase_of_log_perplexity": [
+                  last[name]["schemes"][scheme]["increase"]["mean"] for name in table[setting]]}
+
+    ours, theirs = best(op), best(pre)
+    lost, lost_theirs = (side["increase_of_log_perplexity"] for side in (ours, theirs))
+    return Verdict(
+        verdict(max(lost) < min(lost_theirs)), {"op": ours, "pre": theirs},
+        f"under {scheme}, each at its best setting, op loses {span(lost)} nats "
+        f"({ours['best_setting']}) and pre {span(lost_theirs)} ({theirs['best_setting']})")
+
+  return judge

@@ -1,0 +1,129 @@
+"""study.json. Enters: the declared claims, the planned configs, the run directories.
+Leaves: one object that says what was claimed, by which rule, and what came out.
+
+It is written before the first run, so that the rules are on disk before any number is.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from of_jax.analysis.runs import Run, find_runs, load_run, read_config
+from of_jax.claims.rules import Claim, Runs
+from of_jax.config import Config, to_dict
+from of_jax.errors import UserError
+from of_jax.storage.run_directory import CONFIG, DONE, read_json, write_json
+
+STUDY = "study.json"
+
+# They decide where and how a run is stored or split, not what it computes.
+_IRRELEVANT = ("mesh.", "data.cache_dir", "train.tensorboard", "train.wandb_project")
+
+_COMPUTED = ("optim.warmup_steps", "model.beta_attention", "model.beta_mlp", "model.qk_norm",
+             "model.mlp_width", "model.position_init_std", "model.kv_heads", "model.mlp_norm",
+             "model.softmax_gamma")
+
+
+def varying(configs: Sequence[Config]) -> list[str]:
+  """The dotted fields whose value is not the same in all configs, in order of declaration.
+
+  A branch's gain is left out where it only follows `model.beta`.
+  """
+  flat = [flatten(c) for c in configs]
+  follows = [p for p in ("model.beta_attention", "model.beta_mlp")
+             if all(f[p] == f["model.beta"] for f in flat)]
+  return [path for path in (flat[0] if flat else ())
+          if not path.startswith(_IRRELEVANT) and path not in follows
+          and any(f[path] != flat[0][path] for f in flat)]
+
+
+def flatten(config: Config) -> dict[str, Any]:
+  """Dotted path -> value."""
+  return {f"{s}.{k}": v for s, fields in to_dict(config).items() for k, v in fields.items()}
+
+
+def conflict(path: pathlib.Path, planned: Config) -> str | None:
+  """What the run directory `path` has set otherwise than planned; None if nothing, or no run."""
+  if not (path / CONFIG).is_file():
+    return None
+  # A run that is to be resumed must agree in everything, a finished one in what it computed.
+  free = _IRRELEVANT if (path / DONE).exists() else ()
+  there, wanted = flatten(read_config(path)), flatten(planned)
+  different = [p for p in wanted if there[p] != wanted[p] and not p.startswith(free)]
+  # What was typed is named before what was computed from it.
+  different.sort(key=lambda p: p in _COMPUTED)
+  if not different:
+    return None
+  field = different[0]
+  more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+  return f"config.{field}={there[field]}, not {wanted[field]}{more}"
+
+
+def judge(claims: Iterable[Claim], runs: Runs,
+          previous: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+  """Each claim with its verdict as study.json holds it.
+
+  A rule that reads otherwise than in `previous` keeps that one beside it, as `rule_at_start`.
+  """
+  before = {c["id"]: c.get("rule_at_start", c["rule"])
+            for c in (previous or {}).get("claims", [])}
+  result = []
+  for claim in claims:
+    verdict = claim.judge(runs)
+    entry = {"id": claim.id, "statement": claim.statement, "paper": claim.paper,
+             "rule": claim.rule, "verdict": verdict.verdict, "evidence": verdict.evidence,
+             "summary": verdict.summary}
+    if before.get(claim.id, claim.rule) != claim.rule:
+      entry["rule_at_start"] = before[claim.id]
+    result.append(entry)
+  return result
+
+
+def describe_runs(planned: Mapping[str, Config], runs: Runs) -> list[dict[str, Any]]:
+  """The `runs` list of study.json; numbers are null until a run has them."""
+  fields = varying(list(planned.values()))
+  return [{
+      "name": name, "workdir": name,
+      "config_diff": {path: flatten(config)[path] for path in fields},
+      **numbers(runs.get(name)),
+  } for name, config in planned.items()]
+
+
+def numbers(run: Run | None) -> dict[str, Any]:
+  """What study.json says of one run; null where there is no number yet."""
+  if run is None:
+    return {"final_loss": None, "peak_kurtosis": None, "peak_mmr": None, "seconds": None,
+            "finished": False}
+  return {"final_loss": run.final_loss, "peak_kurtosis": run.peak("kurtosis"),
+          "peak_mmr": run.peak("mmr"), "seconds": run.seconds, "finished": run.finished}
+
+
+def load_runs(root: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, Run]:
+  """The runs of a folder by name; of `names`, those that exist, in that order."""
+  if names is None:
+    return {run.name: run for run in map(load_run, find_runs(root))}
+  return {n: load_run(root / n) for n in names if (root / n / CONFIG).is_file()}
+
+
+def read(root: pathlib.Path) -> dict[str, Any] | None:
+  """The study.json of a folder; None if it has none."""
+  path = root / STUDY
+  if not path.is_file():
+    return None
+  value = read_json(path)
+  if not isinstance(value, dict) or not {"study", "scale", "claims", "runs"} <= set(value):
+    raise UserError(f"{path}: not a study's record, it needs study, scale, claims and runs")
+  return value
+
+
+def write(root: pathlib.Path, value: Mapping[str, Any]) -> None:
+  """Writes study.json whole or not at all."""
+  write_json(root / STUDY, value)
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file through a temporary neighbour, so that a reader never sees half of it."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary.write_text(text, encoding="utf-8")
+  os.replace(temporary, path)

@@ -1,0 +1,248 @@
+"""What a config may measure: the metrics, read off their families' files without importing jax.
+
+A family is a file of of_jax/telemetry/families. It declares in constants what people and configs
+need to know of it, and its class computes:
+
+  METRICS: id -> (level, formula, unit, range, reference)
+  KIND: what the family is given, see KINDS
+  SITES: the sites that it is for; empty for all that a level watches
+  EVERY: steps between measurements, for a family that is measured apart from the train step,
+    by a program of its own; 0 for those inside the step
+
+What the optimiser does is declared in the same form in of_jax/optim/measure.py, what quantisation
+would cost in of_jax/quantise/in_training.py, which a field of its own asks for. A user's own metric
+is a function or class in a file of theirs, see of_jax.telemetry.user.
+"""
+
+import ast
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from of_jax import variants
+from of_jax.config.sections import TelemetryConfig
+from of_jax.errors import UserError, nearest
+
+FOLDER = "telemetry/families"
+NO_FIRST = "_no_first"
+OPTIMIZER = "optimizer"
+QUANTISED = "quantised"
+# Of a site's activations, of their gradients, of attention's queries and keys, of the activations
+# before and after a step, of parameters and what the optimiser does with them, of the model
+# quantised.
+KINDS = ("activations", "gradients", "attention", "change", "parameters", QUANTISED)
+# What one forward pass is enough for.
+OF_FORWARD = ("activations", "attention")
+LEVELS = ("off", "basic", "full")
+# Attention is measured where it happens and belongs to no one site.
+ATTENTION = "attention"
+# Site -> the level from which on it is watched.
+SITES = {"resid_pre": "basic", "resid_mid": "full", "attn_in": "full", "attn_out": "full",
+         "mlp_in": "full", "mlp_hidden": "full", "mlp_out": "full", "attn_q": "full",
+         "attn_k": "full", "final": "basic"}
+# The sites of a model without attention.
+_SITES_OF_MLP = ("resid_pre", "mlp_in", "mlp_hidden", "mlp_out", "final")
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """One metric, for people.
+
+  Attributes:
+    id: the public name. If `has_no_first`, there is also `ID_no_first`, without position 0.
+    family: the file that computes it.
+    level: the lowest that measures it, unless a config names it.
+    formula, unit, range, reference: X is tokens x width, s2_j the mean over tokens of X_tj^2.
+  """
+
+  id: str
+  family: str
+  level: str
+  formula: str
+  unit: str
+  range: str
+  reference: str
+  has_no_first: bool
+
+
+def names_of(metric: Metric) -> tuple[str, ...]:
+  """A metric's id, and that of its twin without position 0."""
+  return (metric.id, metric.id + NO_FIRST) if metric.has_no_first else (metric.id,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+  """What the file of a family declares."""
+
+  name: str
+  kind: str
+  sites: tuple[str, ...]
+  every: int
+  metrics: tuple[Metric, ...]
+
+
+@functools.cache
+def families() -> dict[str, Declared]:
+  """Every family of this package, by name."""
+  found = {name: _declared(name, FOLDER, name) for name in variants.names(FOLDER)}
+  return {**found, OPTIMIZER: _declared(OPTIMIZER, "optim", "measure"),
+          QUANTISED: _declared(QUANTISED, "quantise", "in_training")}
+
+
+def _declared(name: str, folder: str, file: str) -> Declared:
+  kind, sites, every, metrics = (variants.literal(folder, file, constant)
+                                 for constant in ("KIND", "SITES", "EVERY", "METRICS"))
+  return Declared(name, kind, tuple(sites), every, tuple(
+      _metric(id_, name, row, kind == "activations") for id_, row in metrics.items()))
+
+
+def _metric(id_: str, family: str, row: Sequence[str], has_no_first: bool) -> Metric:
+  level, formula, unit, range_, reference = row
+  return Metric(id_, family, level, formula, unit, range_, reference, has_no_first)
+
+
+@functools.cache
+def metrics() -> dict[str, Metric]:
+  """Every metric of this package, by id."""
+  return {metric.id: metric for family in families().values() for metric in family.metrics}
+
+
+def model_sites(model_kind: str) -> tuple[str, ...]:
+  """The sites of a network, in the order of its layers."""
+  return _SITES_OF_MLP if model_kind == "residual_mlp" else tuple(SITES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """What a config measures.
+
+  Attributes:
+    ids: the metrics by their full names, `_no_first` included.
+    sites: family -> sites, for the families of any of these metrics.
+    families: those of the package and the user's.
+  """
+
+  ids: frozenset[str]
+  sites: Mapping[str, tuple[str, ...]]
+  families: Mapping[str, Declared]
+
+
+@functools.lru_cache(maxsize=16)
+def select(telemetry: TelemetryConfig, model_kind: str) -> Selection:
+  """The metrics and sites of a valid config: the level's, unless it names its own.
+
+  Raises:
+    UserError: a user's metric that cannot be read.
+  """
+  own = {text: user_family(text) for text in telemetry.user_metrics}
+  known = {**families(), **own}
+  if telemetry.level == "off":
+    return Selection(frozenset(), {}, known)
+  below = LEVELS[:LEVELS.index(telemetry.level) + 1]
+  present = model_sites(model_kind)
+  named = set(telemetry.metrics)
+  ids: set[str] = set()
+  sites = {}
+  for name, family in known.items():
+    chosen = _chosen_sites(telemetry, family, [
+        site for site in present if SITES[site] in below], present)
+    if family.kind == QUANTISED:
+      if telemetry.quantised_perplexity_every:
+        ids |= {metric.id for metric in family.metrics}
+        sites[name] = family.sites
+      continue
+    if family.kind == ATTENTION:
+      chosen = (ATTENTION,) if model_kind == "transformer" else ()
+    is_own, found = name in own, set()
+    for metric in family.metrics:
+      if is_own or (metric.id in named if named else metric.level in below):
+        found |= set(names_of(metric))
+      found |= named & set(names_of(metric))
+    if name == OPTIMIZER and telemetry.optimizer and not found:
+      found = {metric.id for metric in family.metrics}
+    if found and chosen:
+      ids |= found
+      sites[name] = chosen
+  return Selection(frozenset(ids), sites, known)
+
+
+def _chosen_sites(telemetry: TelemetryConfig, family: Declared, of_level: list[str],
+                  present: tuple[str, ...]) -> tuple[str, ...]:
+  if family.kind == "parameters":
+    return (OPTIMIZER,)
+  if not telemetry.sites:
+    return tuple(site for site in family.sites if site in present) or tuple(of_level)
+  is_named = any(set(telemetry.metrics) & set(names_of(metric)) for metric in family.metrics)
+  return tuple(site for site in telemetry.sites
+               if is_named or not family.sites or site in family.sites)
+
+
+def cadences(telemetry: TelemetryConfig, model_kind: str) -> dict[str, int]:
+  """Family -> steps between measurements, for those measured apart from the step; 0 is never."""
+  selection = select(telemetry, model_kind)
+  asked = dict(text.split("=") for text in telemetry.cadences)
+  found = {name: int(asked.get(name, selection.families[name].every))
+           for name in selection.sites if selection.families[name].every}
+  return {**found, QUANTISED: telemetry.quantised_perplexity_every}
+
+
+def user_family(text: str) -> Declared:
+  """What PATH.py:NAME declares, without running the file.
+
+  A function is one metric of its name, whose formula is the first line of its docstring; a class
+  states `metrics`, id -> (formula, unit, range, reference).
+
+  Raises:
+    UserError: no such file or name in it, or a class without metrics.
+  """
+  path, separator, name = text.rpartition(":")
+  where = f"config.telemetry.user_metrics={text}"
+  if not separator or not name.isidentifier():
+    raise UserError(f"{where}: not of the form FILE.py:NAME")
+  try:
+    tree = ast.parse(pathlib.Path(path).read_text())
+  except OSError:
+    raise UserError(f"{where}: no such file as {path}") from None
+  except (SyntaxError, ValueError) as error:
+    raise UserError(f"{where}: {path} is not Python: {error}") from None
+  defined = {node.name: node for node in tree.body
+             if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+  if name not in defined:
+    raise UserError(f"{where}: {path} defines no function or class {name}"
+                    + nearest(name, defined))
+  node = defined[name]
+  if isinstance(node, ast.FunctionDef):
+    formula = (ast.get_docstring(node) or name).splitlines()[0]
+    rows: dict[str, Any] = {name: (formula, "", "", path)}
+  else:
+    try:
+      rows = next(ast.literal_eval(part.value) for part in node.body
+                  if isinstance(part, ast.Assign)
+                  and [ast.unparse(target) for target in part.targets] == ["metrics"])
+      rows = {id_: (*map(str, row),) for id_, row in rows.items()}
+      is_right = bool(rows) and all(len(row) == 4 for row in rows.values())
+    except (StopIteration, ValueError, AttributeError, TypeError):
+      is_right = False
+    if not is_right:
+      raise UserError(f"{where}: the class does not state metrics = "
+                      '{"id": ("formula", "unit", "range", "reference")}')
+  return Declared(text, "activations", (), 0, tuple(
+      _metric(id_, text, ("basic", *row), isinstance(node, ast.ClassDef))
+      for id_, row in rows.items()))
+
+
+def table() -> str:
+  """Every metric as a Markdown table, as the README has it."""
+  lines = ["| id | formula | unit | range | level | where | reference |",
+           "| --- | --- | --- | --- | --- | --- | --- |"]
+  for family in families().values():
+    where = {"parameters": "by role and layer", ATTENTION: "each layer"}.get(
+        family.kind, ", ".join(family.sites) or "all sites")
+    every = f", every {family.every} steps" if family.every else ""
+    for metric in family.metrics:
+      cells = (f"`{metric.id}`", metric.formula, metric.unit, metric.range, metric.level + every,
+               where, metric.reference)
+      lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+  return "\n".join(lines)

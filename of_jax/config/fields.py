@@ -1,0 +1,118 @@
+"""Fields of a config by their dotted paths: read, set, compared, written to JSON and described."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from of_jax.config import values
+from of_jax.config.sections import Config
+from of_jax.errors import UserError
+
+# Of config.json alone: the table of leaves that follows from the config. No section of it.
+PARAMETERS = "parameters"
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+  """Plain dictionaries and lists, for JSON."""
+  sections = dataclasses.asdict(config)
+  return {s: {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+          for s, fields in sections.items()}
+
+
+def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
+  """The inverse of `to_dict`, of config.json too. Raises UserError on an unknown field or type."""
+  config = Config()
+  for section, fields in sections.items():
+    if section == PARAMETERS:
+      continue
+    for name, value in fields.items():
+      config = set_field(config, f"{section}.{name}", value)
+  return config
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+  """The dotted paths whose values differ, each with both values."""
+  left, right = to_dict(a), to_dict(b)
+  return {f"{s}.{k}": (v, right[s][k])
+          for s, fields in left.items() for k, v in fields.items() if v != right[s][k]}
+
+
+def fields() -> dict[str, dataclasses.Field[Any]]:
+  """Every field by its dotted path."""
+  return {f"{section.name}.{field.name}": field
+          for section in dataclasses.fields(Config)
+          for field in dataclasses.fields(section.default)}  # type: ignore[arg-type]
+
+
+def field_help() -> str:
+  """One line a field: path, default, meaning, choices."""
+  lines = []
+  for path, field in fields().items():
+    choices = values.choices(field, hints(path)[field.name])
+    text = field.metadata["doc"] + (f" ({', '.join(choices)})" if choices else "")
+    lines.append(f"  --config.{path}={values.show(field.default)}\n      {text}")
+  return "\n".join(lines)
+
+
+def hints(path: str) -> dict[str, Any]:
+  section = path.partition(".")[0]
+  return typing.get_type_hints(typing.get_type_hints(Config)[section])
+
+
+def set_field(config: Config, path: str, value: Any, parse: bool = False) -> Config:
+  if path not in fields():
+    raise UserError(f"config.{path}: no such field{_nearest(path)}")
+  section, name = path.split(".")
+  hint = hints(path)[name]
+  try:
+    value = values.parse(value, hint) if parse else values.coerce(value, hint)
+  except (ValueError, TypeError):
+    raise UserError(f"config.{path}={value}: not {values.describe(hint)}") from None
+  part = dataclasses.replace(getattr(config, section), **{name: value})
+  return dataclasses.replace(config, **{section: part})
+
+
+# What other libraries call a field.
+_SYNONYMS = {
+    "model.depth": ("layers", "n_layer", "n_layers", "num_layers", "num_hidden_layers"),
+    "model.width": ("d_model", "dim", "embed_dim", "emb_dim", "hidden_size", "n_embd"),
+    "model.heads": ("n_head", "n_heads", "num_heads", "num_attention_heads"),
+    "model.kv_heads": ("n_kv_heads", "num_key_value_heads"),
+    "model.mlp_width": ("d_ff", "ffn_dim", "intermediate_size", "mlp_dim", "n_inner"),
+    "train.sequence_length": ("block_size", "context_length", "max_length", "n_ctx", "seq_len"),
+    "optim.learning_rate": ("lr",), "optim.weight_decay": ("wd",), "optim.name": ("optimizer",),
+    "optim.warmup_steps": ("warmup",), "optim.clip_norm": ("grad_clip", "max_grad_norm"),
+    "train.steps": ("max_steps", "num_steps", "total_steps")}
+
+
+def _nearest(path: str) -> str:
+  known = list(fields())
+  name = path.rpartition(".")[2]
+  for field, synonyms in _SYNONYMS.items():
+    if name in synonyms:
+      return f"; did you mean config.{field}?"
+  same_name = [k for k in known if k.rpartition(".")[2] == name]
+  # A field's own name says more than its section, so `train.learning_rate` finds `optim.`.
+  close = same_name or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+  if not close:
+    by_name = {k.rpartition(".")[2]: k for k in known}
+    close = [by_name[n] for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)]
+  return f"; did you mean config.{close[0]}?" if close else "; --help lists all fields"
+
+
+def get(config: Config, path: str) -> Any:
+  """The value of a field by its dotted path."""
+  section, name = path.split(".")
+  return getattr(getattr(config, section), name)
+
+
+def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+  """`config` with fields set by their dotted paths, whatever the type: neither resolved nor
+  checked."""
+  for path, value in values.items():
+    section, name = path.split(".")
+    part = dataclasses.replace(getattr(config, section), **{name: value})
+    config = dataclasses.replace(config, **{section: part})
+  return config

@@ -1,0 +1,63 @@
+"""Rules of the telemetry section: sites, metrics and cadences that the model has."""
+
+from of_jax.config.declared_metrics import (
+    ATTENTION,
+    QUANTISED,
+    cadences,
+    families,
+    metrics,
+    model_sites,
+    names_of,
+    user_family,
+)
+from of_jax.config.rules.check import Check
+from of_jax.config.sections import Config, TelemetryConfig
+from of_jax.errors import nearest
+
+
+def validate(config: Config, check: Check) -> None:
+  """What the telemetry of a config must satisfy; `check` raises what fails."""
+  telemetry, kind = config.telemetry, config.model.kind
+  for field in ("optimizer", "sites", "metrics", "cadences", "user_metrics",
+                "quantised_perplexity_every"):
+    check(telemetry.level != "off" or not getattr(telemetry, field), f"telemetry.{field}",
+          "nothing is measured at telemetry.level=off")
+  present = model_sites(kind)
+  for site in telemetry.sites:
+    check(site in present, "telemetry.sites", f"{site} is not one of {', '.join(present)}"
+          + nearest(site, present))
+  own = [user_family(text) for text in telemetry.user_metrics]
+  of_package = {name for metric in metrics().values() for name in names_of(metric)}
+  of_user = [name for family in own for metric in family.metrics for name in names_of(metric)]
+  for name in of_user:
+    check(name not in of_package and of_user.count(name) == 1, "telemetry.user_metrics",
+          f"there already is a metric {name}; give it another name")
+  for name in telemetry.metrics:
+    check(name in of_package or name in of_user, "telemetry.metrics",
+          f"{name} is no metric{nearest(name, of_package)}")
+    check(name not in metrics() or metrics()[name].family != QUANTISED, "telemetry.metrics",
+          f"{name} is measured by telemetry.quantised_perplexity_every, as in "
+          "telemetry.quantised_perplexity_every=100")
+    check(kind == "transformer" or not name.startswith(ATTENTION + "_"), "telemetry.metrics",
+          f"{name} is of attention, which model.kind={kind} has not")
+  check(kind == "transformer" or not telemetry.quantised_perplexity_every,
+        "telemetry.quantised_perplexity_every",
+        "quantisation is of transformers; perplexity is of tokens")
+  _check_cadences(telemetry, kind, check)
+
+
+def _check_cadences(telemetry: TelemetryConfig, kind: str, check: Check) -> None:
+  apart = [name for name, family in families().items() if family.every]
+  for text in telemetry.cadences:
+    name, separator, steps = text.partition("=")
+    check(bool(separator) and steps.isdigit(), "telemetry.cadences",
+          f"{text} is not of the form FAMILY=STEPS, as in {apart[0]}=50")
+    check(name in apart, "telemetry.cadences", f"{name} is not one of {', '.join(apart)}; what is "
+          "measured in the step itself has telemetry.every")
+    check([part.partition("=")[0] for part in telemetry.cadences].count(name) == 1,
+          "telemetry.cadences", f"{name} is named twice")
+  for text in telemetry.cadences:
+    name = text.partition("=")[0]
+    check(name in cadences(telemetry, kind), "telemetry.cadences",
+          f"telemetry.level={telemetry.level} measures nothing of {name}; set telemetry.level=full "
+          "or name its metrics in telemetry.metrics")

@@ -1,0 +1,1 @@
+"""Pages, figures and tables of runs and studies, made from what is on disk alone."""

@@ -1,0 +1,150 @@
+"""The figure that a README can carry. Enters: runs. Leaves: figure.svg and figure.png.
+
+Two panels, kurtosis of the worst layer against step, and loss: of the first setting in which there
+are runs of all groups (see of_jax.report.series), or of each group at its first setting.
+"""
+
+import html
+import io
+import math
+import pathlib
+import re
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from of_jax.analysis.runs import Run, loss_unit
+from of_jax.report import series
+
+FIGURE = "figure"
+_POINTS = 400
+# A legend of more lines than these lies below the panels.
+_LABELS_INSIDE, _INCHES_A_LABEL, _INCHES_A_LINE, _LETTERS_AN_INCH = 4, 2.0, 0.17, 15
+_STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+          "axes.grid": True, "grid.alpha": 0.25, "svg.hashsalt": "of_jax", "svg.fonttype": "none",
+          "axes.titlesize": 10, "axes.titlelocation": "left"}
+
+
+def headline(runs: Mapping[str, Run]) -> tuple[list[series.Series], str]:
+  """What is drawn, and what to say of it."""
+  arranged = series.arrange(runs)
+  by_condition: dict[str, list[series.Series]] = {}
+  for item in arranged:
+    by_condition.setdefault(item.condition, []).append(item)
+  groups = {item.group for item in arranged}
+  for condition, items in by_condition.items():
+    if {item.group for item in items} == groups:
+      return items, condition
+  return series.first_settings(arranged), "each at the first of its settings; the page has all"
+
+
+def save(runs: Mapping[str, Run], folder: pathlib.Path) -> None:
+  """Writes figure.svg and figure.png into `folder`."""
+  with styled():
+    items, said = headline(runs)
+    figure = _draw(items, ("kurtosis", "loss"), (8.4, 3.3), said)
+    figure.savefig(folder / f"{FIGURE}.png", dpi=160)
+    figure.savefig(folder / f"{FIGURE}.svg", metadata={"Date": None})
+
+
+def svg(runs: Mapping[str, Run]) -> list[str]:
+  """The two panels apart, as `<svg>` elements, so that a narrow screen can stack them."""
+  texts = []
+  with styled():
+    for panel in ("kurtosis", "loss"):
+      texts.append(as_element(_draw(headline(runs)[0], (panel,), (4.6, 3.3)), panel,
+                              f"{panel} against step"))
+  return texts
+
+
+def as_element(figure: Any, name: str, label: str) -> str:
+  """A figure as an `<svg>` element for a page: no size of its own, ids that begin with `name`."""
+  buffer = io.StringIO()
+  figure.savefig(buffer, format="svg", metadata={"Date": None})
+  text = buffer.getvalue()
+  text = text[text.index("<svg"):]
+  # The page sets the size; matplotlib's own is in points. Ids of two figures would clash.
+  head = rf'<svg \1 role="img" aria-label="{html.escape(label)}">'
+  text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, text, count=1)
+  text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+  text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+  text = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", text)
+  return text.replace("xlink:href", "href")
+
+
+def styled() -> Any:
+  """The style of every figure, as a context."""
+  # Text stays text in the SVG: selectable, in the reader's own font, and a small file.
+  return matplotlib.rc_context(_STYLE)
+
+
+def _draw(items: list[series.Series], panels: tuple[str, ...], size: tuple[float, float],
+          condition: str = "") -> Any:
+  # Without pyplot: no display, no global state, nothing to close.
+  said = textwrap.fill(condition, int(_LETTERS_AN_INCH * size[0]))
+  columns = max(1, int(size[0] // _INCHES_A_LABEL))
+  rows = math.ceil(len(items) / columns) if len(items) > _LABELS_INSIDE else 0
+  height = size[1] + _INCHES_A_LINE * (said.count("\n") + rows)
+  figure = Figure(figsize=(size[0], height), layout="constrained")
+  if said:
+    figure.suptitle(said, fontsize=9, color="#555555", x=0.01, ha="left")
+  for index, panel in enumerate(panels):
+    axes = figure.add_subplot(1, len(panels), index + 1)
+    (_kurtosis if panel == "kurtosis" else _loss)(axes, items)
+    axes.set_xlabel("step")
+  if rows:
+    # Among the curves it would cover them.
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower left",
+                  ncols=columns, frameon=False, fontsize=8)
+  elif panels[0] == "kurtosis":
+    figure.axes[0].legend(frameon=False, fontsize=9)
+  return figure
+
+
+def _kurtosis(axes: Any, items: list[series.Series]) -> None:
+  for item in items:
+    measured = item.run.measured("kurtosis")
+    steps, values = series.thin(
+        measured.steps, series.over_layers(measured.values, True), _POINTS, largest=True)
+    axes.plot(steps, values, color=item.colour, linestyle=_dash(item), label=_label(item))
+  axes.set_yscale("log")
+  low, high = axes.get_ylim()
+  axes.set_ylim(min(low, 0.95), max(high, 3))
+  axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 else (1,)))
+  axes.yaxis.set_major_formatter("{x:g}")
+  axes.yaxis.set_minor_locator(NullLocator())
+  axes.set_ylabel("kurtosis (1 to width)")
+  axes.set_title("Kurtosis of the stream, worst layer")
+
+
+def _loss(axes: Any, items: list[series.Series]) -> None:
+  low: list[float] = []
+  high: list[float] = []
+  for item in items:
+    curves = item.run.train
+    steps, values = series.thin(curves.steps, curves.loss, _POINTS)
+    axes.plot(steps, values, color=item.colour, linewidth=0.7, alpha=0.35)
+    if item.run.eval.steps.size:
+      axes.plot(item.run.eval.steps, item.run.eval.loss, color=item.colour,
+                linestyle=_dash(item), marker="o", markersize=3, label=_label(item))
+    # The first tenth falls from its initial value and would flatten the rest.
+    late = values[steps > steps[-1] / 10] if steps.size else values
+    low += [float(v) for v in late if v == v]
+    high += [float(v) for v in late if v == v]
+  if low:
+    margin = 0.05 * (max(high) - min(low)) + 1e-3
+    axes.set_ylim(min(low) - margin, max(high) + margin)
+  axes.set_ylabel(loss_unit({item.run.name: item.run for item in items}))
+  axes.set_title("Loss: validation (dots), training (faint)")
+
+
+def _dash(item: series.Series) -> str:
+  return {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[item.dash]
+
+
+def _label(item: series.Series) -> str:
+  return f"{item.group}, seed {item.seed}"

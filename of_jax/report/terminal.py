@@ -1,0 +1,122 @@
+"""Tables for a terminal. Enters: runs, claims as study.json holds them. Leaves: printed text."""
+
+import collections
+import math
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from of_jax.analysis.runs import Run, loss_unit
+from of_jax.claims.study_record import flatten, varying
+from of_jax.config import Config
+from of_jax.config.rules import optim as optim_rules
+from of_jax.config.values import show as as_typed
+from of_jax.storage.run_directory import DONE
+
+_STYLES = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
+
+
+def console() -> Console:
+  """To standard output; in a pipe a line is as long as a table needs, for nothing reflows it."""
+  return Console() if sys.stdout.isatty() else Console(width=110)
+
+
+def duration(seconds: float) -> str:
+  """`seconds` as a reader says it."""
+  if not math.isfinite(seconds):
+    return "-"
+  if seconds < 60:
+    return f"{seconds:.1f} s"
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def show(value: float) -> str:
+  """A measured number to three significant digits; a dash where there is none."""
+  if not math.isfinite(value):
+    return "-"
+  return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def show_loss(value: float) -> str:
+  """A loss to a thousandth; a small one, as of images, to three significant digits."""
+  if not math.isfinite(value):
+    return "-"
+  return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
+
+
+def show_accuracy(value: float) -> str:
+  """A share in per cent."""
+  return f"{value:.2%}" if math.isfinite(value) else "-"
+
+
+def status(run: Run) -> str:
+  """finished, diverged, or how far the run is."""
+  if run.diverged:
+    return "diverged"
+  return "finished" if run.finished else f"step {run.steps_done:,} of {run.config.train.steps:,}"
+
+
+def print_runs(out: Console, runs: Mapping[str, Run]) -> None:
+  """A line a run: final loss, for images accuracy, peak kurtosis, peak MMR, seconds."""
+  table = Table()
+  table.add_column("run", no_wrap=True)
+  images = any(run.reads_images for run in runs.values())
+  for column in ("final loss", *(["accuracy"] if images else []), "peak kurtosis", "peak MMR",
+                 "seconds"):
+    table.add_column(column, justify="right")
+  finished = all(status(run) == "finished" for run in runs.values())
+  if not finished:
+    table.add_column("status")
+  for run in runs.values():
+    cells = [escape(run.name), show_loss(run.final_loss),
+             *([show_accuracy(run.final_accuracy)] if images else []), show(run.peak("kurtosis")),
+             show(run.peak("mmr")), f"{run.seconds:.1f}" if math.isfinite(run.seconds) else "-"]
+    table.add_row(*cells, *([] if finished else [status(run)]))
+  out.print(table)
+  out.print(f"final loss: last validation loss, {loss_unit(runs)}. kurtosis, MMR: largest over "
+            "layers and steps, stream entering each block.", style="dim", highlight=False)
+
+
+def print_claims(out: Console, claims: Sequence[Mapping[str, Any]]) -> None:
+  """Each claim with its verdict, its rule and what the rule read."""
+  for claim in claims:
+    verdict = str(claim["verdict"])
+    style = _STYLES.get(verdict, "")
+    out.print()
+    out.print(f"[{style}][bold]{escape(verdict.upper())}[/bold][/{style}]  "
+              f"{escape(str(claim['statement']))}", highlight=False)
+    lines = Table.grid(padding=(0, 2))
+    lines.add_row("  found", escape(str(claim.get("summary", ""))))
+    lines.add_row("  rule", escape(str(claim["rule"])), style="dim")
+    out.print(lines)
+  out.print()
+
+
+def print_plan(out: Console, planned: Mapping[str, Config],
+               root: pathlib.Path | None) -> None:
+  """The runs that a study would train, what tells each from the others, which are finished."""
+  flat = {name: flatten(config) for name, config in planned.items()}
+  usual = {field: collections.Counter(str(values[field]) for values in flat.values()).most_common(1)
+           for field in varying(list(planned.values()))}
+  # What an optimiser does not read is none in its run, and says nothing.
+  not_everybodys = {f"optim.{field}" for field in optim_rules.all_own_fields()}
+  table = Table("run", "what is not as in most runs", "done")
+  for name, values in flat.items():
+    own = [f"{field.rpartition('.')[2]}={as_typed(values[field])}"
+           for field, [(value, _)] in usual.items() if str(values[field]) != value
+           and not (values[field] is None and field in not_everybodys)]
+    table.add_row(escape(name), escape(", ".join(own)),
+                  "yes" if root is not None and (root / name / DONE).exists() else "")
+  out.print(table)
+  first = next(iter(planned.values()))
+  size = (f"{first.train.batch_size:,} images" if first.model.kind == "residual_mlp" else
+          f"{first.train.batch_size} x {first.train.sequence_length} tokens")
+  out.print(f"{len(planned)} runs of {first.train.steps:,} steps of {size} on "
+            f"{escape(first.data.corpus)}; nothing was started", highlight=False)

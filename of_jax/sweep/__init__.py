@@ -1,0 +1,1 @@
+"""Runs that are trained together by one program, and which runs may be."""

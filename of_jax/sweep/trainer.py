@@ -1,0 +1,260 @@
+"""Runs that are trained together: one compiled step of them all, spread over the devices.
+
+What may differ between the members, of_jax.sweep.members says. A device holds one member or
+several, and every member one device. Each leaves the run directory that it would leave alone.
+
+A device steps its members in turn (`jax.lax.map`), or at once (`jax.vmap`). In turn, on a CPU,
+state, loss and telemetry have the bits of the single run on one device, except what level `full`
+measures of the optimiser: its sums read moments that the compiler computes a second time, other
+multiplications fused with additions, and agree to 1e-6. At once, products are batched, and
+members agree with their single runs to rounding; what an optimiser does at some steps alone, as a
+refresh of its bases, would then be computed at every step.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from of_jax.config import Config
+from of_jax.config.fields import replaced
+from of_jax.data.corpora import prepare
+from of_jax.data.loader import Shuffled, make_batches
+from of_jax.errors import UserError
+from of_jax.storage import checkpoint, run_directory
+from of_jax.storage.checkpoint import Checkpoints
+from of_jax.sweep import members
+from of_jax.train import environment, init_from, loop, provenance, writers
+from of_jax.train.distributed import Interruption
+from of_jax.train.outputs import Recorder
+from of_jax.train.profile import Profile
+from of_jax.train.sharding import AXES, state_shardings
+from of_jax.train.step import (
+    Batch,
+    Functions,
+    Trainer,
+    compile_functions,
+    make_functions,
+    make_trainer,
+)
+
+MEMBERS = "members"
+
+
+class Number:
+  """A traced number where a module keeps one of Python's: an array would be taken for a
+  parameter. Like Python's it takes the type of what it multiplies."""
+
+  def __init__(self, value: jax.Array):
+    self._value = value
+
+  def __rmul__(self, x: jax.Array) -> jax.Array:
+    return x * self._value.astype(x.dtype)
+
+
+def train_together(runs: Mapping[Path, Config], log: loop.Log = print) -> None:
+  """Trains or resumes several runs to their ends; finished ones are left as they are.
+
+  Members that are to go on from different checkpoints, as after a kill between two saves, are
+  trained apart. One that diverges ends, as it would alone, and the others go on.
+
+  Args:
+    runs: run directory -> resolved config.
+    log: takes the lines that tell what happens.
+
+  Raises:
+    UserError: configs that differ in more than members may, and what of_jax.train.train raises.
+      Nothing has been written then.
+    Preempted: SIGTERM came; all states are saved.
+  """
+  if jax.process_count() > 1:
+    raise UserError("members of one program are trained by one process; start as many commands")
+  members.check({str(path): config for path, config in runs.items()})
+  for workdir, config in runs.items():
+    provenance.check_workdir(workdir, config)
+    provenance.check_user_metrics(workdir, config)
+  parts: dict[int | None, dict[Path, Config]] = {}
+  for path, config in runs.items():
+    if not (path / run_directory.DONE).exists():
+      parts.setdefault(_latest(path), {})[path] = config
+  with Interruption() as interruption:
+    for part in parts.values():
+      _train(part, log, interruption)
+
+
+def _train(runs: dict[Path, Config], log: loop.Log, interruption: Interruption) -> None:
+  workdirs, configs = list(runs), list(runs.values())
+  first, name = configs[0], f"{len(runs)} runs" if len(runs) > 1 else workdirs[0].name
+  writers.check_available(first.train)
+  corpus = prepare(first.data, log)
+  batches = [make_batches(corpus, config.data, config.train) for config in configs]
+  sweep = Sweep(configs)
+  with jax.set_mesh(sweep.single_mesh):
+    single = sweep.trainer_of(first)
+    described = environment.describe(first, sweep.single_mesh, corpus, single.network)
+    described["together"] = {"members": [str(path) for path in workdirs],
+                             "devices": sweep.mesh.size}
+    for workdir in workdirs:
+      provenance.check_corpus(workdir, described)
+    provenance.announce_disk(workdirs[0].parent, single, checkpoint.kept_steps(first.train), log,
+                             len(runs))
+    resumes = checkpoint.has_checkpoint(workdirs[0])
+    sources = [None if resumes else init_from.load(
+        config, single.network, single.shardings["params"], log) for config in configs]
+    states = [loop.initial_state(config, sweep.trainer_of(config), source)
+              for config, source in zip(configs, sources)]
+  with contextlib.ExitStack() as held:
+    for workdir, config in runs.items():
+      workdir.mkdir(parents=True, exist_ok=True)
+      held.enter_context(run_directory.locked(workdir))
+      provenance.write_config(workdir, config, single.network)
+    saved = [held.enter_context(Checkpoints(workdir)) for workdir in workdirs]
+    done = saved[0].latest
+    for i, (workdir, checkpoints) in enumerate(zip(workdirs, saved)):
+      source = sources[i]
+      own = {**described, "init_from": source.record} if source else described
+      provenance.write_environment(workdir, own, corpus, done)
+      loop.open_records(workdir, done or 0)
+      if done is None:
+        checkpoints.save(states[i], 0)
+      else:
+        shapes = jax.eval_shape(lambda state: state, states[i])
+        states[i] = checkpoints.restore(shapes, single.shardings, done)
+    if done is not None:
+      log(f"{name}: resumes after step {done} of {first.train.steps}")
+    recorder = Recorder(
+        workdirs, [loop.run_log(workdir, config, done or 0, single)
+                   for workdir, config in runs.items()], saved, unstacked, log)
+    state = sweep.stacked(states)
+    del states
+    loop.run_steps(
+        first, name, sweep.trainer, StackedFeed(sweep, batches), sweep.keys(),
+        recorder, state, done or 0, interruption, Profile(workdirs[0], None), log)
+  for workdir in workdirs:
+    log(f"{workdir}: finished")
+
+
+def _latest(workdir: Path) -> int | None:
+  if not checkpoint.has_checkpoint(workdir):
+    return None
+  with Checkpoints(workdir, reading=True) as checkpoints:
+    return checkpoints.latest
+
+
+class Sweep:
+  """The members' program, and how their arrays lie: all have a leading axis of members.
+
+  Attributes:
+    trainer: of all; what initialises a member, `trainer_of` gives.
+  """
+
+  def __init__(self, configs: Sequence[Config], at_once: bool | None = None):
+    """Compiles nothing yet.
+
+    Args:
+      configs: resolved; members of one program.
+      at_once: whether a device steps its members at once, see the module's docstring; default
+        not on CPUs, and not for optimisers that do something at some steps alone.
+    """
+    self.configs = list(configs)
+    devices = jax.devices()
+    count = max(n for n in range(1, len(devices) + 1) if len(self.configs) % n == 0)
+    self.mesh = jax.make_mesh((count,), (MEMBERS,), axis_types=(AxisType.Auto,),
+                              devices=devices[:count])
+    self.single_mesh = Mesh(np.array(devices[:1]).reshape(1, 1, 1), AXES)
+    self.sharding = NamedSharding(self.mesh, PartitionSpec(MEMBERS))
+    optim = configs[0].optim
+    if at_once is None:
+      at_once = (jax.default_backend() != "cpu" and optim.precondition_frequency is None
+                 and optim.projection_every is None)
+    self._at_once = at_once
+    self._numbers = {path: np.asarray(values, np.float32)
+                     for path, values in members.step_numbers(configs).items()}
+    template = make_functions(configs[0])
+    shardings = jax.tree.map(lambda _: self.sharding, state_shardings(
+        self.single_mesh, template.network, template.optimizer))
+    self.trainer: Trainer = compile_functions(self._functions(template), None, shardings,
+                                              self.sharding)
+
+  def trainer_of(self, config: Config) -> Trainer:
+    """What initialises a member, shared by those that begin alike."""
+    return make_trainer(members.initial(config), self.single_mesh)
+
+  def keys(self) -> jax.Array:
+    """[members]."""
+    keys: jax.Array = jax.device_put(jnp.stack(
+        [loop.training_key(config) for config in self.configs]), self.sharding)
+    return keys
+
+  def stacked(self, trees: Sequence[Any]) -> Any:
+    """One tree of arrays, a member each -> one tree for all, spread over the devices."""
+    return jax.tree.map(lambda *leaves: jax.device_put(
+        np.stack([np.asarray(leaf) for leaf in leaves]), self.sharding), *trees)
+
+  def _functions(self, template: Functions) -> Functions:
+    """The functions of all members, from what to call for one."""
+
+    def every(call: Callable[[Functions], Any]) -> Any:
+      def one(numbers: dict[str, jax.Array], *arguments: Any) -> Any:
+        return call(make_functions(_with_numbers(self.configs[0], numbers)))(*arguments)
+
+      def on_a_device(*stacked: Any) -> Any:
+        if self._at_once:
+          return jax.vmap(one)(*stacked)
+        return jax.lax.map(lambda arguments: one(*arguments), stacked)
+
+      def run(*arguments: Any) -> Any:
+        spec = PartitionSpec(MEMBERS)
+        return jax.shard_map(on_a_device, mesh=self.mesh, in_specs=spec, out_specs=spec,
+                             check_vma=False)(self._numbers, *arguments)
+
+      return run
+
+    def apart(name: str) -> Any:
+      return every(lambda made: made.apart[name])
+
+    plain = every(lambda made: made.plain)
+    return dataclasses.replace(
+        template, plain=plain, measured=plain if template.measured is template.plain else every(
+            lambda made: made.measured),
+        evaluate=every(lambda made: made.evaluate), add=every(lambda made: made.add),
+        finish=every(lambda made: made.finish), change=every(lambda made: made.change),
+        quantised=every(lambda made: made.quantised),
+        apart={name: apart(name) for name in template.apart})
+
+
+class StackedFeed:
+  """The members' batches, each in its own order."""
+
+  def __init__(self, sweep: Sweep, batches: Sequence[Shuffled]):
+    self._sweep, self._batches = sweep, batches
+
+  def train(self, step: int) -> Batch:
+    """What step `step`, from 1, trains on."""
+    batch: Batch = self._sweep.stacked([own.train_batch(step - 1) for own in self._batches])
+    return batch
+
+  def evaluation(self) -> list[Batch]:
+    """The evaluation set, which all members share."""
+    return [self._sweep.stacked([batch] * len(self._batches))
+            for batch in self._batches[0].eval_batches()]
+
+
+def unstacked(tree: Any) -> list[Any]:
+  """A tree of all members -> one for each, copied to the host."""
+  whole = jax.tree.map(np.asarray, tree)
+  members = jax.tree.leaves(whole)[0].shape[0]
+  # Copies, since the next step takes the memory that these may be views of.
+  return [jax.tree.map(lambda leaf: np.array(leaf[i]), whole) for i in range(members)]
+
+
+def _with_numbers(config: Config, numbers: Mapping[str, jax.Array]) -> Config:
+  return replaced(config, {
+      path: Number(value) if path.startswith("model.") else value
+      for path, value in numbers.items()})

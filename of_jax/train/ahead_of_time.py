@@ -1,0 +1,229 @@
+"""The train step compiled for a TPU slice that is not there, and what the program would cost.
+
+libtpu holds the real TPU compiler and runs without a TPU. Enters: a config and the name of a
+slice. Leaves: bytes a chip, flops, bytes moved, collectives and an estimate of the time.
+"""
+
+import contextlib
+import functools
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from of_jax.config import Config
+from of_jax.cost_model.topology import GIB, Chip, parse_topology
+from of_jax.errors import UserError
+
+FORMULA = ("sum over operations of trips x max(matrix flops / peak, bytes in HBM / bandwidth), "
+           "plus bytes that a chip sends in ring collectives / bandwidth of its links one way; "
+           "nothing overlaps, vector arithmetic costs nothing")
+
+
+def devices(topology: str) -> list[Any]:
+  """Descriptions of the slice's chips, which programs can be compiled for and not run on."""
+  _, shape = parse_topology(topology)
+  # libtpu would look for the machine it runs on, and complain that it is no TPU's host.
+  os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+                     "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+  from jax.experimental import topologies
+  options = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(shape) == 1 else {}
+  with _captured() as log:
+    try:
+      described = topologies.get_topology_desc(
+          platform="tpu", topology_name=topology, **options)
+    except Exception as error:
+      lines = str(error).splitlines() + log
+      raise UserError(f"--topology={topology}: the compiler refuses it: {lines[0]}") from error
+  return list(described.devices)
+
+
+def compile_step(config: Config, topology: str) -> dict[str, Any]:
+  """Compiles the config's measured step for a slice.
+
+  Args:
+    config: resolved. Its mesh must take every chip; -1 takes those that are left.
+    topology: as `v5e:4x4`.
+
+  Returns:
+    topology, chips, mesh, bytes_per_chip, hbm_bytes, fits, flops, matrix_flops, model_flops (6 N D
+    and attention), bytes_accessed, collectives (kind -> count, bytes), predicted_seconds and
+    predicted_seconds_formula, predicted_mfu, cycles (the compiler's own estimate of what runs on
+    the chip, collectives apart), statistics (see `statistics_of`), warnings, uncounted. Flops and
+    model_flops are of all chips, the rest is of one. Where the program does not fit the memory, the
+    compiler leaves none to read: what it would say is None.
+
+  Raises:
+    UserError: a slice that does not exist, a mesh that it does not have, a batch that the mesh
+      does not divide.
+  """
+  import jax
+
+  from of_jax.train.sharding import make_mesh
+  chip, _ = parse_topology(topology)
+  mesh = make_mesh(config, devices(topology))
+  # Before the mesh is set: on devices that are not there, no array can be made.
+  lowered, model_flops, statistics = _lower(config, mesh)
+  report: dict[str, Any] = {
+      "topology": topology, "chips": mesh.size, "mesh": dict(mesh.shape), "bytes_per_chip": None,
+      "hbm_bytes": chip.hbm_bytes, "fits": False, "flops": None, "matrix_flops": None,
+      "model_flops": model_flops, "bytes_accessed": None, "collectives": None,
+      "predicted_seconds": None, "predicted_seconds_formula": FORMULA, "predicted_mfu": None,
+      "cycles": None, "statistics": statistics, "warnings": [], "uncounted": []}
+  with _captured() as log:
+    try:
+      compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      over = _over_memory(str(error))
+      if over is None:
+        raise
+      return {**report, **over}
+  memory = compiled.memory_analysis()
+  return {**report, **_judge(compiled.as_text(), chip, mesh.size, model_flops,
+                             config), **_fits(
+      memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+      + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes, chip),
+      "warnings": _warnings(log)}
+
+
+def _fits(needed: int, chip: Chip) -> dict[str, Any]:
+  return {"bytes_per_chip": needed, "fits": needed <= chip.hbm_bytes}
+
+
+def _over_memory(message: str) -> dict[str, Any] | None:
+  """What a program needs and a chip has, by the error of a compiler that found no room."""
+  used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", message)
+  if used is None:
+    return None
+  units = {"K": 2 ** 10, "M": 2 ** 20, "G": GIB}
+  needs, has = (round(float(number) * units[unit])
+                for number, unit in (used.groups()[:2], used.groups()[2:]))
+  return {"bytes_per_chip": needs, "hbm_bytes": has, "fits": False}
+
+
+def _judge(text: str, chip: Chip, chips: int, model_flops: int, config: Config | None = None
+           ) -> dict[str, Any]:
+  """What the text of a program says of its cost, with what only the config says of its kernels."""
+  from of_jax.cost_model import hlo
+  program = hlo.read(text, *([functools.partial(_kernel_flops, config)] if config else []))
+  seconds = sum(op.trips * max(op.matrix_flops / chip.flops, op.bytes / chip.hbm_bandwidth)
+                for op in program.operations)
+  seconds += sum(c.trips * c.sent for c in program.collectives) / chip.link_bandwidth
+  return {
+      "flops": program.flops * chips, "matrix_flops": program.matrix_flops * chips,
+      "bytes_accessed": program.bytes, "collectives": program.by_kind(),
+      # A program whose loops could not be counted has no estimate.
+      "predicted_seconds": None if program.uncounted else seconds,
+      "predicted_mfu": (None if program.uncounted
+                        else model_flops / (seconds * chips * chip.flops)),
+      "cycles": program.cycles, "uncounted": list(program.uncounted)}
+
+
+def _kernel_flops(config: Config, kernel: str, shapes: list[tuple[int, ...]]
+                  ) -> tuple[int, int] | None:
+  """See hlo.KernelFlops."""
+  from of_jax.models import splash
+  from of_jax.telemetry import one_pass
+  if kernel == one_pass.KERNEL:
+    return one_pass.flops(shapes[0], config.model.compute_dtype)
+  products = splash.product_flops(kernel, shapes, config.model.attention_window)
+  return None if products is None else (products, products)
+
+
+def statistics_of(config: Config, network: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+  """What the measured step sums over tokens of activations, whatever the mesh.
+
+  Args:
+    config: resolved; network: of it.
+    batch: arrays or their shapes.
+
+  Returns:
+    site -> `layers`; `vectors` as long as the stream is wide and single `numbers`, of one layer;
+    and 4 `bytes` a number, of all layers. Sums by group of tokens, first and others, are two.
+  """
+  import jax
+
+  from of_jax.telemetry.observe import Telemetry
+  telemetry = Telemetry.of(config.telemetry, config.model.kind)
+
+  def forward(params: Any, batch: Mapping[str, Any]) -> Any:
+    return network.stream(params, batch["inputs"], batch.get("documents"),
+                          observe=telemetry.observer(batch["weights"]))[2]
+
+  found: dict[str, Any] = {}
+  for site, statistics in jax.eval_shape(forward, network.shapes, dict(batch)).items():
+    leaves = jax.tree.leaves(statistics)
+    layers, width = leaves[0].shape[0], config.model.width
+    whole = sum(leaf.size for leaf in leaves) // layers
+    vectors = sum(leaf.size for leaf in leaves if leaf.shape[-1] == width) // (layers * width)
+    found[site] = {"layers": layers, "vectors": vectors, "numbers": whole - vectors * width,
+                   "bytes": 4 * whole * layers}
+  return found
+
+
+def _lower(config: Config, mesh: Any) -> tuple[Any, int, dict[str, Any]]:
+  """The measured step, traced and partitioned for `mesh`, the flops of the model's formula, and
+  `statistics_of` it."""
+  import jax
+  import jax.numpy as jnp
+  from jax.sharding import NamedSharding, PartitionSpec
+
+  from of_jax.models import partition
+  from of_jax.train import environment
+  from of_jax.train.step import make_trainer
+  trainer = make_trainer(config, mesh)
+
+  def laid_out(shape: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+  state = jax.tree.map(laid_out, jax.eval_shape(trainer.init, jax.random.key(0)),
+                       trainer.shardings)
+  is_mlp = config.model.kind == "residual_mlp"
+  rows = (config.train.batch_size, config.train.sequence_length)
+  inputs = (*rows, config.data.input_size) if is_mlp else rows
+  batch = {name: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=NamedSharding(mesh, partition.batch_spec(len(shape))))
+      for name, shape, dtype in (
+          ("inputs", inputs, jnp.float32 if is_mlp else jnp.int32), ("targets", rows, jnp.int32),
+          ("weights", rows, jnp.float32), ("documents", rows, jnp.int32))
+      if name != "documents" or not config.data.cross_documents}
+  key = laid_out(jax.eval_shape(lambda: jax.random.key(0)),
+                 NamedSharding(mesh, PartitionSpec()))
+  # The abstract mesh, because on devices that are not there nothing can be computed on the way.
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    lowered = trainer.step_measured.lower(state, batch, key)
+  flops = environment.flops_per_token(config, trainer.network)
+  # Without the mesh, whose devices are no part of what is summed over it.
+  return lowered, flops * math.prod(rows), statistics_of(config, trainer.network, {
+      name: jax.ShapeDtypeStruct(part.shape, part.dtype) for name, part in batch.items()})
+
+
+def _warnings(log: list[str]) -> list[str]:
+  """Warnings and errors of the compiler's log, each once."""
+  found: dict[str, None] = {}
+  for line in log:
+    message = re.match(r"[WE]\d{4} \S+ +\d+ [\w.]+:\d+\] (.*)", line)
+    if message or "rematerialization" in line.lower():
+      found[(message.group(1) if message else line.strip())[:400]] = None
+  return list(found)
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[list[str]]:
+  """What libraries write to the process's standard error, as lines, once the block is left."""
+  lines: list[str] = []
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with tempfile.TemporaryFile() as file:
+    os.dup2(file.fileno(), 2)
+    try:
+      yield lines
+    finally:
+      os.dup2(kept, 2)
+      os.close(kept)
+      file.seek(0)
+      lines += file.read().decode(errors="replace").splitlines()

@@ -1,0 +1,122 @@
+"""The parameters that a run starts from, where they are not freshly drawn: `train.init_from`.
+
+Enters: a run directory, or weights that were not trained here. Leaves: parameters laid out over the
+mesh, and what env.json says of where they came from. A run that resumes never comes here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from of_jax import config as config_lib
+from of_jax import interop
+from of_jax.config import Config, ModelConfig
+from of_jax.errors import UserError
+from of_jax.interop.source import Source
+from of_jax.models.functional import Network, Parameters, build_network
+from of_jax.storage import checkpoint, remote, run_directory
+from of_jax.storage.digest import as_text, digest
+
+# Fields in which a model may differ and compute the same.
+_NO_FUNCTION = ("scan_layers", "remat", "compute_dtype", "dropout", "embedding_dropout",
+                "attention_dropout", "init_std", "position_init_std")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Where to start.
+
+  Attributes:
+    params: as the network has them.
+    record: for env.json: `path`, `step` (null for foreign weights), `kind`, `digest` as of
+      of_jax.storage.digest at that step (0), and `differs`, what of the model's config is not as
+      there.
+  """
+
+  params: Parameters
+  record: dict[str, Any]
+
+
+def check(config: Config) -> None:
+  """Raises UserError where `train.init_from` names nothing to start from."""
+  if config.train.init_from:
+    _open(config.train.init_from)
+
+
+def load(config: Config, network: Network, shardings: Any, log: Callable[[str], None]
+         ) -> Start | None:
+  """What `train.init_from` names; None where it is empty.
+
+  Args:
+    config: resolved.
+    network: of that config.
+    shardings: of its parameters.
+    log: takes a line.
+
+  Raises:
+    UserError: nothing there to read, or parameters of other names or shapes.
+  """
+  named = config.train.init_from
+  if not named:
+    return None
+  source = _open(named)
+  if isinstance(source, Source):
+    theirs, step, kind = source.config(), None, source.kind
+    params = _foreign(named, source, theirs, network, shardings)
+    path = Path(source.where)
+  else:
+    path, wanted = source
+    params, step = checkpoint.load_parameters(named, network.shapes, shardings)
+    assert wanted in (step, None)
+    kind = "run directory"
+    saved = run_directory.read_json(path / run_directory.CONFIG)
+    # Not what was measured: files of the user's own metrics may be gone.
+    theirs = config_lib.resolve(config_lib.from_dict(
+        {section: saved[section] for section in ("model", "train", "data")}))
+  found = as_text(digest(params, step or 0))
+  differs = _differences(theirs.model, config.model)
+  log(f"starts from {named}: {kind}, digest {found[:16]}"
+      + (f"; the model differs in {', '.join(differs)}" if differs else ""))
+  return Start(params, {"path": remote.name_of(path.absolute()), "step": step, "kind": kind,
+                        "digest": found, "differs": differs})
+
+
+def _open(named: str) -> Source | tuple[Path, int | None]:
+  """A foreign model, or (run directory, step)."""
+  path = Path(named).expanduser()
+  ours = (path / run_directory.CHECKPOINTS).is_dir()
+  if path.exists() and not ours and (path.is_file() or (path / run_directory.CONFIG).exists()):
+    try:
+      return interop.open_source(path)
+    except UserError as error:
+      raise UserError(f"config.train.init_from={named}: {error}") from None
+  return checkpoint.parse_source(named)
+
+
+def _foreign(named: str, source: Source, config: Config, network: Network, shardings: Any
+             ) -> Parameters:
+  from of_jax.interop.pretrained import read_parameters
+  theirs = build_network(config)
+  # Before numbers are read: of a large model that takes minutes.
+  checkpoint.check_same_shapes(named, network.shapes, theirs.shapes)
+  try:
+    params, _ = read_parameters(source, theirs)
+  except UserError as error:
+    raise UserError(f"config.train.init_from={named}: {error}") from None
+
+  def place(array: np.ndarray, sharding: Any) -> jax.Array:
+    # Of each process, what its own devices hold.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+  placed: Parameters = jax.tree.map(place, params, shardings)
+  return placed
+
+
+def _differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+  pairs = ((field.name, getattr(theirs, field.name), getattr(ours, field.name))
+           for field in dataclasses.fields(ModelConfig) if field.name not in _NO_FUNCTION)
+  return [f"{name} ({old} there, {new} here)" for name, old, new in pairs if old != new]

@@ -1,0 +1,127 @@
+"""What is written of the runs that one loop trains: of one, or of several that share its steps."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from of_jax.storage import remote, run_directory
+from of_jax.storage.checkpoint import Checkpoints
+from of_jax.train import distributed
+from of_jax.train.step import State
+from of_jax.train.writers import RunLog
+
+# A tree that holds all runs -> one for each.
+Split = Callable[[Any], Sequence[Any]]
+
+
+class Recorder:
+  """The logs and checkpoints of the runs; `with` closes them.
+
+  A run whose loss is not finite is over: nothing that it could still do has a number. It is
+  evaluated and saved where that is noticed, and is then finished. The others go on.
+  """
+
+  def __init__(self, workdirs: Sequence[Path], logs: Sequence[RunLog],
+               checkpoints: Sequence[Checkpoints], split: Split, say: Callable[[str], None]):
+    self._workdirs, self._logs, self._checkpoints = workdirs, logs, checkpoints
+    self._split, self._say = split, say
+    self._going = list(range(len(workdirs)))
+    self._diverged: list[int] = []
+
+  def __enter__(self) -> Self:
+    self._open = contextlib.ExitStack()
+    for log in self._logs:
+      self._open.enter_context(log)
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+               trace: TracebackType | None) -> None:
+    self._open.close()
+
+  @property
+  def diverged(self) -> bool:
+    """Whether a run that goes on has had a loss that is not finite."""
+    return bool(self._diverged)
+
+  @property
+  def over(self) -> bool:
+    """Whether no run goes on."""
+    return not self._going
+
+  def train(self, step: int, metrics: Any) -> tuple[int, float, float, float | None]:
+    """Writes a step; returns it, the runs' mean loss, and their tokens a second and MFU together.
+
+    A run's MFU is its share of the peak of all devices, or None where that is not known.
+    """
+    parts = self._split(metrics)
+    written = [(i, *self._logs[i].train(step, parts[i])[1:]) for i in self._going]
+    self._diverged += [i for i, loss, *_ in written
+                       if not math.isfinite(loss) and i not in self._diverged]
+    shares = [mfu for *_, mfu in written if mfu is not None]
+    return (step, sum(loss for _, loss, *_ in written) / len(written),
+            sum(rate for *_, rate, _ in written), sum(shares) if shares else None)
+
+  def evaluation(self, step: int, metrics: Any, due: bool) -> Any:
+    """Writes an evaluation, where it is not due of the diverged alone; returns one run's."""
+    parts = self._split(metrics)
+    found = [self._logs[i].evaluation(step, parts[i])
+             for i in (self._going if due else self._diverged)]
+    self._put_back(self._going)
+    return found[0]
+
+  def save(self, state: State, step: int, due: bool) -> None:
+    """Saves, where it is not due the diverged alone."""
+    # What a checkpoint follows must be on disk before it: a resumed run keeps those lines.
+    self._put_back(range(len(self._logs)))
+    parts = self._split({name: state[name] for name in ("params", "opt_state")})
+    for i in self._going if due else self._diverged:
+      self._checkpoints[i].save(parts[i], step)
+
+  def end_diverged(self, step: int) -> None:
+    """Finishes the runs that have diverged, if any."""
+    if not self._diverged:
+      return
+    for i in self._diverged:
+      self._say(f"{self._workdirs[i]}: stopped after step {step}: the loss is not finite")
+    self._finish(self._diverged)
+    self._diverged = []
+
+  def finish(self) -> None:
+    """Finishes the runs that go on."""
+    self._finish(self._going)
+
+  def wait(self) -> None:
+    """Returns when everything that was saved is on disk."""
+    for checkpoints in self._checkpoints:
+      checkpoints.wait()
+
+  def restart_clock(self) -> None:
+    """Leaves what happened since the last record out of the timing."""
+    for log in self._logs:
+      log.restart_clock()
+
+  def leave_out(self, seconds: float) -> None:
+    """Leaves time that was no step's out of the next record's timing."""
+    for log in self._logs:
+      log.leave_out(seconds)
+
+  def _finish(self, runs: Sequence[int]) -> None:
+    self._put_back(runs)
+    for i in runs:
+      self._checkpoints[i].wait()
+    distributed.wait_for_all("trained")
+    for i in runs:
+      if distributed.is_writer():
+        (self._workdirs[i] / run_directory.DONE).touch()
+    self._put_back(runs)
+    self._going = [i for i in self._going if i not in runs]
+
+  def _put_back(self, runs: Iterable[int]) -> None:
+    """Has what was written on disk, and in the store where the runs live in one."""
+    for i in runs:
+      self._logs[i].flush()
+      if distributed.is_writer():
+        remote.put_back(self._workdirs[i])
