@@ -52,7 +52,7 @@ def render(runs: Mapping[str, Run], study: Mapping[str, Any] | None,
 
 
 def _asset(name: str) -> str:
-  return (importlib.resources.files("of_jax.analysis") / "assets" / name).read_text("utf-8")
+  return (importlib.resources.files("of_jax.report") / "assets" / name).read_text("utf-8")
 
 
 @functools.cache

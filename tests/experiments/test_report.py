@@ -166,6 +166,7 @@ def test_a_folder_without_runs_gets_no_page(tmp_path, prepare, message):
 
 def test_analysis_needs_neither_jax_nor_the_trainer(folder):
   import subprocess
-  code = ("import sys; from of_jax.analysis import page, plots, record, terminal; "
+  code = ("import sys; from of_jax.claims import study_record; "
+          "from of_jax.report import page, plots, terminal; "
           "assert not {'jax', 'of_jax.train', 'flax'} & set(sys.modules)")
   subprocess.run([sys.executable, "-c", code], check=True)
