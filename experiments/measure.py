@@ -21,6 +21,7 @@ from absl import flags
 
 from experiments import cli
 from of_jax.config import declared_metrics
+from of_jax.config.kinds import kind_of
 from of_jax.errors import UserError
 from of_jax.storage import remote
 from of_jax.storage.run_directory import write_json
@@ -153,7 +154,7 @@ def data_of(model: Any) -> tuple[Any, str]:
   config, count = model.config, _BATCHES.value
   if _MODEL.value:
     config = _with_length(config)
-  images = config.model.kind == "residual_mlp"
+  images = kind_of(config.model.kind).inputs == "images"
   given = next(iter(given_data()), "")
   if images and given:
     raise UserError(f"--{given}: the run's model reads images, and only its own corpus")

@@ -13,7 +13,8 @@ from absl import flags
 
 from experiments import cli
 from of_jax import config as config_lib
-from of_jax.config.rules.images import image_shape
+from of_jax.config.images import image_shape
+from of_jax.config.kinds import kinds_on
 from of_jax.errors import UserError
 
 _CORPUS = flags.DEFINE_string(
@@ -39,7 +40,8 @@ def _prepare() -> None:
       corpus=_CORPUS.value, cache_dir=_CACHE_DIR.value, tokenizer=_TOKENIZER.value,
       validation_fraction=_VALIDATION_FRACTION.value))
   images = image_shape(_CORPUS.value) is not None
-  settings = [("model.kind", "residual_mlp"), ("train.sequence_length", "1")] if images else []
+  settings = [("model.kind", kinds_on("images")[0]),
+              ("train.sequence_length", "1")] if images else []
   if not images or flags.FLAGS["vocab_size"].present:
     settings.append(("data.vocab_size", str(_VOCAB_SIZE.value)))
   data = config_lib.apply_overrides(config, settings).data

@@ -20,7 +20,7 @@ from of_jax.config import Config, TelemetryConfig, declared_metrics
 from of_jax.errors import UserError
 from of_jax.models.functional import Network, Parameters, build_network
 from of_jax.models.probe import SITES, Observer, Statistics
-from of_jax.objectives.losses import cross_entropy, squared_error
+from of_jax.objectives.tasks import task_of
 from of_jax.telemetry.observe import Telemetry
 
 Batch = Mapping[str, npt.NDArray[Any]]
@@ -124,20 +124,16 @@ def watch(config: Config, sites: Sequence[str] = (), metrics: Sequence[str] = ()
 @functools.lru_cache(maxsize=16)
 def _evaluator(config: Config, telemetry: Telemetry, interventions: tuple[Intervention, ...]
                ) -> Any:
-  network = network_of(config)
+  network, task = network_of(config), task_of(config.model.kind)
 
   @functools.partial(jax.jit, static_argnums=4)
   def run(params: Parameters, batch: Mapping[str, jax.Array], key: jax.Array | None,
           references: References, training: bool) -> Any:
-    targets, weights = batch["targets"], batch["weights"]
     x_BxTxD, table_DxV, statistics = network.stream(
         params, batch["inputs"], batch.get("documents"), dropout_key=key,
-        observe=telemetry.observer(weights), training=training,
+        observe=telemetry.observer(batch["weights"]), training=training,
         intervene=apply(interventions, references) if interventions else None)
-    if config.model.kind == "residual_mlp":
-      return squared_error(x_BxTxD, table_DxV, targets, weights)[1], statistics
-    return cross_entropy(x_BxTxD, table_DxV, targets, weights, 0.0,
-                         config.model.logit_cap)[1], statistics
+    return task.objective(config, x_BxTxD, table_DxV, batch, z_loss=0.0)[1], statistics
 
   return run
 
@@ -248,9 +244,7 @@ def fill_top(model: Model, batches: Iterable[Batch], one: Intervention) -> Inter
 @functools.lru_cache(maxsize=8)
 def _site_shapes(config: Config) -> dict[str, tuple[int, int]]:
   """site -> (layers, neurons), by tracing the network."""
-  network, images = network_of(config), config.model.kind == "residual_mlp"
-  shape = (1, 1, config.data.input_size) if images else (1, 1)
-  inputs = jax.ShapeDtypeStruct(shape, jnp.float32 if images else jnp.int32)
+  network, inputs = network_of(config), task_of(config.model.kind).inputs(config, (1, 1))
 
   def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None) -> Statistics:
     del site, first_BxT

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from of_jax import config as config_lib
+from of_jax.config.kinds import kind_of
 from of_jax.errors import UserError
 from of_jax.storage.run_directory import (
     CONFIG,
@@ -88,8 +89,8 @@ class Run:
 
   @property
   def reads_images(self) -> bool:
-    """Whether this is a residual MLP on images, else a transformer on tokens."""
-    return self.config.model.kind == "residual_mlp"
+    """Whether the model reads images, one target each, and no tokens."""
+    return kind_of(self.config.model.kind).inputs == "images"
 
   @property
   def seconds(self) -> float:

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from of_jax import variants
+from of_jax.config.kinds import kind_of
 from of_jax.config.sections import TelemetryConfig
 from of_jax.errors import UserError, nearest
 
@@ -42,8 +43,6 @@ ATTENTION = "attention"
 SITES = {"resid_pre": "basic", "resid_mid": "full", "attn_in": "full", "attn_out": "full",
          "mlp_in": "full", "mlp_hidden": "full", "mlp_out": "full", "attn_q": "full",
          "attn_k": "full", "final": "basic"}
-# The sites of a model without attention.
-_SITES_OF_MLP = ("resid_pre", "mlp_in", "mlp_hidden", "mlp_out", "final")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +110,7 @@ def metrics() -> dict[str, Metric]:
 
 def model_sites(model_kind: str) -> tuple[str, ...]:
   """The sites of a network, in the order of its layers."""
-  return _SITES_OF_MLP if model_kind == "residual_mlp" else tuple(SITES)
+  return kind_of(model_kind).sites
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +153,7 @@ def select(telemetry: TelemetryConfig, model_kind: str) -> Selection:
         sites[name] = family.sites
       continue
     if family.kind == ATTENTION:
-      chosen = (ATTENTION,) if model_kind == "transformer" else ()
+      chosen = (ATTENTION,) if kind_of(model_kind).has_attention else ()
     is_own, found = name in own, set()
     for metric in family.metrics:
       if is_own or (metric.id in named if named else metric.level in below):

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 from of_jax.config import values
 from of_jax.config.fields import fields, hints, set_field
+from of_jax.config.images import image_shape
+from of_jax.config.kinds import kind_of
 from of_jax.config.rules import optim as optim_rules
 from of_jax.config.rules.common import validate
-from of_jax.config.rules.images import image_shape
 from of_jax.config.sections import Config
 from of_jax.errors import UserError
 
@@ -30,9 +31,9 @@ def resolve(config: Config) -> Config:
   """Fills the fields that are computed from others, then validates. Idempotent."""
   _check_fields(config)
   model, optim, train = config.model, config.optim, config.train
-  if model.kind == "residual_mlp":
+  kind = kind_of(model.kind)
+  if kind.inputs == "images":
     config = _resolve_images(config)
-    model = config.model
   beta = model.beta
   if beta is None and model.block == "op":
     beta = 1 / math.sqrt(2 * model.depth)
@@ -44,10 +45,10 @@ def resolve(config: Config) -> Config:
     alpha = 1 / (model.init_std * math.sqrt(model.width))
   hidden = model.mlp_width
   if hidden is None:
-    # Gated forms have three matrices: 8/3 of the width keeps the parameter count.
-    hidden = 4 * model.width
+    # Gated forms have three matrices: two thirds of the width keeps the parameter count.
+    hidden = kind.hidden_ratio * model.width
     if model.mlp.endswith("glu"):
-      hidden = 8 * math.ceil(model.width / 3)
+      hidden = 2 * kind.hidden_ratio * math.ceil(model.width / 3)
   gamma = model.softmax_gamma
   if gamma is None and model.attention_softmax == "clipped":
     gamma = -12 / train.sequence_length
@@ -61,7 +62,7 @@ def resolve(config: Config) -> Config:
       mlp_input_scale=alpha, mlp_width=hidden, mlp_norm=mlp_norm,
       embedding_dropout=model.dropout if model.embedding_dropout is None
       else model.embedding_dropout)
-  if model.kind == "transformer":
+  if kind.has_attention:
     head_dim = model.head_dim
     if head_dim is None and model.heads > 0 and model.width % model.heads == 0:
       head_dim = model.width // model.heads
@@ -92,19 +93,15 @@ def resolve(config: Config) -> Config:
 
 
 def _resolve_images(config: Config) -> Config:
-  """The sizes of a residual MLP, and of the images that it reads."""
-  model, data = config.model, config.data
-  if model.mlp_width is None:
-    # Two square matrices a layer; three of two thirds that size if gated.
-    hidden = 2 * math.ceil(model.width / 3) if model.mlp.endswith("glu") else model.width
-    model = dataclasses.replace(model, mlp_width=hidden)
+  """Fills the sizes of the images that a model reads, where the corpus's name tells them."""
+  data = config.data
   known = image_shape(data.corpus)
   if known is not None:
     pixels, classes = known
     data = dataclasses.replace(
         data, input_size=pixels if data.input_size is None else data.input_size,
         classes=classes if data.classes is None else data.classes)
-  return dataclasses.replace(config, model=model, data=data)
+  return dataclasses.replace(config, data=data)
 
 
 def _check_fields(config: Config) -> None:

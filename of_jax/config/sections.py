@@ -9,17 +9,22 @@ from typing import Any, Literal
 from of_jax.config.roles import TRAINED_ROLES
 
 
-def _field(default: Any, doc: str, folder: str = "") -> Any:
-  """A documented field; `folder` names the folder of files that its value chooses from."""
-  return dataclasses.field(default=default, metadata={"doc": doc, "folder": folder})
+def _field(default: Any, doc: str, folder: str = "", trait: str = "") -> Any:
+  """A documented field; `folder` names the folder of files that its value chooses from.
+
+  With a `trait`, from those files alone whose constant of that name is true, and "auto".
+  """
+  return dataclasses.field(default=default, metadata={
+      "doc": doc, "folder": folder, "trait": trait})
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """A decoder-only transformer, or a residual MLP on images."""
 
-  kind: Literal["transformer", "residual_mlp"] = _field(
-      "transformer", "on tokens, or on images: x + MLP(norm(x)) a layer, squared error")
+  kind: str = _field(
+      "transformer", "on tokens, or on images: x + MLP(norm(x)) a layer, squared error",
+      "objectives/tasks")
   block: str = _field("pre", "residual block", "models/blocks")
   norm: str = _field("rms", "norm of the block and before the unembedding", "models/norms")
   norm_eps: float = _field(1e-6, "added to the norm's mean square, or to its root")
@@ -40,8 +45,9 @@ class ModelConfig:
       None, "heads of keys and values, shared by groups of heads; default heads")
   mlp: str = _field("relu", "form of the MLP", "models/mlps")
   mlp_width: int | None = _field(None, "hidden units; default 4 x width, or 8/3 x width if gated")
-  mlp_norm: Literal["auto", "none", "layer", "rms", "srms"] = _field(
-      "auto", "norm before the MLP's nonlinearity; auto: rms for nap, else none")
+  mlp_norm: str = _field(
+      "auto", "norm before the MLP's nonlinearity; auto: rms for nap, else none", "models/norms",
+      "OVER_ANY_AXIS")
   leaky_relu_slope: float = _field(0.01, "leaky_relu: slope below 0")
   positions: Literal["learned", "rotary"] = _field("learned", "position information")
   rope_theta: float = _field(10_000.0, "base of the rotary frequencies")
@@ -61,9 +67,9 @@ class ModelConfig:
   final_norm: bool = _field(False, "norm before the unembedding")
   final_norm_kind: str | None = _field(None, "which one; default norm", "models/norms")
   logit_cap: float | None = _field(None, "c: the model's logits become c tanh(logits / c)")
-  qk_norm: Literal["auto", "none", "layer", "rms"] = _field(
+  qk_norm: str = _field(
       "auto", "norm of queries and keys over the head dimension; auto: rms for op and nap, "
-      "else none")
+      "else none", "models/norms", "OVER_ANY_AXIS")
   qk_norm_over: Literal["head", "width"] = _field(
       "head", "what that norm is over: a head, or all heads together (OLMo 2)")
   qk_bias: bool = _field(False, "bias on queries and keys")

@@ -11,29 +11,14 @@ from typing import Any
 import jax
 from flax import nnx
 
+from of_jax import variants
 from of_jax.config import Config
 from of_jax.config.roles import ROLES
 from of_jax.models.numerics import Numerics
 from of_jax.models.probe import Intervene, Observer, Penalise, Statistics
-from of_jax.models.residual_mlp import ResidualMLP
 from of_jax.models.stack import StackedNetwork
-from of_jax.models.transformer import Transformer
 
 Parameters = dict[str, Any]
-
-
-def _transformer(config: Config, rngs: nnx.Rngs) -> StackedNetwork:
-  return Transformer(config.model, config.data.vocab_size, config.train.sequence_length, rngs)
-
-
-def _residual_mlp(config: Config, rngs: nnx.Rngs) -> StackedNetwork:
-  assert config.data.input_size is not None and config.data.classes is not None
-  return ResidualMLP(config.model, config.data.input_size, config.data.classes, rngs)
-
-
-# What each `model.kind` builds.
-_NETWORKS: dict[str, Callable[[Config, nnx.Rngs], StackedNetwork]] = {
-    "transformer": _transformer, "residual_mlp": _residual_mlp}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +89,10 @@ def build_network(config: Config) -> Network:
     ValueError: a parameter without a role, or with an axis too few.
   """
 
+  network = variants.load_class("models", config.model.kind, StackedNetwork)
+
   def make(key: jax.Array) -> StackedNetwork:
-    return _NETWORKS[config.model.kind](config, nnx.Rngs(params=key))
+    return network.of_config(config, nnx.Rngs(params=key))
 
   abstract = nnx.eval_shape(make, jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
   graph, template = nnx.split(abstract, nnx.Param)

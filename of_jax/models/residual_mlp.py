@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from of_jax.config import ModelConfig
+from of_jax.config import Config, ModelConfig
 from of_jax.models import partition
 from of_jax.models.blocks import Gain
 from of_jax.models.mlps import make_mlp
@@ -61,6 +61,11 @@ class ResidualMLP(StackedNetwork):
       self.final_norm = make_norm(model.norm, rngs, model)
     self.unembedding = Linear(rngs, (model.width, classes), ("embed", "class"), std=0.0,
                               role="unembedding")
+
+  @classmethod
+  def of_config(cls, config: Config, rngs: nnx.Rngs) -> "ResidualMLP":
+    assert config.data.input_size is not None and config.data.classes is not None
+    return cls(config.model, config.data.input_size, config.data.classes, rngs)
 
   def unembedding_table(self) -> jax.Array:
     """[width, classes], with the output's 1 / sqrt(width) in it."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from of_jax.config import ModelConfig
+from of_jax.config import Config, ModelConfig
 from of_jax.models import partition, splash
 from of_jax.models.norms import Norm
 from of_jax.models.numerics import Numerics
@@ -40,6 +40,11 @@ class StackedNetwork(nnx.Module):
   model: ModelConfig
   stacks: nnx.Dict[Any]
   final_norm: Norm
+
+  @classmethod
+  def of_config(cls, config: Config, rngs: nnx.Rngs) -> "StackedNetwork":
+    """The network of a resolved config, its parameters drawn from the stream `params`."""
+    raise NotImplementedError
 
   def __call__(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
                dropout_key: jax.Array | None = None, observe: Observer | None = None,

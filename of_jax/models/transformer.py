@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from of_jax.config import ModelConfig
+from of_jax.config import Config, ModelConfig
 from of_jax.models import partition
 from of_jax.models.blocks import plan_stack
 from of_jax.models.embedding_projection import EmbeddingProjection
@@ -71,6 +71,10 @@ class Transformer(StackedNetwork):
     if not model.tied_embeddings:
       self.unembedding = Linear(rngs, (model.width, vocab_size), ("embed", "vocab"),
                                 model.init_std, role="unembedding")
+
+  @classmethod
+  def of_config(cls, config: Config, rngs: nnx.Rngs) -> "Transformer":
+    return cls(config.model, config.data.vocab_size, config.train.sequence_length, rngs)
 
   def unembedding_table(self) -> jax.Array:
     """[width, vocabulary]: logits are the stream times this."""

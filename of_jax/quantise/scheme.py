@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Iterable
 
 from of_jax.config import Config
+from of_jax.config.kinds import kind_of
 from of_jax.errors import UserError
 from of_jax.quantise import hadamard
 
@@ -126,7 +127,7 @@ def check(scheme: Scheme) -> None:
 def check_model(scheme: Scheme, config: Config) -> None:
   """Raises UserError for a model that a scheme cannot be carried out on."""
   model = config.model
-  if model.kind != "transformer":
+  if not kind_of(model.kind).is_quantisable:
     raise UserError(f"config.model.kind={model.kind}: quantisation is of transformers; perplexity "
                     "is of tokens")
   if scheme.weight_granularity == "group":

@@ -14,6 +14,7 @@ from rich.table import Table
 from of_jax.analysis.runs import Run, loss_unit
 from of_jax.claims.study_record import flatten, varying
 from of_jax.config import Config
+from of_jax.config.kinds import kind_of
 from of_jax.config.rules import optim as optim_rules
 from of_jax.config.values import show as as_typed
 from of_jax.storage.run_directory import DONE
@@ -116,7 +117,7 @@ def print_plan(out: Console, planned: Mapping[str, Config],
                   "yes" if root is not None and (root / name / DONE).exists() else "")
   out.print(table)
   first = next(iter(planned.values()))
-  size = (f"{first.train.batch_size:,} images" if first.model.kind == "residual_mlp" else
+  size = (f"{first.train.batch_size:,} images" if kind_of(first.model.kind).inputs == "images" else
           f"{first.train.batch_size} x {first.train.sequence_length} tokens")
   out.print(f"{len(planned)} runs of {first.train.steps:,} steps of {size} on "
             f"{escape(first.data.corpus)}; nothing was started", highlight=False)

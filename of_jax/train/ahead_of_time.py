@@ -169,11 +169,10 @@ def _lower(config: Config, mesh: Any) -> tuple[Any, int, dict[str, Any]]:
   """The measured step, traced and partitioned for `mesh`, the flops of the model's formula, and
   `statistics_of` it."""
   import jax
-  import jax.numpy as jnp
   from jax.sharding import NamedSharding, PartitionSpec
 
   from of_jax.models import partition
-  from of_jax.train import environment
+  from of_jax.objectives.tasks import task_of
   from of_jax.train.step import make_trainer
   trainer = make_trainer(config, mesh)
 
@@ -182,23 +181,18 @@ def _lower(config: Config, mesh: Any) -> tuple[Any, int, dict[str, Any]]:
 
   state = jax.tree.map(laid_out, jax.eval_shape(trainer.init, jax.random.key(0)),
                        trainer.shardings)
-  is_mlp = config.model.kind == "residual_mlp"
-  rows = (config.train.batch_size, config.train.sequence_length)
-  inputs = (*rows, config.data.input_size) if is_mlp else rows
-  batch = {name: jax.ShapeDtypeStruct(
-      shape, dtype, sharding=NamedSharding(mesh, partition.batch_spec(len(shape))))
-      for name, shape, dtype in (
-          ("inputs", inputs, jnp.float32 if is_mlp else jnp.int32), ("targets", rows, jnp.int32),
-          ("weights", rows, jnp.float32), ("documents", rows, jnp.int32))
-      if name != "documents" or not config.data.cross_documents}
+  task = task_of(config.model.kind)
+  batch = {name: laid_out(part, NamedSharding(mesh, partition.batch_spec(part.ndim)))
+           for name, part in task.batch(config).items()}
   key = laid_out(jax.eval_shape(lambda: jax.random.key(0)),
                  NamedSharding(mesh, PartitionSpec()))
   # The abstract mesh, because on devices that are not there nothing can be computed on the way.
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     lowered = trainer.step_measured.lower(state, batch, key)
-  flops = environment.flops_per_token(config, trainer.network)
+  flops = task.flops_per_token(config, trainer.network)
+  tokens = config.train.batch_size * config.train.sequence_length
   # Without the mesh, whose devices are no part of what is summed over it.
-  return lowered, flops * math.prod(rows), statistics_of(config, trainer.network, {
+  return lowered, flops * tokens, statistics_of(config, trainer.network, {
       name: jax.ShapeDtypeStruct(part.shape, part.dtype) for name, part in batch.items()})
 
 

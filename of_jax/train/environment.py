@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from of_jax.config import Config
 from of_jax.data.folder import Described
 from of_jax.models.functional import Network, named_leaves
+from of_jax.objectives.tasks import task_of
 
 _PACKAGES = ("of_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
              "tokenizers", "numpy")
@@ -35,7 +36,7 @@ def describe(config: Config, mesh: Mesh, corpus: Described, network: Network) ->
       "corpus_sha256": corpus.corpus_sha256,
       "tokenizer_sha256": corpus.tokenizer_sha256,
       **count_parameters(network),
-      "flops_per_token": flops_per_token(config, network),
+      "flops_per_token": task_of(config.model.kind).flops_per_token(config, network),
   }
 
 
@@ -62,26 +63,6 @@ def count_parameters(network: Network) -> dict[str, int]:
                if role in ("embedding", "unembedding"))
   total = sum(shape.size for shape in shapes.values())
   return {"parameters": total, "parameters_without_embeddings": total - tables}
-
-
-def flops_per_token(config: Config, network: Network) -> int:
-  """6 x (parameters in matrix products) + 12 x depth x heads x head size x sequence length.
-
-  Forward and backward of one token, attention counted as if it were not causal (Chowdhery et
-  al. 2022, 2204.02311, App. B). The unembedding counts, an embedding lookup does not.
-  """
-  shapes, roles = named_leaves(network.shapes), named_leaves(network.roles)
-  is_mlp = config.model.kind == "residual_mlp"
-  multiplied = ("hidden", "unembedding", *(("embedding",) if is_mlp else ()))
-  matrices: int = sum(shapes[name].size for name, role in roles.items() if role in multiplied)
-  if is_mlp:
-    return 6 * matrices
-  if config.model.tied_embeddings:
-    matrices += config.data.vocab_size * config.model.width
-  model = config.model
-  assert model.head_dim is not None, "resolve the config first"
-  return (6 * matrices
-          + 12 * model.depth * model.heads * model.head_dim * config.train.sequence_length)
 
 
 def peak_flops() -> float | None:

@@ -10,9 +10,11 @@ import jax
 from of_jax import config as config_lib
 from of_jax.config import Config
 from of_jax.config.fields import replaced
+from of_jax.config.kinds import kind_of
 from of_jax.data.corpora import prepare
 from of_jax.data.loader import Shuffled, make_batches
 from of_jax.errors import Preempted
+from of_jax.objectives.tasks import task_of
 from of_jax.storage import checkpoint, remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train import distributed, environment, init_from, provenance, writers
@@ -151,7 +153,7 @@ def open_records(workdir: Path, start: int) -> None:
 def run_log(workdir: Path, config: Config, start: int, trainer: Trainer) -> writers.RunLog:
   """The log of a run from a step on."""
   return writers.RunLog(workdir, config, start, environment.peak_flops(),
-                        environment.flops_per_token(config, trainer.network))
+                        task_of(config.model.kind).flops_per_token(config, trainer.network))
 
 
 class Feeding(Protocol):
@@ -178,7 +180,7 @@ def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: j
   costly = Costly(config, trainer, evaluation[0])
   # A step's metrics are fetched after the next step is dispatched, so that the devices never wait.
   late: tuple[int, Any] | None = None
-  unit = "images" if config.model.kind == "residual_mlp" else "tokens"
+  unit = kind_of(config.model.kind).unit
   recorder.restart_clock()
   with recorder, profile, TrainingProgress(
       name, done, last, unit, distributed.is_writer()) as progress:

@@ -22,7 +22,8 @@ from of_jax.config import Config, declared_metrics
 from of_jax.models.functional import Network, build_network
 from of_jax.models.probe import PENALTY, Penalise, uses_dropout
 from of_jax.objectives import tweo
-from of_jax.objectives.losses import Sums, cross_entropy, squared_error
+from of_jax.objectives.losses import Sums
+from of_jax.objectives.tasks import task_of
 from of_jax.optim import build_optimizer, lay_out, learning_rate_schedule, scale_init
 from of_jax.optim.measure import measure_step
 from of_jax.quantise.in_training import quantised_metrics
@@ -102,7 +103,7 @@ def make_functions(config: Config) -> Functions:
   layout = lay_out(config.optim, *layout_of)
   for text in config.telemetry.user_metrics:
     registry.load(text)  # A file of the user's that fails says so now.
-  kind = config.model.kind
+  kind, task = config.model.kind, task_of(config.model.kind)
   telemetry = Telemetry.of(config.telemetry, kind)
   of_gradients = Telemetry.of(config.telemetry, kind, "gradients")
   selection = declared_metrics.select(config.telemetry, kind)
@@ -132,12 +133,7 @@ def make_functions(config: Config) -> Functions:
     penalise = tweo.penalty(config.train, batch["weights"]) if training else None
     x_BxTxD, table_DxV, statistics = statistics_of(
         params, batch, key, watched, training, slots, penalise)
-    targets, weights = batch["targets"], batch["weights"]
-    objective, parts = (
-        squared_error(x_BxTxD, table_DxV, targets, weights)
-        if kind == "residual_mlp" else
-        cross_entropy(x_BxTxD, table_DxV, targets, weights, config.train.z_loss,
-                      config.model.logit_cap))
+    objective, parts = task.objective(config, x_BxTxD, table_DxV, batch, config.train.z_loss)
     if penalise is not None:
       parts = {**parts, "tweo": jnp.mean(statistics.pop(PENALTY))}
       objective += config.train.tweo_weight * parts["tweo"]

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from of_jax.config import Config
 from of_jax.cost_model import hlo, hlo_products
-from of_jax.train import environment
+from of_jax.objectives.tasks import task_of
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.step import make_trainer
 
@@ -71,7 +71,8 @@ def lowered(make_config: Callable[..., Config], **fields: object) -> tuple[hlo.P
     trainer = make_trainer(config, mesh)
     compiled = trainer.step.lower(jax.eval_shape(trainer.init, jax.random.key(0)),
                                   place_batch(mesh, batch), jax.random.key(1)).compile()
-  formula = environment.flops_per_token(config, trainer.network) * shape[0] * shape[1]
+  flops_per_token = task_of(config.model.kind).flops_per_token(config, trainer.network)
+  formula = flops_per_token * shape[0] * shape[1]
   return hlo.read(compiled.as_text()), formula, mesh.size
 
 

@@ -16,6 +16,7 @@ from of_jax.config import Config, presets
 from of_jax.errors import UserError
 from of_jax.models.functional import build_network, named_leaves
 from of_jax.objectives.losses import squared_error
+from of_jax.objectives.tasks import task_of
 from of_jax.optim import build_optimizer
 from of_jax.storage import run_directory
 from of_jax.storage.checkpoint import Checkpoints
@@ -148,7 +149,7 @@ def test_the_papers_setup() -> None:
   count = environment.count_parameters(network)["parameters"]
   norms = 6 * 2 * 1024
   assert count == 3072 * 1024 + 6 * 2 * 1024 ** 2 + 1024 * 10 + norms == 15_751_168
-  assert environment.flops_per_token(c, network) == 6 * (count - norms)
+  assert task_of(c.model.kind).flops_per_token(c, network) == 6 * (count - norms)
   assert (c.train.batch_size, c.optim.learning_rate, c.optim.warmup_steps, c.optim.schedule) == (
       2048, 3e-3, 200, "cosine")
   assert c.optim.weight_decay == 0 and c.data.whitening == "pca" and c.data.input_size == 3072

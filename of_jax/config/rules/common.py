@@ -3,13 +3,13 @@
 import math
 
 from of_jax.config import values
+from of_jax.config.kinds import kind_of
 from of_jax.config.roles import TRAINED_ROLES
-from of_jax.config.rules import images as images_rules
+from of_jax.config.rules import kinds as kinds_rules
 from of_jax.config.rules import model as model_rules
 from of_jax.config.rules import optim as optim_rules
 from of_jax.config.rules import telemetry as telemetry_rules
-from of_jax.config.rules.check import Check
-from of_jax.config.sections import Config, DataConfig
+from of_jax.config.sections import Config
 from of_jax.errors import UserError
 
 
@@ -84,10 +84,7 @@ def validate(config: Config) -> None:
 
   check(0 < data.validation_fraction < 1, "data.validation_fraction",
         "must lie above 0 and below 1")
-  if model.kind == "residual_mlp":
-    images_rules.validate(config, check)
-  else:
-    _check_tokens(data, check)
+  kinds_rules.validate(config, check)
 
   for axis in ("data", "fsdp", "tensor"):
     check(getattr(mesh, axis) == -1 or getattr(mesh, axis) >= 1, f"mesh.{axis}",
@@ -98,40 +95,17 @@ def validate(config: Config) -> None:
   check_batch_splits(config, ways)
   telemetry_rules.validate(config, check)
   split = {"model.mlp_width": model.mlp_width}
-  if model.kind == "transformer":
-    split |= {"model.heads": model.heads, "model.kv_heads": model.kv_heads,
-              "data.vocab_size": data.vocab_size}
+  kind = kind_of(model.kind)
+  if kind.has_attention:
+    split |= {"model.heads": model.heads, "model.kv_heads": model.kv_heads}
+  if kind.inputs == "tokens":
+    split["data.vocab_size"] = data.vocab_size
   for path, size in split.items():
     assert size is not None
     check(mesh.tensor < 2 or size % mesh.tensor == 0, "mesh.tensor",
           f"does not divide {path}={size}")
   check(mesh.fsdp < 2 or model.width % mesh.fsdp == 0, "mesh.fsdp",
         f"does not divide model.width={model.width}")
-
-
-def _check_tokens(data: DataConfig, check: Check) -> None:
-  """What a transformer needs of the data section."""
-  for_images = "is part of model.kind=residual_mlp and does nothing in transformer"
-  check(data.vocab_size >= 2, "data.vocab_size", "must be at least 2")
-  kind, _, rest = data.corpus.partition(":")
-  check(kind == "tfds" or not images_rules.holds_images(data.corpus), "data.corpus",
-        "holds images; they are for model.kind=residual_mlp")
-  check(data.corpus in ("python_stdlib", "pypi_code")
-        or (kind in ("text", "tfds", "tokens") and bool(rest)), "data.corpus",
-        "not python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH")
-  for path in ("data.input_size", "data.classes"):
-    check(getattr(data, path.split(".")[1]) is None, path, for_images)
-  check(data.whitening == "pca", "data.whitening", for_images)
-  if kind == "tokens":
-    for path in ("data.begin_token_id", "data.end_token_id"):
-      token = getattr(data, path.split(".")[1])
-      check(token is None or token < data.vocab_size, path,
-            f"is not below data.vocab_size={data.vocab_size}")
-  else:
-    check(data.vocab_size >= 258 or bool(data.tokenizer), "data.vocab_size",
-          "a byte-level BPE needs at least 258: the bytes, end-of-text and begin")
-    check(data.begin_token_id is None, "data.begin_token_id", "only for data.corpus=tokens:PATH")
-    check(data.end_token_id is None, "data.end_token_id", "only for data.corpus=tokens:PATH")
 
 
 def check_batch_splits(config: Config, ways: int) -> None:

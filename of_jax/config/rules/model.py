@@ -1,5 +1,6 @@
 """Rules of the model's fields: which choice reads which, and combinations that cannot be."""
 
+from of_jax.config.kinds import kind_of
 from of_jax.config.rules.check import Check
 from of_jax.config.sections import ModelConfig
 
@@ -11,7 +12,6 @@ _PART_OF = (
     ("model.residual_scale", "inverse_sqrt_depth", "model.block", "residual_scaled"),
     ("model.norm_gate_rank", 16, "model.block", "gated_norm"),
     ("model.dyt_alpha", 0.5, "model.norm", "dyt"),
-    ("model.dyt_alpha_attention", 0.5, "model.norm", "dyt"),
     ("model.power_decay", 0.9, "model.norm", "power"),
     ("model.power_warmup_steps", 10_000, "model.norm", "power"),
     ("model.leaky_relu_slope", 0.01, "model.mlp", "leaky_relu"),
@@ -34,12 +34,17 @@ _NO_ATTENTION_NORM = ("post", "mix", "deepnorm", "output", "parallel")
 
 def validate(model: ModelConfig, check: Check) -> None:
   """What a resolved model must satisfy; `check` raises what fails."""
-  if model.kind == "transformer":
+  if kind_of(model.kind).has_attention:
     _check_transformer(model, check)
   for path, nothing, owner, choice in _PART_OF:
     value, chosen = (getattr(model, p.removeprefix("model.")) for p in (path, owner))
-    check(chosen == choice or value in (nothing, None), path,
+    is_read = choice in _norms(model) if owner == "model.norm" else chosen == choice
+    check(is_read or value in (nothing, None), path,
           f"is part of {owner}={choice} and does nothing in {chosen}")
+  # The norms of queries, keys and hidden units have dyt_alpha.
+  check(model.norm == "dyt" or model.dyt_alpha_attention in (model.dyt_alpha, None),
+        "model.dyt_alpha_attention",
+        f"is part of model.norm=dyt and does nothing in {model.norm}")
   for path, nothing in (("model.norm_eps", 1e-6), ("model.norm_eps_placement", "inside")):
     check(_has_eps(model) or getattr(model, path.removeprefix("model.")) == nothing, path,
           f"does nothing: model.norm={model.norm} divides by no root, and there is no other norm")
@@ -56,12 +61,16 @@ def validate(model: ModelConfig, check: Check) -> None:
         "does nothing to fixed gains; set model.beta_trainable=true")
 
 
+def _norms(model: ModelConfig) -> set[str]:
+  """The norms that a resolved config names, those that no block of it may have included."""
+  final = (model.final_norm_kind or model.norm) if model.final_norm else model.norm
+  return {model.norm, final, model.qk_norm, model.mlp_norm}
+
+
 def _has_eps(model: ModelConfig) -> bool:
   """Whether some norm of the model divides by a root."""
-  final = (model.final_norm_kind or model.norm) if model.final_norm else "none"
-  return (model.norm not in _WITHOUT_EPS or final not in _WITHOUT_EPS or model.block == "gated_norm"
-          or model.first_attention_norm or model.qk_norm in ("layer", "rms")
-          or model.mlp_norm != "none")
+  return (model.block == "gated_norm" or model.first_attention_norm
+          or bool(_norms(model) - {"auto", *_WITHOUT_EPS}))
 
 
 def _check_transformer(model: ModelConfig, check: Check) -> None:

@@ -10,6 +10,7 @@ from of_jax.config.declared_metrics import (
     names_of,
     user_family,
 )
+from of_jax.config.kinds import kind_of
 from of_jax.config.rules.check import Check
 from of_jax.config.sections import Config, TelemetryConfig
 from of_jax.errors import nearest
@@ -38,9 +39,9 @@ def validate(config: Config, check: Check) -> None:
     check(name not in metrics() or metrics()[name].family != QUANTISED, "telemetry.metrics",
           f"{name} is measured by telemetry.quantised_perplexity_every, as in "
           "telemetry.quantised_perplexity_every=100")
-    check(kind == "transformer" or not name.startswith(ATTENTION + "_"), "telemetry.metrics",
+    check(kind_of(kind).has_attention or not name.startswith(ATTENTION + "_"), "telemetry.metrics",
           f"{name} is of attention, which model.kind={kind} has not")
-  check(kind == "transformer" or not telemetry.quantised_perplexity_every,
+  check(kind_of(kind).is_quantisable or not telemetry.quantised_perplexity_every,
         "telemetry.quantised_perplexity_every",
         "quantisation is of transformers; perplexity is of tokens")
   _check_cadences(telemetry, kind, check)
