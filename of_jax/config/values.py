@@ -66,8 +66,12 @@ def describe(hint: Any) -> str:
 
 def choices(field: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
   """The values to choose from: files of the field's folder, or a Literal's; empty for any."""
-  if field.metadata["folder"]:
-    return variants.names(field.metadata["folder"])
+  folder, trait = field.metadata["folder"], field.metadata["trait"]
+  if folder and trait:
+    return ("auto", *(name for name in variants.names(folder)
+                      if variants.literal(folder, name, trait)))
+  if folder:
+    return variants.names(folder)
   hint, _ = _optional(hint)
   return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 

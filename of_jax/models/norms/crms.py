@@ -6,6 +6,9 @@ import jax.numpy as jnp
 from of_jax.models.norms import Norm, at_least_float32, divide_by_root
 from of_jax.models.probe import Context
 
+# Only the residual stream has a neuron that is not stored.
+OVER_ANY_AXIS = False
+
 
 class CRMSNorm(Norm):
   """y = x / sqrt((sum_j x_j^2 + (sum_j x_j)^2) / (width + 1)) (Jiang et al. 2023, 2305.14858).

@@ -9,6 +9,8 @@ from of_jax.models.norms import Norm, at_least_float32
 from of_jax.models.parameter import constant, parameter
 from of_jax.models.probe import Context
 
+OVER_ANY_AXIS = True
+
 
 class DyT(Norm):
   """y = gamma tanh(alpha x) + beta, alpha one number (Zhu et al. 2025, 2503.10622).

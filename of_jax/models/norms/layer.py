@@ -9,6 +9,8 @@ from of_jax.models.norms import Norm, at_least_float32
 from of_jax.models.parameter import constant, parameter
 from of_jax.models.probe import Context
 
+OVER_ANY_AXIS = True
+
 
 class LayerNorm(Norm):
   """y = gamma (x - mean(x)) / std(x) + beta (Ba et al. 2016, 1607.06450, eq. 4)."""

@@ -5,6 +5,8 @@ import jax
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
+OVER_ANY_AXIS = True
+
 
 class NoNorm(Norm):
   """y = x: the block without its norms (He et al. 2024, 2405.19279, Sec. 3)."""

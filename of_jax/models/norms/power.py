@@ -13,6 +13,8 @@ from of_jax.models.norms import Norm, divide_by_root
 from of_jax.models.parameter import constant, parameter
 from of_jax.models.probe import Context
 
+OVER_ANY_AXIS = True
+
 Running = dict[str, jax.Array]
 
 

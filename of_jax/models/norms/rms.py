@@ -8,6 +8,8 @@ from of_jax.models.norms import Norm
 from of_jax.models.parameter import constant, parameter
 from of_jax.models.probe import Context
 
+OVER_ANY_AXIS = True
+
 
 class RMSNorm(Norm):
   """y = gamma x / rms(x) (Zhang & Sennrich 2019, 1910.07467, eq. 4); gamma starts at 1."""

@@ -5,6 +5,8 @@ import jax
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
+OVER_ANY_AXIS = True
+
 
 class SRMSNorm(Norm):
   """y = x / rms(x) (TransNormerLLM, 2307.14995; He et al. 2024, App. B: c = 0, gamma = 1)."""

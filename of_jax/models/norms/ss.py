@@ -8,6 +8,8 @@ from of_jax.models.norms import Norm
 from of_jax.models.parameter import constant, parameter
 from of_jax.models.probe import Context
 
+OVER_ANY_AXIS = True
+
 
 class SSNorm(Norm):
   """y = gamma x / rms(x), gamma one number (Outlier-Safe Pre-Training, 2506.19697); starts at 1.
