@@ -11,7 +11,8 @@ import inspect
 import pathlib
 from typing import Any, TypeVar
 
-_ROOT = pathlib.Path(__file__).parent
+# Where the folders are looked for. Tests add a root of their own, see tests/planted.py.
+_ROOTS = [pathlib.Path(__file__).parent]
 
 FOLDERS = ("models/blocks", "models/norms", "models/mlps", "models/softmaxes", "models/gates")
 
@@ -20,7 +21,20 @@ T = TypeVar("T")
 
 def names(folder: str) -> tuple[str, ...]:
   """The names to choose from in `folder` (relative to the package), sorted."""
-  return tuple(sorted(p.stem for p in (_ROOT / folder).glob("*.py") if p.stem != "__init__"))
+  return tuple(sorted(path.stem for root in _ROOTS for path in (root / folder).glob("*.py")
+                      if path.stem != "__init__"))
+
+
+def file_of(folder: str, name: str) -> pathlib.Path:
+  """The file `folder/name.py`.
+
+  Raises:
+    LookupError: there is none.
+  """
+  for root in _ROOTS:
+    if (path := root / folder / f"{name}.py").is_file():
+      return path
+  raise LookupError(f"of_jax/{folder} holds no file {name}.py")
 
 
 @functools.cache
@@ -29,7 +43,7 @@ def literal(folder: str, name: str, constant: str) -> Any:
 
   So a variant declares in its own file what the config checks before jax is imported.
   """
-  for node in ast.parse((_ROOT / folder / f"{name}.py").read_text()).body:
+  for node in ast.parse(file_of(folder, name).read_text()).body:
     if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [constant]:
       return ast.literal_eval(node.value)
   raise LookupError(f"{folder}/{name}.py states no {constant}")

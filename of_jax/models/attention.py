@@ -70,9 +70,9 @@ class KeyValueSink(nnx.Module):
 
 def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
            mask_Bx1xTxT: jax.Array | None, softmax: FromLogits, cap: float | None = None,
-           scale: float | None = None, drop: Callable[[jax.Array], jax.Array] | None = None
-           ) -> jax.Array:
-  """Causal attention with every step at hand, for what fused kernels do not offer.
+           scale: float | None = None, drop: Callable[[jax.Array], jax.Array] | None = None,
+           is_causal: bool = True) -> jax.Array:
+  """Attention with every step at hand, for what fused kernels do not offer.
 
   Args:
     k_BxSxGxK, v_BxSxGxK: G divides the H heads of the queries, consecutive ones share a key.
@@ -82,8 +82,10 @@ def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
     cap: c, logits become c tanh(logits / c) before the mask (Gemma 2).
     scale: multiplies q k^T, default 1 / sqrt(K).
     drop: dropout of the weights.
+    is_causal: whether a query sees no key behind it.
   """
-  weights_BxHxTxS = softmax(masked_logits(q_BxTxHxK, k_BxSxGxK, mask_Bx1xTxT, cap, scale))
+  weights_BxHxTxS = softmax(masked_logits(q_BxTxHxK, k_BxSxGxK, mask_Bx1xTxT, cap, scale,
+                                          is_causal=is_causal))
   if drop is not None:
     weights_BxHxTxS = drop(weights_BxHxTxS)
   v_BxSxHxK = jnp.repeat(v_BxSxGxK, q_BxTxHxK.shape[2] // v_BxSxGxK.shape[2], axis=2)
@@ -92,12 +94,12 @@ def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
 
 def masked_logits(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, mask_Bx1xTxT: jax.Array | None,
                   cap: float | None, scale: float | None, start: jax.Array | int = 0,
-                  steps: int | None = None) -> jax.Array:
+                  steps: int | None = None, is_causal: bool = True) -> jax.Array:
   """What the softmax reads, [batch, heads, queries, keys]; -inf where attention is not allowed.
 
   Args:
     q_BxTxHxK: all queries, or consecutive ones.
-    k_BxSxGxK, mask_Bx1xTxT, cap, scale: as in `attend`.
+    k_BxSxGxK, mask_Bx1xTxT, cap, scale, is_causal: as in `attend`.
     start: number of the first of these queries in its sequence.
     steps: queries of the sequence; default as many as these.
   """
@@ -110,7 +112,8 @@ def masked_logits(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, mask_Bx1xTxT: jax.
   logits_BxHxTxS *= head_dim ** -0.5 if scale is None else scale
   if cap is not None:
     logits_BxHxTxS = cap * jnp.tanh(logits_BxHxTxS / cap)
-  allowed = (start + jnp.arange(queries)[:, None] >= jnp.arange(steps))[None, None]
+  allowed = (start + jnp.arange(queries)[:, None] >= jnp.arange(steps) if is_causal
+             else jnp.ones((queries, steps), bool))[None, None]
   if mask_Bx1xTxT is not None:
     allowed = allowed & jax.lax.dynamic_slice_in_dim(mask_Bx1xTxT, start, queries, 2)
   extra = ((0, 0), (0, 0), (0, 0), (sources - steps, 0))
@@ -119,7 +122,7 @@ def masked_logits(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, mask_Bx1xTxT: jax.
 
 
 class Attention(nnx.Module):
-  """softmax(q k^T / sqrt(K) + causal mask) v, then an output projection.
+  """softmax(q k^T / sqrt(K) + mask) v, then an output projection; causal where the context is.
 
   What a config may change, each by its own field:
     kv_heads: fewer keys and values than queries, which share them in groups (Ainslie et al.
@@ -199,7 +202,8 @@ class Attention(nnx.Module):
                                 self.window, self.cap, self.scale)
     elif is_plain and self.cap is None and not self.has_sink and narrow:
       y_BxTxHxK = jax.nn.dot_product_attention(
-          q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask_Bx1xTxT, is_causal=True, scale=self.scale)
+          q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask_Bx1xTxT, is_causal=context.is_causal,
+          scale=self.scale)
     else:
       def softmax(logits_BxHxTxS: jax.Array) -> jax.Array:
         logits_BxHxTxS = context.at("attn_logits", logits_BxHxTxS)
@@ -207,14 +211,14 @@ class Attention(nnx.Module):
 
       y_BxTxHxK = attend(
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, softmax, self.cap, self.scale,
-          lambda weights: context.dropout(weights, self.dropout))
+          lambda weights: context.dropout(weights, self.dropout), context.is_causal)
     y_BxTxHxK = context.at_heads("attn_heads", self.gate(y_BxTxHxK, x_BxTxD, context))
     return context.linear("attn_output", "attn_heads", self.out, y_BxTxHxK)
 
   def _is_for_splash(self, context: Context) -> bool:
     """Whether the kernels compute this function: all of it is known but who is in a document."""
     is_known = context.mask_Bx1xTxT is None or context.documents_BxT is not None
-    return (self.softmax.is_plain and not self.has_sink and is_known
+    return (context.is_causal and self.softmax.is_plain and not self.has_sink and is_known
             and (self.window is None or self.full_every is None))
 
   def _probe_weights(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array,
@@ -222,7 +226,8 @@ class Attention(nnx.Module):
     steps = q_BxTxHxK.shape[1]
 
     def weigh(q: jax.Array, k: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-      logits = masked_logits(q, k, mask_Bx1xTxT, self.cap, self.scale, start, steps)
+      logits = masked_logits(q, k, mask_Bx1xTxT, self.cap, self.scale, start, steps,
+                             context.is_causal)
       return logits, self.softmax(logits)
 
     context.probe_attention(q_BxTxHxK, k_BxSxGxK, weigh)
@@ -237,7 +242,10 @@ class Attention(nnx.Module):
     if self.window is None:
       return context.mask_Bx1xTxT
     index_T = jnp.arange(steps)
-    near_TxT = index_T[:, None] - index_T < self.window
+    distance_TxT = index_T[:, None] - index_T
+    if not context.is_causal:
+      distance_TxT = jnp.abs(distance_TxT)
+    near_TxT = distance_TxT < self.window
     if self.full_every is not None:
       near_TxT |= jnp.asarray(context.layer) % self.full_every == 0
     near_1x1xTxT = near_TxT[None, None]

@@ -55,6 +55,7 @@ class Context:
     training: whether batch statistics act and running statistics are renewed.
     first_BxT: true for the tokens at position 0, or None for the first of every row.
     numerics: see Numerics; None, as in training, changes nothing.
+    is_causal: whether a token attends to itself and what is before it alone, or to all tokens.
     collected: site -> statistics.
   """
 
@@ -69,6 +70,7 @@ class Context:
   first_BxT: jax.Array | None = None
   documents_BxT: jax.Array | None = None
   numerics: Numerics | None = None
+  is_causal: bool = True
   collected: dict[str, Statistics] = dataclasses.field(default_factory=dict)
   _dropouts: int = 0
 
