@@ -1,20 +1,29 @@
-"""What a model's parts compute, once more in float64 NumPy, from the arrays at its probes.
+"""A model's parts once more in float64 NumPy, computed from the arrays at its probes.
 
-Written from the papers' formulas, one query at a time where attention is concerned. Norms are those
-of a fresh model, gains 1 and offsets 0.
+Written from the papers' formulas, one query at a time where attention is concerned. A new norm,
+block, MLP, softmax or gate gets one entry in NORMS, BLOCKS, MLPS, SOFTMAXES or GATES.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from of_jax.config import Config, ModelConfig
 
 Array = np.ndarray
+T = TypeVar("T")
 ATOL = 2e-5
+
+
+def oracle(table: Mapping[str, T], title: str, name: str) -> T:
+  """The entry of a variant in `title`, one of the tables below."""
+  if name not in table:
+    raise LookupError(f"`{name}` has no oracle: add one named {name} to {title} of "
+                      "tests/models/reference.py")
+  return table[name]
 
 
 def sigmoid(x: Array) -> Array:
@@ -26,31 +35,50 @@ def softmax(x: Array) -> Array:
   return x / x.sum(-1, keepdims=True)
 
 
-def norm(model: ModelConfig, x: Array, name: str = "") -> Array:
-  """The fresh norm `name`, default the model's, in evaluation."""
-  name = name or model.norm
-  if name == "none":
-    return x
-  if name == "dyt":
-    return np.tanh(model.dyt_alpha * x)
-  if name == "layer":
-    x = x - x.mean(-1, keepdims=True)
-    model = dataclasses.replace(model, norm_eps_placement="outside" if (
-        model.norm_eps_placement == "outside") else "inside")
-  mean_square = np.mean(x ** 2, -1, keepdims=True)
-  if name == "crms":
-    whole = np.concatenate([x, -x.sum(-1, keepdims=True)], -1)
-    mean_square = np.mean(whole ** 2, -1, keepdims=True)
-  if name == "power":
-    # The running mean square starts at 1.
-    return divide(model, divide(model, x, mean_square), np.ones(()))
-  return divide(model, x, mean_square)
-
-
-def divide(model: ModelConfig, x: Array, mean_square: Array) -> Array:
+def divide(model: ModelConfig, x: Array, mean_square: Any) -> Array:
   if model.norm_eps_placement == "inside":
     return x / np.sqrt(mean_square + model.norm_eps)
   return x / (np.sqrt(mean_square) + model.norm_eps)
+
+
+def rms(model: ModelConfig, x: Array) -> Array:
+  return divide(model, x, np.mean(x ** 2, -1, keepdims=True))
+
+
+def layer(model: ModelConfig, x: Array) -> Array:
+  """Without gain and offset; eps is inside the root unless all norms have it outside."""
+  placement = "outside" if model.norm_eps_placement == "outside" else "inside"
+  model = dataclasses.replace(model, norm_eps_placement=placement)
+  return rms(model, x - x.mean(-1, keepdims=True))
+
+
+def crms(model: ModelConfig, x: Array) -> Array:
+  """RMSNorm of the vector with its last neuron, without that."""
+  whole = np.concatenate([x, -x.sum(-1, keepdims=True)], -1)
+  assert np.allclose(whole.mean(-1), 0)
+  return rms(model, whole)[..., :-1]
+
+
+# Norm -> its output in evaluation. The mapping holds the norm's parameters by their names; one
+# that it does not hold has its value of a fresh model.
+NORMS: dict[str, Callable[[ModelConfig, Array, Mapping[str, Any]], Array]] = {
+    "none": lambda model, x, p: x,
+    "rms": lambda model, x, p: rms(model, x) * p.get("scale", 1),
+    "srms": lambda model, x, p: rms(model, x),
+    "ss": lambda model, x, p: rms(model, x) * p.get("scale", 1),
+    "crms": lambda model, x, p: crms(model, x),
+    "layer": lambda model, x, p: layer(model, x) * p.get("scale", 1) + p.get("bias", 0),
+    "dyt": lambda model, x, p: (np.tanh(p.get("alpha", model.dyt_alpha) * x) * p.get("scale", 1)
+                                + p.get("bias", 0)),
+    "power": lambda model, x, p: (
+        divide(model, rms(model, x), p.get("running_square", 1)) * p.get("scale", 1)
+        + p.get("bias", 0)),
+}
+
+
+def norm(model: ModelConfig, x: Array, name: str = "") -> Array:
+  """The fresh norm `name`, default the model's, in evaluation."""
+  return oracle(NORMS, "NORMS", name or model.norm)(model, x, {})
 
 
 def rotate(x_BxTxHxK: Array, theta: float, fraction: float) -> Array:
@@ -107,59 +135,139 @@ def same(a: Array, b: Array, what: str) -> None:
   np.testing.assert_allclose(a, b, rtol=0, atol=ATOL * max(1, np.abs(b).max()), err_msg=what)
 
 
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """One block's arrays, and what its formula is made of.
+
+  Attributes:
+    layer: its number, from 0.
+    params: its parameters.
+    x, h: the stream before attention and before the MLP.
+    a, m: the outputs of the two branches, norms and gains behind them included.
+  """
+
+  model: ModelConfig
+  layer: int
+  params: Any
+  x: Array
+  h: Array
+  a: Array
+  m: Array
+
+  def norm(self, x: Array, name: str = "") -> Array:
+    return norm(self.model, x, name)
+
+  def skip(self, x: Array) -> Array:
+    return x if self.model.skip_gain is None else self.model.skip_gain * x
+
+
+# attn_in, resid_mid, mlp_in and the next block's resid_pre.
+Expected = tuple[Array, Array, Array, Array]
+
+
+def pre(b: Block) -> Expected:
+  return b.norm(b.x), b.skip(b.x) + b.a, b.norm(b.h), b.skip(b.h) + b.m
+
+
+def post(b: Block) -> Expected:
+  return b.x, b.norm(b.skip(b.x) + b.a), b.h, b.norm(b.skip(b.h) + b.m)
+
+
+def post_released(b: Block) -> Expected:
+  x, h = b.norm(b.x), b.norm(b.h)
+  return x, b.skip(x) + b.a, h, b.skip(h) + b.m
+
+
+def without_norm(b: Block) -> Expected:
+  return b.x, b.skip(b.x) + b.a, b.h, b.skip(b.h) + b.m
+
+
+def mix(b: Block) -> Expected:
+  return (post if b.layer < math.floor(b.model.mix_alpha * b.model.depth + 1e-9) else pre)(b)
+
+
+def deepnorm(b: Block) -> Expected:
+  alpha = (2 * b.model.depth) ** 0.25
+  return (b.x, b.norm(alpha * b.skip(b.x) + b.a), b.h, b.norm(alpha * b.skip(b.h) + b.m))
+
+
+def layernorm_scaling(b: Block) -> Expected:
+  root = math.sqrt(b.layer + 1)
+  return b.norm(b.x) / root, b.skip(b.x) + b.a, b.norm(b.h) / root, b.skip(b.h) + b.m
+
+
+def parallel(b: Block) -> Expected:
+  return b.norm(b.x), b.x, b.norm(b.x), b.skip(b.x) + b.a + b.m
+
+
+def gated(b: Block) -> Expected:
+  return (gated_norm(b.model, b.params["attention_norm"], b.x), b.skip(b.x) + b.a,
+          gated_norm(b.model, b.params["mlp_norm"], b.h), b.skip(b.h) + b.m)
+
+
+def outlier_protected(b: Block) -> Expected:
+  has_norm = b.model.first_attention_norm and b.layer == 0
+  alpha = b.model.mlp_input_scale
+  assert alpha is not None
+  return (b.norm(b.x, "layer") if has_norm else b.x, b.skip(b.x) + b.a, alpha * b.h,
+          b.skip(b.h) + b.m)
+
+
+BLOCKS: dict[str, Callable[[Block], Expected]] = {
+    "pre": pre, "nap": pre, "peri": pre, "post": post, "post_released": post_released,
+    "output": without_norm, "residual_scaled": without_norm, "mix": mix, "deepnorm": deepnorm,
+    "layernorm_scaling": layernorm_scaling, "parallel": parallel, "parallel_two_norms": parallel,
+    "gated_norm": gated, "op": outlier_protected,
+}
+# Blocks whose branches end in a norm, before their gain.
+BRANCHES_END_IN_NORM = ("peri", "output")
+
+
 def check_block(config: Config, params: Any, sites: dict[str, Array]) -> None:
   """What each half reads, and the stream behind it, from the stream and the branches."""
   model = config.model
-  for layer in range(model.depth):
-    at, block = double(sites, layer), model.block
-    x, h, a, m = (at[s] for s in ("resid_pre", "resid_mid", "attn_out", "mlp_out"))
-
-    def n(x: Array) -> Array:
-      return norm(model, x)
-
-    def s(x: Array) -> Array:
-      return x if model.skip_gain is None else model.skip_gain * x
-
-    if block == "mix":
-      block = "post" if layer < math.floor(model.mix_alpha * model.depth + 1e-9) else "pre"
-    if block in ("pre", "nap", "peri"):
-      expected = n(x), s(x) + a, n(h), s(h) + m
-    elif block == "post":
-      expected = x, n(s(x) + a), h, n(s(h) + m)
-    elif block == "post_released":
-      expected = n(x), s(n(x)) + a, n(h), s(n(h)) + m
-    elif block == "output":
-      expected = x, s(x) + a, h, s(h) + m
-    elif block == "deepnorm":
-      alpha = (2 * model.depth) ** 0.25
-      expected = x, n(alpha * s(x) + a), h, n(alpha * s(h) + m)
-    elif block == "layernorm_scaling":
-      expected = n(x) / math.sqrt(layer + 1), s(x) + a, n(h) / math.sqrt(layer + 1), s(h) + m
-    elif block in ("parallel", "parallel_two_norms"):
-      expected = n(x), x, n(x), s(x) + a + m
-    elif block == "residual_scaled":
-      expected = x, s(x) + a, h, s(h) + m
-    elif block == "gated_norm":
-      p = layer_params(params, layer)
-      expected = (gated_norm(model, p["attention_norm"], x), s(x) + a,
-                  gated_norm(model, p["mlp_norm"], h), s(h) + m)
-    else:
-      assert block == "op", f"no formula for {block}"
-      first = model.first_attention_norm and layer == 0
-      expected = (norm(model, x, "layer") if first else x, s(x) + a, model.mlp_input_scale * h,
-                  s(h) + m)
-    what = f"{block}, block {layer}: "
+  for index in range(model.depth):
+    at = double(sites, index)
+    expected = oracle(BLOCKS, "BLOCKS", model.block)(Block(
+        model, index, layer_params(params, index), at["resid_pre"], at["resid_mid"],
+        at["attn_out"], at["mlp_out"]))
+    what = f"{model.block}, block {index}: "
     same(at["attn_in"], expected[0], what + "attn_in")
-    same(h, expected[1], what + "resid_mid")
+    same(at["resid_mid"], expected[1], what + "resid_mid")
     same(at["mlp_in"], expected[2], what + "mlp_in")
-    if layer + 1 < model.depth:
-      same(sites["resid_pre"][layer + 1].astype(np.float64), expected[3], what + "stream")
+    if index + 1 < model.depth:
+      same(sites["resid_pre"][index + 1].astype(np.float64), expected[3], what + "stream")
 
 
 def gated_norm(model: ModelConfig, p: Any, x: Array) -> Array:
   normed = norm(model, p["affine"] * x)
   down = normed @ p["down"]["kernel"]
   return normed * sigmoid(down * sigmoid(down) @ p["up"]["kernel"])
+
+
+SOFTMAXES: dict[str, Callable[[ModelConfig, Array], Array]] = {
+    "plain": lambda model, logits: softmax(logits),
+    "clipped": lambda model, logits: np.clip(
+        (model.softmax_zeta - (model.softmax_gamma or 0)) * softmax(logits)
+        + (model.softmax_gamma or 0), 0, 1),
+}
+
+
+def gate_heads(y_BxTxHxK: Array, x_BxTxD: Array, p: Any) -> Array:
+  gated, size = np.empty_like(y_BxTxHxK), y_BxTxHxK.shape[-1]
+  for b, t, head in np.ndindex(y_BxTxHxK.shape[:3]):
+    own = x_BxTxD[b, t, head * size:][:size]
+    logit = own @ p["kernel"][head] + p["bias"][head]
+    gated[b, t, head] = y_BxTxHxK[b, t, head] * sigmoid(logit)
+  return gated
+
+
+# Gate -> gated heads, from the heads, what attention reads and the gate's parameters.
+GATES: dict[str, Callable[[Array, Array, Any], Array]] = {
+    "none": lambda y, x, p: y,
+    "head": gate_heads,
+    "element": lambda y, x, p: y * sigmoid(np.einsum("btd,dhk->bthk", x, p["linear"]["kernel"])),
+}
 
 
 def check_attention(config: Config, params: Any, sites: dict[str, Array]) -> None:
@@ -201,11 +309,7 @@ def check_attention(config: Config, params: Any, sites: dict[str, Array]) -> Non
         values = np.vstack([values, p["sink"]["value"][group]])
       weights = weigh(model, keys @ q[b, t, head] * scale)
       y[b, t, head] = weights @ values
-      if model.attention_gate == "head":
-        own = x[b, t, head * head_dim:][:head_dim]
-        y[b, t, head] *= sigmoid(own @ p["gate"]["kernel"][head] + p["gate"]["bias"][head])
-    if model.attention_gate == "element":
-      y = y * sigmoid(np.einsum("btd,dhk->bthk", x, p["gate"]["linear"]["kernel"]))
+    y = oracle(GATES, "GATES", model.attention_gate)(y, x, p.get("gate"))
     out = np.einsum("bthk,hkd->btd", y, matrix(p["out"], 2))
     same(at["attn_out"], finished(model, out, model.beta_attention, block_p.get("attention_gain")),
          f"attn_out {layer}")
@@ -215,17 +319,13 @@ def weigh(model: ModelConfig, logits: Array) -> Array:
   """One query's weights from its logits."""
   if model.attention_cap is not None:
     logits = model.attention_cap * np.tanh(logits / model.attention_cap)
-  weights = softmax(logits)
-  if model.attention_softmax == "clipped":
-    zeta, gamma = model.softmax_zeta, model.softmax_gamma
-    weights = np.clip((zeta - gamma) * weights + gamma, 0, 1)
-  return weights
+  return oracle(SOFTMAXES, "SOFTMAXES", model.attention_softmax)(model, logits)
 
 
 def check_mlp(config: Config, params: Any, sites: dict[str, Array]) -> None:
   """mlp_hidden and mlp_out, from mlp_in."""
   model = config.model
-  activation, gated = MLPS[model.mlp]
+  activation, gated = oracle(MLPS, "MLPS", model.mlp)
   for layer in range(model.depth):
     at, block_p = double(sites, layer), layer_params(params, layer)
     p, x = block_p["mlp"], at["mlp_in"]
@@ -251,7 +351,7 @@ def matrix(p: Any, inputs: int) -> Array:
 
 def finished(model: ModelConfig, y: Array, gain: float | None, trained: Any) -> Array:
   """A branch's output behind its norm, where the block has one there, and its gain."""
-  if model.block in ("peri", "output"):
+  if model.block in BRANCHES_END_IN_NORM:
     y = norm(model, y)
   if trained:
     return y * trained["value"]

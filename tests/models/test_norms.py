@@ -1,5 +1,7 @@
 """Every norm against its formula in NumPy float64, and the properties that its paper states."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,60 +17,37 @@ from of_jax.models.functional import build_network, named_leaves
 from of_jax.models.norms import Norm, make_norm
 from of_jax.models.norms.power import Settings, normalise_in_training
 from of_jax.models.probe import Context
+from tests.models import reference
 
 MakeConfig = Callable[..., Config]
 WIDTH, EPS = 32, 0.1
-NAMES = variants.names("models/norms")
+# A norm without an oracle fails in tests/test_completeness.py alone.
+NAMES = tuple(name for name in variants.names("models/norms") if name in reference.NORMS)
 GAIN, OFFSET = np.linspace(1, 2, WIDTH), np.linspace(-1, 1, WIDTH)
-RUNNING_SQUARE = np.linspace(0.5, 3, WIDTH)
+# Parameter -> its value in these tests, away from its start; any other is GAIN or 0.3.
+VALUES = {"bias": OFFSET, "running_square": np.linspace(0.5, 3, WIDTH)}
 EVALUATION = Context(jnp.zeros((1, 1), jnp.int32))
 
 
-def divide(x: np.ndarray, mean_square: np.ndarray, inside: bool) -> np.ndarray:
-  return x / (np.sqrt(mean_square + EPS) if inside else np.sqrt(mean_square) + EPS)
-
-
-def rms(x: np.ndarray, inside: bool) -> np.ndarray:
-  return divide(x, np.mean(x ** 2, -1, keepdims=True), inside)
-
-
-def crms(x: np.ndarray, inside: bool) -> np.ndarray:
-  """RMSNorm of the vector with its last neuron, without that."""
-  whole = np.concatenate([x, -x.sum(-1, keepdims=True)], -1)
-  assert np.allclose(whole.mean(-1), 0)
-  return rms(whole, inside)[..., :-1]
-
-
-FORMULAS: dict[str, Callable[[np.ndarray, bool], np.ndarray]] = {
-    "layer": lambda x, inside: rms(x - x.mean(-1, keepdims=True), inside) * GAIN + OFFSET,
-    "rms": lambda x, inside: rms(x, inside) * GAIN,
-    "srms": rms,
-    "ss": lambda x, inside: rms(x, inside) * 1.7,
-    "crms": crms,
-    "dyt": lambda x, inside: np.tanh(0.3 * x) * GAIN + OFFSET,
-    "power": lambda x, inside: divide(rms(x, inside), RUNNING_SQUARE, inside) * GAIN + OFFSET,
-    "none": lambda x, inside: x,
-}
+def parameters_of(norm: Norm) -> dict[str, nnx.Param[jax.Array]]:
+  return {name: value for name, value in vars(norm).items() if isinstance(value, nnx.Param)}
 
 
 def norms(model: ModelConfig) -> dict[str, Norm]:
   """Every norm, its parameters away from their start."""
   made = {name: make_norm(name, nnx.Rngs(0), model) for name in NAMES}
-  for name, norm in made.items():
-    values = {"scale": np.float32(1.7) if name == "ss" else GAIN, "bias": OFFSET, "alpha": 0.3,
-              "running_square": RUNNING_SQUARE}
-    for parameter, value in values.items():
-      if hasattr(norm, parameter):
-        getattr(norm, parameter)[...] = value
+  for norm in made.values():
+    for name, parameter in parameters_of(norm).items():
+      parameter[...] = VALUES.get(name, GAIN) if parameter.ndim else 0.3
   return made
 
 
 @pytest.mark.parametrize("inside", (True, False))
 def test_norms_are_their_formulas(inside: bool, make_config: MakeConfig) -> None:
   """In float32 to its rounding; in bfloat16 to the rounding of the result alone."""
-  made = norms(make_config(model__norm_eps=EPS,
-                           model__norm_eps_placement="inside" if inside else "outside").model)
-  assert made.keys() == FORMULAS.keys()
+  model = make_config(model__norm_eps=EPS,
+                      model__norm_eps_placement="inside" if inside else "outside").model
+  made = norms(model)
   x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3, WIDTH)) * 3 + 1, jnp.float32)
 
   @jax.jit
@@ -80,31 +59,44 @@ def test_norms_are_their_formulas(inside: bool, make_config: MakeConfig) -> None
             at_zero)
 
   single, half, at_zero = run(x)
-  for name, formula in FORMULAS.items():
-    expected = formula(np.float64(x), inside)
+  for name, norm in made.items():
+    parameters = {of: np.float64(value[...]) for of, value in parameters_of(norm).items()}
+    formula = functools.partial(reference.NORMS[name], model, p=parameters)
+    expected = formula(np.float64(x))
     np.testing.assert_allclose(single[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
     assert single[name].dtype == jnp.float32 and half[name].dtype == jnp.bfloat16
-    expected = formula(np.float64(x.astype(jnp.bfloat16)), inside)
+    expected = formula(np.float64(x.astype(jnp.bfloat16)))
     np.testing.assert_allclose(np.float64(half[name]), expected, rtol=2 ** -8, atol=1e-5,
                                err_msg=name)
     assert np.all(np.isfinite(at_zero[name])), name
 
 
 def test_properties(make_config: MakeConfig) -> None:
-  """RMSNorms forget the scale, LayerNorm the mean too, DyT's output is bounded."""
+  """RMSNorms forget the scale, LayerNorm the mean too, DyT's output is bounded; any other norm
+  forgets what its oracle does, and in training reads other tokens only where it says so."""
   model = make_config(model__norm_eps=0).model
   made = {name: make_norm(name, nnx.Rngs(0), model) for name in NAMES}
   x = np.random.default_rng(0).standard_normal((8, WIDTH)).astype(np.float32) + 0.5
 
-  @jax.jit
-  def run(x: jax.Array) -> dict[str, jax.Array]:
-    return {name: norm(x, EVALUATION) for name, norm in made.items()}
+  def forgets(function: Callable[[np.ndarray], np.ndarray], changed: np.ndarray) -> bool:
+    return bool(np.abs(function(changed) - function(x)).max() < 1e-5)
 
-  plain, scaled, shifted = run(x), run(1000 * x), run(x + 3)
-  for name in NAMES:
-    invariant = name in ("rms", "srms", "ss", "crms", "layer", "power")
-    assert (np.abs(scaled[name] - plain[name]).max() < 1e-5) == invariant, name
-    assert (np.abs(shifted[name] - plain[name]).max() < 1e-5) == (name == "layer"), name
+  @jax.jit
+  def run(x: jax.Array) -> Any:
+    training = dataclasses.replace(EVALUATION, training=True)
+    return [{name: norm(x, context) for name, norm in made.items()}
+            for context in (EVALUATION, training)]
+
+  plain, in_training = run(x)
+  others_changed = run(np.concatenate([x[:1], x[1:, ::-1]]))[1]
+  for name, norm in made.items():
+    for changed, known in ((1000 * x, ("rms", "srms", "ss", "crms", "layer", "power")),
+                           (x + 3, ("layer",))):
+      does, should = (forgets(function, changed) for function in (
+          lambda x: run(x)[0][name], lambda x: reference.NORMS[name](model, x, {})))
+      assert does == should and (does or name not in known), name
+    same = np.array_equal(others_changed[name][0], in_training[name][0])
+    assert same == norm.causal_in_training, name
   np.testing.assert_allclose(np.mean(plain["layer"], -1), 0, atol=1e-6)
   np.testing.assert_allclose(np.std(plain["layer"], -1), 1, rtol=1e-5)
   for name in ("rms", "srms", "ss"):
@@ -112,7 +104,27 @@ def test_properties(make_config: MakeConfig) -> None:
   bounded = norms(make_config().model)["dyt"](1e30 * x, EVALUATION)
   np.testing.assert_allclose(np.abs(bounded - OFFSET), np.broadcast_to(GAIN, x.shape), rtol=1e-6)
   assert not jax.tree.leaves([nnx.state(made[n], nnx.Param) for n in ("srms", "crms", "none")])
-  assert [name for name, norm in made.items() if not norm.causal_in_training] == ["power"]
+
+
+def test_running_statistics_are_renewed_once_a_step_wherever_they_stand(
+    make_config: MakeConfig) -> None:
+  """Over queries, keys and hidden units too: their gradient is their new value."""
+  network = build_network(make_config(model__norm="power", model__qk_norm="power",
+                                      model__mlp_norm="power", model__depth=2))
+  params = jax.jit(network.init)(jax.random.key(0))
+  tokens = np.random.default_rng(0).integers(1, 64, (2, 16))
+
+  @jax.jit
+  def renewed(params: Any) -> Any:
+    return jax.grad(lambda params: jnp.sum(
+        network.apply(params, tokens, training=True)[0][0] ** 2))(params)
+
+  steps = {name: leaf for name, leaf in named_leaves(renewed(params)).items()
+           if name.endswith("running_steps")}
+  assert {name.split("/")[-2] for name in steps} == {
+      "attention_norm", "query_norm", "key_norm", "mlp_norm", "norm"}
+  for name, leaf in steps.items():
+    np.testing.assert_array_equal(leaf, 1, err_msg=name)
 
 
 def power_norm_step(x: np.ndarray, gradient: np.ndarray, running: dict[str, np.ndarray],
@@ -120,12 +132,16 @@ def power_norm_step(x: np.ndarray, gradient: np.ndarray, running: dict[str, np.n
   """z, dL/dx and the new running values of one training step, token by token in float64."""
   step = running["steps"] + 1
   square = np.mean(x ** 2, (0, 1))
-  z = divide(x, square if step <= warmup else running["square"], inside)
+
+  def divide(x: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
+    return x / (np.sqrt(mean_square + EPS) if inside else np.sqrt(mean_square) + EPS)
+
+  z = divide(x, square if step <= warmup else running["square"])
   corrected = gradient - (1 - decay) * running["gradient"] * z
   averaged = running["square"]
   if step < warmup:
     averaged = averaged * (step - 1) / step + square / step
-  return z, divide(corrected, square, inside), {
+  return z, divide(corrected, square), {
       "square": decay * averaged + (1 - decay) * square,
       "gradient": running["gradient"] + np.mean(corrected * z, (0, 1)), "steps": step}
 
