@@ -19,7 +19,7 @@ from of_jax.analysis.runs import Run
 from of_jax.claims import study_record
 from of_jax.errors import UserError
 from of_jax.report import page, panel_plots, panels, plots, terminal
-from of_jax.storage import remote
+from of_jax.storage import remote, run_directory
 
 PAGE = "report.html"
 TIMELINE = "timeline"
@@ -48,7 +48,7 @@ def write(root: pathlib.Path, console: Console) -> pathlib.Path:
   if study is not None:
     study_record.write(root, study)
   path = root / PAGE
-  study_record.replace_text(path, text)
+  run_directory.replace_text(path, text)
   terminal.print_runs(console, runs)
   if study is not None:
     terminal.print_claims(console, study["claims"])

@@ -16,13 +16,14 @@ one. Each leaves what it would leave alone.
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 from rich.console import Console
@@ -72,10 +73,15 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   """Trains what is not finished, then judges and reports. See the module's docstring.
 
   Args:
+    study: its name.
+    scale_name: one of its scales.
+    root: the study's folder; made if it does not exist.
+    corpus: replaces data.corpus where not empty.
     train: trains or resumes one run; default of_jax.train.train.
+    analyse: leaves an analysis of a run in its directory; default `analyse_run`.
+    console: takes the lines for people; default the terminal.
     vectorise: how many runs may be trained together.
     together: trains or resumes several; default of_jax.sweep.trainer.train_together.
-    analyse: leaves an analysis of a run in its directory; default `analyse_run`.
 
   Raises:
     UserError: a bad declaration or override, or a `root` that holds something else. Nothing
@@ -85,68 +91,123 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   console = console or terminal.console()
   scale = studies.load(study, scale_name)
   planned = plan(scale, corpus)
-  previous = _check_root(root, study, scale_name, planned)
-  train = train or _trainer()
+  record = _Record(study, scale_name, root, scale, planned, corpus,
+                   _check_root(root, study, scale_name, planned))
+  worker = _Worker(record, console, train or _trainer(), together, analyse or analyse_run)
   root.mkdir(parents=True, exist_ok=True)
-  settings = [*((("data.corpus", corpus),) if corpus else ()), *cli.overrides()]
-
-  loaded: dict[str, Run] = {}
-
-  def write() -> None:
-    # A finished run does not change: it is read once.
-    open_runs = [n for n in planned if n not in loaded or not loaded[n].finished]
-    loaded.update(study_record.load_runs(root, open_runs))
-    runs = {n: loaded[n] for n in planned if n in loaded}
-    study_record.write(root, {
-        "study": study, "scale": scale_name,
-        "claims": study_record.judge(scale.claims, runs, previous),
-        "runs": study_record.describe_runs(planned, runs),
-        "overrides": {path: text for path, text in settings},
-        "paper_setup": dict(scale.paper), "command": _command()})
-
-  write()
-  numbers = {name: number for number, name in enumerate(planned, 1)}
-  left = dict(planned)
-
-  def say(name: str, how: str = "") -> None:
-    console.print(f"run {numbers[name]} of {len(planned)}: {name}{how}", style="bold",
-                  highlight=False)
-
-  while left:
+  record.write()
+  while worker.left:
     waiting = True
-    for names in members.groups(left, vectorise):
-      with contextlib.ExitStack() as held:
-        ours = [name for name in names
-                if held.enter_context(run_directory.claimed(root, name))]
-        done = [name for name in names if (root / name / DONE).exists()]
-        for name in names:
-          if name in ours or name in done:
-            waiting = False
-            del left[name]
-            say(name, " (finished before, or by another worker)" if name in done else "")
-        unfinished = {root / name: planned[name] for name in ours if name not in done}
-        try:
-          if len(unfinished) > 1:
-            (together or _together())(unfinished)
-          for path, config in unfinished.items() if len(unfinished) == 1 else ():
-            train(config, path)
-        except UserError:
-          _forget(root, planned, previous)
-          raise
-        missing = [(name, a) for name in ours for a in scale.analyses
-                   if not (root / name / f"{a}.json").exists()]
-        for name, analysis in missing:
-          console.print(f"  {analysis} of the checkpoints of {name}", highlight=False)
-          (analyse or analyse_run)(root / name, analysis)
-      if missing or unfinished:
-        write()
-    if left and waiting:
+    for names in members.groups(worker.left, vectorise):
+      if worker.take(names):
+        waiting = False
+    if worker.left and waiting:
       time.sleep(_SECONDS_BETWEEN_LOOKS)
-  write()
+  record.write()
   page = report.write(root, console)
   console.print(f"wall time of this command: {terminal.duration(time.time() - started)}",
                 highlight=False)
   print(page)
+
+
+@dataclasses.dataclass
+class _Record:
+  """A study's study.json, written anew as runs finish.
+
+  Attributes:
+    planned: every run's resolved config by name.
+    corpus: what replaces data.corpus, or "".
+    previous: the study.json that the folder had at the start, if any.
+    loaded: the runs as read last.
+  """
+
+  study: str
+  scale_name: str
+  root: pathlib.Path
+  scale: studies.Scale
+  planned: Mapping[str, Config]
+  corpus: str
+  previous: Mapping[str, object] | None
+  loaded: dict[str, Run] = dataclasses.field(default_factory=dict)
+
+  def write(self) -> None:
+    """Reads the runs that were not finished before, judges the claims and writes study.json."""
+    # A finished run does not change: it is read once.
+    open_runs = [n for n in self.planned if n not in self.loaded or not self.loaded[n].finished]
+    self.loaded.update(study_record.load_runs(self.root, open_runs))
+    runs = {n: self.loaded[n] for n in self.planned if n in self.loaded}
+    settings = [*((("data.corpus", self.corpus),) if self.corpus else ()), *cli.overrides()]
+    study_record.write(self.root, {
+        "study": self.study, "scale": self.scale_name,
+        "claims": study_record.judge(self.scale.claims, runs, self.previous),
+        "runs": study_record.describe_runs(self.planned, runs),
+        "overrides": {path: text for path, text in settings},
+        "paper_setup": dict(self.scale.paper), "command": _command()})
+
+
+class _Worker:
+  """One of the processes that share a study's runs.
+
+  Attributes:
+    left: config by name of the runs that this worker has neither trained nor seen finished.
+  """
+
+  def __init__(self, record: _Record, console: Console, train: Train,
+               together: TrainTogether | None, analyse: Analyse):
+    self.left = dict(record.planned)
+    self._record, self._console = record, console
+    self._train, self._together, self._analyse = train, together, analyse
+    self._numbers = {name: number for number, name in enumerate(record.planned, 1)}
+
+  def take(self, names: Sequence[str]) -> bool:
+    """Trains and analyses those runs of one group that no other worker holds.
+
+    Returns:
+      Whether there was any, or one that is finished; else other workers hold them all.
+    """
+    root, took = self._record.root, False
+    with contextlib.ExitStack() as held:
+      ours = [name for name in names
+              if held.enter_context(run_directory.claimed(root, name))]
+      done = [name for name in names if (root / name / DONE).exists()]
+      for name in names:
+        if name in ours or name in done:
+          took = True
+          del self.left[name]
+          self._say(name, " (finished before, or by another worker)" if name in done else "")
+      trained = self._train_runs([name for name in ours if name not in done])
+      analysed = self._analyse_runs(ours)
+    if analysed or trained:
+      self._record.write()
+    return took
+
+  def _say(self, name: str, how: str) -> None:
+    self._console.print(f"run {self._numbers[name]} of {len(self._numbers)}: {name}{how}",
+                        style="bold", highlight=False)
+
+  def _train_runs(self, names: Sequence[str]) -> bool:
+    """Trains these runs, several of them in one program; says whether there was any."""
+    record = self._record
+    unfinished = {record.root / name: record.planned[name] for name in names}
+    try:
+      if len(unfinished) > 1:
+        (self._together or _together())(unfinished)
+      for path, config in unfinished.items() if len(unfinished) == 1 else ():
+        self._train(config, path)
+    except UserError:
+      _forget(record.root, record.planned, record.previous)
+      raise
+    return bool(unfinished)
+
+  def _analyse_runs(self, names: Sequence[str]) -> bool:
+    """Makes the analyses that these runs lack; says whether there was any."""
+    root = self._record.root
+    missing = [(name, a) for name in names for a in self._record.scale.analyses
+               if not (root / name / f"{a}.json").exists()]
+    for name, analysis in missing:
+      self._console.print(f"  {analysis} of the checkpoints of {name}", highlight=False)
+      self._analyse(root / name, analysis)
+    return bool(missing)
 
 
 def list_runs(study: str, scale_name: str, root: pathlib.Path | None, corpus: str = "",

@@ -21,7 +21,7 @@ ROOMS = {
     "optim": {"errors", "variants", "xla", "config"},
     "telemetry": {"errors", "variants", "xla", "config"},
     "quantise": {"errors", "xla", "config", "models", "objectives"},
-    "interop": {"errors", "variants", "config", "models", "data"},
+    "interop": {"errors", "variants", "config", "storage", "models", "data"},
     "cost_model": {"errors"},
 }
 _CORE = {*ROOMS}

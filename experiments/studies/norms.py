@@ -51,36 +51,56 @@ def _name(variant: str, seed: int) -> str:
   return f"{variant}_seed{seed}"
 
 
+def _each(seeds: Sequence[int]) -> str:
+  return f"for every one of the seeds {', '.join(map(str, seeds))}"
+
+
+def _pairs(seeds: Sequence[int], *of: tuple[str, str]) -> list[tuple[str, str]]:
+  """Run names of each (variant, variant) at each seed."""
+  return [(_name(a, s), _name(b, s)) for a, b in of for s in seeds]
+
+
+def _peak(what: str) -> str:
+  return f"the largest {what} over layers (stream entering each block) and logged steps"
+
+
 def _claims(seeds: Sequence[int]) -> list[Claim]:
-  each = f"for every one of the seeds {', '.join(map(str, seeds))}"
+  return [*_growth_claims(seeds), *_remedy_claims(seeds), *_size_claims(seeds),
+          _gated_norm_claim(seeds)]
 
-  def pairs(*of: tuple[str, str]) -> list[tuple[str, str]]:
-    return [(_name(a, s), _name(b, s)) for a, b in of for s in seeds]
 
-  def peak(what: str) -> str:
-    return f"the largest {what} over layers (stream entering each block) and logged steps"
-
+def _growth_claims(seeds: Sequence[int]) -> list[Claim]:
+  """Claims on where outlier features grow."""
+  each = _each(seeds)
   return [
       Claim(
           "every_norm", "Pre-Norm grows outlier features with any norm, and with no norm at all "
           "(op) there are few.",
           "Section 3, Figure 2: they emerge with LayerNorm, RMSNorm and SRMSNorm alike, so neither "
           "gains nor centring cause them; OP lowers peak kurtosis by orders of magnitude.",
-          f"Peak kurtosis: {peak('kurtosis')}. Reproduced if, {each}, that of pre, pre_layer and "
+          f"Peak kurtosis: {_peak('kurtosis')}. Reproduced if, {each}, that of pre, pre_layer and "
           f"pre_srms is each more than 3 times that of op. {_OPEN}",
           rules.smaller_peaks(
-              pairs(*(("op", v) for v in ("pre", "pre_layer", "pre_srms"))), "op", factor=3)),
+              _pairs(seeds, *(("op", v) for v in ("pre", "pre_layer", "pre_srms"))), "op",
+              factor=3)),
       Claim(
           "post", "Post-Norm grows outlier features too.",
           "Section 3: they emerge in all Pre- and Post-Norm variants.",
           f"Reproduced if, {each}, the peak kurtosis of post is more than 2 times that of op. "
           f"{_OPEN}",
-          rules.smaller_peaks(pairs(("op", "post")), "op", factor=2)),
+          rules.smaller_peaks(_pairs(seeds, ("op", "post")), "op", factor=2)),
+  ]
+
+
+def _remedy_claims(seeds: Sequence[int]) -> list[Claim]:
+  """Claims on what the paper lowers outlier features with."""
+  each = _each(seeds)
+  return [
       Claim(
           "qk_norm", "QK-norm alone lowers outlier features.",
           "Section 5 and Table 4: with QK-norm only, Pre-LN's peak kurtosis is below 10.",
           f"Reproduced if, {each}, the peak kurtosis of pre_qk_norm is below that of pre. {_OPEN}",
-          rules.smaller_peaks(pairs(("pre_qk_norm", "pre")), "pre with QK-norm")),
+          rules.smaller_peaks(_pairs(seeds, ("pre_qk_norm", "pre")), "pre with QK-norm")),
       Claim(
           "down_scaled",
           "Down-scaled residuals lower outlier features, and op lowers them further.",
@@ -89,29 +109,40 @@ def _claims(seeds: Sequence[int]) -> list[Claim]:
           f"Reproduced if, {each}, the peak kurtosis of pre_down_scaled is below that of pre and "
           f"that of op below that of pre_down_scaled. {_OPEN}",
           rules.smaller_peaks(
-              pairs(("pre_down_scaled", "pre"), ("op", "pre_down_scaled")),
+              _pairs(seeds, ("pre_down_scaled", "pre"), ("op", "pre_down_scaled")),
               "the more regulated block")),
+  ]
+
+
+def _size_claims(seeds: Sequence[int]) -> list[Claim]:
+  """Claims on how large the stream's activations become."""
+  each = _each(seeds)
+  return [
       Claim(
           "peri", "Peri-LN keeps the stream's activations smaller than Pre-LN.",
           "Kim et al. 2025 (2502.02732), abstract: activations are massive in Pre-LN and moderate "
           "in Peri-LN, at 400M to 3.2B parameters.",
-          f"Reproduced if, {each}, {peak('max |x|')} of peri is below that of pre. {_OPEN}",
-          rules.smaller_peaks(pairs(("peri", "pre")), "peri", metric="max_abs")),
+          f"Reproduced if, {each}, {_peak('max |x|')} of peri is below that of pre. {_OPEN}",
+          rules.smaller_peaks(_pairs(seeds, ("peri", "pre")), "peri", metric="max_abs")),
       Claim(
           "layernorm_scaling", "Scaling the norm by 1 / sqrt(layer) keeps the stream smaller.",
           "Sun et al. 2025 (2502.05795), abstract: it mitigates the growth of the output variance "
           "over depth that Pre-LN has.",
-          f"Reproduced if, {each}, {peak('RMS')} of layernorm_scaling is below that of pre. "
+          f"Reproduced if, {each}, {_peak('RMS')} of layernorm_scaling is below that of pre. "
           f"{_OPEN}",
-          rules.smaller_peaks(pairs(("layernorm_scaling", "pre")), "layernorm_scaling",
+          rules.smaller_peaks(_pairs(seeds, ("layernorm_scaling", "pre")), "layernorm_scaling",
                                metric="rms")),
-      Claim(
-          "gated_norm", "Gates behind the norm lower outlier features.",
-          "\"A Unified View of Attention and Residual Sinks\" (2601.22966), abstract: outliers "
-          "serve the norm to rescale the rest; gates do this in their place.",
-          f"Reproduced if, {each}, the peak kurtosis of gated_norm is below that of pre. {_OPEN}",
-          rules.smaller_peaks(pairs(("gated_norm", "pre")), "gated_norm")),
   ]
+
+
+def _gated_norm_claim(seeds: Sequence[int]) -> Claim:
+  return Claim(
+      "gated_norm", "Gates behind the norm lower outlier features.",
+      "\"A Unified View of Attention and Residual Sinks\" (2601.22966), abstract: outliers "
+      "serve the norm to rescale the rest; gates do this in their place.",
+      f"Reproduced if, {_each(seeds)}, the peak kurtosis of gated_norm is below that of pre. "
+      f"{_OPEN}",
+      rules.smaller_peaks(_pairs(seeds, ("gated_norm", "pre")), "gated_norm"))
 
 
 def _scale(config: str, common: Overrides, seeds: Sequence[int]) -> Scale:

@@ -4,7 +4,6 @@ Leaves: one object that says what was claimed, by which rule, and what came out.
 It is written before the first run, so that the rules are on disk before any number is.
 """
 
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -120,10 +119,3 @@ def read(root: pathlib.Path) -> dict[str, Any] | None:
 def write(root: pathlib.Path, value: Mapping[str, Any]) -> None:
   """Writes study.json whole or not at all."""
   write_json(root / STUDY, value)
-
-
-def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file through a temporary neighbour, so that a reader never sees half of it."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)

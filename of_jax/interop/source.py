@@ -12,6 +12,7 @@ from of_jax.config import Config, DataConfig, ModelConfig, TrainConfig, resolve
 from of_jax.errors import UserError
 from of_jax.interop.families import Family
 from of_jax.interop.tensors import Tensors
+from of_jax.storage.run_directory import replace_text
 
 if TYPE_CHECKING:
   from tokenizers import Tokenizer
@@ -64,7 +65,5 @@ class Source:
     path = Path(cache_dir).expanduser() / "tokenizers" / f"{name}.json"
     if not path.is_file():
       path.parent.mkdir(parents=True, exist_ok=True)
-      temporary = path.with_suffix(".part")
-      temporary.write_text(text, encoding="utf-8")
-      temporary.replace(path)
+      replace_text(path, text)
     return path

@@ -33,7 +33,7 @@ CLAIMS = ".claims"
 
 
 def plain(value: Any) -> Any:
-  """`value` as JSON can hold it: arrays become lists, what is not finite becomes None.
+  """Converts `value` to what JSON can hold: arrays become lists, what is not finite becomes None.
 
   A float32 is written with the fewest digits that give it back. An integer of an array cannot be
   NaN: there the smallest one stands for undefined.
@@ -53,15 +53,30 @@ def plain(value: Any) -> Any:
   return value
 
 
-def write_json(path: Path, value: Any) -> None:
-  """Writes `value` whole or not at all."""
+def replace_text(path: Path, text: str) -> None:
+  """Writes a UTF-8 text file whole or not at all: a reader sees the old content or the new one.
+
+  The text goes into a temporary file in the same folder, reaches the disk, and takes the name.
+  """
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+  with temporary.open("w", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
   os.replace(temporary, path)
 
 
+def write_json(path: Path, value: Any) -> None:
+  """Writes `plain(value)` as indented JSON, whole or not at all."""
+  replace_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
 def read_json(path: Path) -> Any:
-  """Raises UserError where the file is missing or is not JSON."""
+  """Reads a file of JSON.
+
+  Raises:
+    UserError: the file is missing or is not JSON.
+  """
   try:
     return json.loads(path.read_text())
   except FileNotFoundError:
@@ -71,7 +86,13 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-  """The records of a JSON-lines file; a torn last line, as a killed run leaves, is left out."""
+  """Yields the records of a JSON-lines file, without a torn last line as a killed run leaves it.
+
+  A missing file has no records.
+
+  Raises:
+    UserError: a whole line is not JSON.
+  """
   if not path.exists():
     return
   with path.open() as file:
@@ -89,9 +110,7 @@ def keep_lines_until(path: Path, step: int) -> None:
   if not path.exists():
     return
   kept = [json.dumps(record) + "\n" for record in read_lines(path) if record["step"] <= step]
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text("".join(kept))
-  os.replace(temporary, path)
+  replace_text(path, "".join(kept))
 
 
 @contextlib.contextmanager

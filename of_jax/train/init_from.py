@@ -27,14 +27,14 @@ _NO_FUNCTION = ("scan_layers", "remat", "compute_dtype", "dropout", "embedding_d
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-  """Where to start.
+class InitialParameters:
+  """Parameters that were trained elsewhere, and where they came from.
 
   Attributes:
-    params: as the network has them.
-    record: for env.json: `path`, `step` (null for foreign weights), `kind`, `digest` as of
-      of_jax.storage.digest at that step (0), and `differs`, what of the model's config is not as
-      there.
+    params: float32, with the network's names and shapes, laid out over the mesh.
+    record: for env.json: `path`, `step` (null for foreign weights), `kind`, `digest` (see
+      of_jax.storage.digest; at step 0 for foreign weights), and `differs`, the fields of the
+      model's config that have another value there.
   """
 
   params: Parameters
@@ -42,20 +42,24 @@ class Start:
 
 
 def check(config: Config) -> None:
-  """Raises UserError where `train.init_from` names nothing to start from."""
+  """Checks that what `train.init_from` names, if anything, is there and can be opened.
+
+  Raises:
+    UserError: it names nothing that a run can start from.
+  """
   if config.train.init_from:
     _open(config.train.init_from)
 
 
 def load(config: Config, network: Network, shardings: Any, log: Callable[[str], None]
-         ) -> Start | None:
-  """What `train.init_from` names; None where it is empty.
+         ) -> InitialParameters | None:
+  """Reads the parameters that `train.init_from` names; returns None where it is empty.
 
   Args:
     config: resolved.
-    network: of that config.
-    shardings: of its parameters.
-    log: takes a line.
+    network: the one that the config describes.
+    shardings: a tree with the sharding of every parameter.
+    log: is given one line on where the parameters come from.
 
   Raises:
     UserError: nothing there to read, or parameters of other names or shapes.
@@ -81,12 +85,13 @@ def load(config: Config, network: Network, shardings: Any, log: Callable[[str], 
   differs = _differences(theirs.model, config.model)
   log(f"starts from {named}: {kind}, digest {found[:16]}"
       + (f"; the model differs in {', '.join(differs)}" if differs else ""))
-  return Start(params, {"path": remote.name_of(path.absolute()), "step": step, "kind": kind,
-                        "digest": found, "differs": differs})
+  return InitialParameters(params, {
+      "path": remote.name_of(path.absolute()), "step": step, "kind": kind, "digest": found,
+      "differs": differs})
 
 
 def _open(named: str) -> Source | tuple[Path, int | None]:
-  """A foreign model, or (run directory, step)."""
+  """Opens a foreign model, or finds (run directory, step)."""
   path = Path(named).expanduser()
   ours = (path / run_directory.CHECKPOINTS).is_dir()
   if path.exists() and not ours and (path.is_file() or (path / run_directory.CONFIG).exists()):

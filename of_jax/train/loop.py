@@ -131,7 +131,8 @@ class Feed:
     return [place_batch(self._mesh, batch, self._rows) for batch in self._batches.eval_batches()]
 
 
-def initial_state(config: Config, trainer: Trainer, source: init_from.Start | None) -> State:
+def initial_state(config: Config, trainer: Trainer, source: init_from.InitialParameters | None
+                  ) -> State:
   """The state before the first step: drawn, or of the parameters that `source` has."""
   key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
   state: State = trainer.init(key, source.params) if source else trainer.init(key)
