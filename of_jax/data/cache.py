@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def open_or_build(cache_dir: str, name: str, key: Mapping[str, object],
                   build: Callable[[Path], None], log: Log, open_entry: Callable[[Path], T]) -> T:
-  """The corpus that `key` names, from the cache or built into it.
+  """Opens the corpus that `key` names from the cache, building it there first if it is missing.
 
   A good entry is opened without writing anything, so a read-only cache serves. Of several
   processes one builds, the others wait. An entry that is not what it should be is rebuilt.
@@ -34,6 +34,9 @@ def open_or_build(cache_dir: str, name: str, key: Mapping[str, object],
     build: writes a complete entry into the empty folder it is given.
     log: is given a line on everything that takes time or went wrong.
     open_entry: opens a complete entry, or raises Damaged.
+
+  Raises:
+    UserError: the cache cannot be written, or what `build` raises.
   """
   digest = hashlib.sha256(
       json.dumps({**key, "format": FORMAT_VERSION}, sort_keys=True).encode()).hexdigest()
@@ -57,7 +60,11 @@ def open_or_build(cache_dir: str, name: str, key: Mapping[str, object],
 
 @contextmanager
 def writing(cache_dir: str) -> Iterator[None]:
-  """Makes the cache folder, and reports in one line where it or its files cannot be written."""
+  """Makes the cache folder and turns errors of writing there into one line for the user.
+
+  Raises:
+    UserError: the folder or a file in it cannot be written, or a source's file cannot be read.
+  """
   root = Path(cache_dir).expanduser().absolute()
   try:
     root.mkdir(parents=True, exist_ok=True)
@@ -73,7 +80,10 @@ def writing(cache_dir: str) -> Iterator[None]:
 
 @contextmanager
 def locked(entry: Path, log: Log) -> Iterator[None]:
-  """Holds the entry's lock, which ends with the process however that ends."""
+  """Holds the entry's lock for the block, waiting for it first.
+
+  The lock ends with the process, however that ends.
+  """
   from filelock import FileLock, Timeout
   lock = FileLock(entry.with_name(f".{entry.name}.lock"))
   try:
@@ -89,7 +99,7 @@ def locked(entry: Path, log: Log) -> Iterator[None]:
 
 @contextmanager
 def replacing(entry: Path) -> Iterator[Path]:
-  """An empty folder beside `entry`, which becomes `entry` if the body ends without an error.
+  """Yields an empty folder that takes the place of `entry` if the block ends without an error.
 
   The caller holds the entry's lock, so what an interrupted build left behind can go first.
   """

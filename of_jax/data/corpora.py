@@ -1,4 +1,4 @@
-"""`prepare`: from the config's `data` section to memory-mapped tokens or images.
+"""Opening of corpora: from the config's `data` section to memory-mapped tokens or images.
 
 Enters: a DataConfig. Leaves: a `Corpus`, out of the cache or tokenised into it, or an `Images`.
 """
@@ -32,14 +32,18 @@ Log = Callable[[str], None]
 
 
 def prepare(data: DataConfig, log: Log = print) -> Corpus | Images:
-  """Opens the corpus that `data` names, building or downloading it first where it is not there.
+  """Opens the corpus that `data` names, downloading or building it first if it is not there.
 
   Args:
-    data: the resolved config's section.
+    data: the `data` section of a resolved config.
     log: is given progress lines; a corpus that is in the cache gives none.
 
+  Returns:
+    Memory-mapped token arrays, or whitened images where `data.input_size` is set.
+
   Raises:
-    UserError: whatever is wrong with what the user named.
+    UserError: an unknown or unreadable corpus, a download that fails, a missing package, a cache
+      that cannot be written, or too little data for `data.validation_fraction`.
   """
   if data.input_size is not None:
     return images.prepare(data, log)
@@ -126,7 +130,7 @@ def _write_tokens(path: Path, documents: Sequence[Document], encoder: tokenizer.
 
 def _batches(documents: Sequence[Document], content: Any,
              row: dict[str, int]) -> Iterator[list[tuple[str, bool]]]:
-  """Lists of (piece of text, is it its document's last), large enough to keep all cores busy.
+  """Yields lists of (piece of text, is it its document's last) that keep all cores busy.
 
   Adds every document to the hash `content` and to the counts in `row`.
   """

@@ -15,12 +15,12 @@ _NEAR_ENOUGH = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """One text, which ends with one end token.
+  """Text of a corpus that is kept or held out as a whole and ends with one end token.
 
   Attributes:
     name: unique in its corpus; part of the corpus hash.
     size: bytes as UTF-8; 0 where only reading would tell.
-    read: the text.
+    read: reads and returns the text.
   """
 
   name: str
@@ -30,7 +30,12 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Documents to train and to validate on, and in words how they were told apart."""
+  """Documents to train on and to validate on.
+
+  Attributes:
+    train, validation: the documents, read when asked for.
+    rule: how they were told apart, in words.
+  """
 
   train: Sequence[Document]
   validation: Sequence[Document]
@@ -53,7 +58,11 @@ class Source:
 
 
 def hold_out(sizes: Mapping[str, int], fraction: float) -> set[str]:
-  """The names to validate on: at most `fraction` of the bytes, and near it where sizes allow.
+  """Chooses the names to validate on: at most `fraction` of the bytes, near it if sizes allow.
+
+  Args:
+    sizes: name -> bytes.
+    fraction: share of all bytes, from 0 to 1.
 
   Names are walked in the order of their sha256 and taken while they fit, so the choice depends
   on names and sizes alone, never on a random state or on the order of a directory.
@@ -71,12 +80,12 @@ def hold_out(sizes: Mapping[str, int], fraction: float) -> set[str]:
 
 
 def encode_name(name: str) -> bytes:
-  """A file's name as bytes, also where the name itself is not valid UTF-8."""
+  """Encodes a file's name as bytes, even a name that is not valid UTF-8."""
   return name.encode("utf-8", "surrogateescape")
 
 
 def pieces(text: str) -> Iterator[str]:
-  """`text` in parts of about a million characters, cut after a line's end where there is one."""
+  """Cuts `text` into parts of about a million characters, at the ends of lines where there are."""
   start = 0
   while len(text) - start > PIECE_CHARACTERS:
     end = text.rfind("\n", start, start + PIECE_CHARACTERS) + 1
@@ -87,7 +96,10 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def evenly(length: int) -> Iterator[int]:
-  """All of range(length), in an order of which every beginning is spread over the whole."""
+  """Yields all of range(length) in an order whose every beginning is spread over the range.
+
+  The order is that of the numbers with their bits reversed.
+  """
   bits = (length - 1).bit_length() if length > 1 else 0
   for i in range(1 << bits):
     reversed_bits = int(format(i, f"0{bits}b")[::-1], 2) if bits else 0
@@ -96,7 +108,7 @@ def evenly(length: int) -> Iterator[int]:
 
 
 def sample(documents: Sequence[Document], limit: int) -> Iterator[str]:
-  """Evenly chosen pieces of text, `limit` bytes in all or everything if there is less."""
+  """Yields evenly chosen pieces of text, `limit` bytes in all or everything if there is less."""
   total = 0
   for i in evenly(len(documents)):
     parts = list(pieces(documents[i].read()))

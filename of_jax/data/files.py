@@ -29,7 +29,11 @@ class _File:
 
 
 def python_stdlib() -> Source:
-  """The .py files of this Python's standard library, without its tests."""
+  """Describes the corpus of .py files in this Python's standard library, without its tests.
+
+  Raises:
+    UserError: this Python has no such files.
+  """
   root = Path(sysconfig.get_paths()["stdlib"])
   paths = _walk(root, lambda folder: folder not in _NOT_THE_LIBRARY,
                 lambda file: file.endswith(".py"))
@@ -41,10 +45,13 @@ def python_stdlib() -> Source:
 
 
 def text(path_text: str, log: Log) -> Source:
-  """The UTF-8 files of a folder, all its folders' included, or a single UTF-8 file.
+  """Describes the corpus of a folder's UTF-8 files, subfolders included, or of one UTF-8 file.
 
   Hidden files, binary files and files that are not UTF-8 are left out of a folder, and counted
   in a line to `log`.
+
+  Raises:
+    UserError: nothing at that path, files that cannot be read, or no text in them.
   """
   name = f"text:{path_text}"
   where = f"config.data.corpus={name}"
@@ -76,7 +83,7 @@ def _visible(name: str) -> bool:
 
 
 def _walk(root: Path, enter: Callable[[str], bool], take: Callable[[str], bool]) -> list[Path]:
-  """The files below `root` in the order of their relative paths."""
+  """Finds the files below `root`, in the order of their relative paths."""
   found = []
   for folder, folders, names in os.walk(root):
     folders[:] = [name for name in folders if enter(name)]
@@ -85,7 +92,7 @@ def _walk(root: Path, enter: Callable[[str], bool], take: Callable[[str], bool])
 
 
 def _scan(root: Path, paths: list[Path]) -> tuple[list[_File], int]:
-  """The files that hold UTF-8 text, and how many do not."""
+  """Finds the files that hold UTF-8 text, and counts those that do not."""
   files = []
   for path in paths:
     raw = path.read_bytes()
@@ -107,7 +114,7 @@ def _fingerprint(files: list[_File]) -> str:
 
 
 def _split(where: str, files: list[_File], fraction: float) -> Split:
-  """By whole files; by lines where the files are too few or too large for that."""
+  """Holds out whole files; lines of every file where files are too few or too large for that."""
   sizes = {file.name: file.size for file in files}
   held = hold_out(sizes, fraction)
   if sum(sizes[name] for name in held) >= 0.5 * fraction * sum(sizes.values()):
@@ -131,7 +138,7 @@ def _split(where: str, files: list[_File], fraction: float) -> Split:
 
 
 def _cut(raw: bytes, fraction: float) -> int:
-  """Where validation begins: at the line nearest its share, else at the nearest character."""
+  """Finds the byte at which validation begins: the nearest line's, else the nearest character's."""
   target = round(len(raw) * (1 - fraction))
   before, after = raw.rfind(b"\n", 0, target) + 1, raw.find(b"\n", target) + 1
   cut = min((c for c in (before, after) if 0 < c < len(raw)), default=0,

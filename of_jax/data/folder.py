@@ -22,17 +22,17 @@ Tokens = npt.NDArray[np.integer]
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Tokens to train and validate on.
+  """Tokens to train on and to validate on.
 
   Attributes:
-    train, validation: memory maps of shape [tokens], of an integer type (uint16 or uint32 where
-      this project wrote them).
+    train, validation: memory maps [tokens] of an integer type (uint16 or uint32 where this project
+      wrote them).
     vocab_size: every token is below it; at most the config's.
     end_token: ends every document; None where a user's tokens have none.
     begin_token: what `data.begin_token` puts first in a window, or None.
-    corpus_sha256: of the documents' names and texts, or of a user's tokens.
-    tokenizer_sha256: of tokenizer.json, or "" where a user's tokens came without one.
-    tokenizer_path: that tokenizer.json.
+    corpus_sha256: hash of the documents' names and texts, or of a user's tokens.
+    tokenizer_sha256: hash of tokenizer.json, or "" where a user's tokens came without one.
+    tokenizer_path: that tokenizer.json, or None.
     description: one line: name, documents, tokens, tokenizer, bytes a token.
   """
 
@@ -48,27 +48,27 @@ class Corpus:
 
 
 class Described(Protocol):
-  """What a run records of its corpus, whether tokens or images."""
+  """Facts that a run records about its corpus, whether of tokens or of images."""
 
   @property
   def corpus_sha256(self) -> str:
-    """Of the content."""
+    """Hash of the content, in hexadecimal."""
 
   @property
   def tokenizer_sha256(self) -> str:
-    """Of tokenizer.json, or ""."""
+    """Hash of tokenizer.json in hexadecimal, or ""."""
 
   @property
   def tokenizer_path(self) -> Path | None:
-    """Where that is, or None."""
+    """Path of tokenizer.json, or None."""
 
   @property
   def description(self) -> str:
-    """One line."""
+    """Name, sizes and tokenizer in one line."""
 
 
 class Damaged(Exception):
-  """A token folder that is not what its meta.json says; the message is why, in a few words."""
+  """Raised for a folder that is not what its meta.json says; the message is why, in a few words."""
 
 
 def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
@@ -78,7 +78,7 @@ def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-  """The content of meta.json.
+  """Reads meta.json.
 
   Raises:
     Damaged: there is none, or it was not written by `write_meta` of this format.
@@ -98,7 +98,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def open_folder(folder: Path) -> Corpus:
-  """The corpus in `folder`, after every file's hash was compared with meta.json.
+  """Opens the corpus in `folder`, once every file's hash was compared with meta.json.
 
   Raises:
     Damaged: a file is missing, truncated or changed.
@@ -121,7 +121,7 @@ def open_folder(folder: Path) -> Corpus:
 
 
 def describe(meta: Mapping[str, Any]) -> str:
-  """One line on what meta.json describes; the bytes a token are those of train."""
+  """Describes a corpus by its meta.json in one line; the bytes a token are those of train."""
   train, validation = meta["train"], meta["validation"]
   return (f"{meta['corpus']}: {train['documents'] + validation['documents']:,} documents, "
           f"{train['tokens']:,} train and {validation['tokens']:,} validation tokens, "
@@ -130,7 +130,7 @@ def describe(meta: Mapping[str, Any]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-  """The sha256 of a file."""
+  """Hashes a file with SHA-256; returns it in hexadecimal."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

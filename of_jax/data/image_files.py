@@ -20,7 +20,14 @@ CIFAR10_ENTRIES = 3 * 32 * 32
 
 
 def read_idx(raw: bytes) -> Bytes:
-  """An idx file of unsigned bytes, gzipped or not: a magic number, the sizes, the bytes."""
+  """Reads an idx file of unsigned bytes, gzipped or not: a magic number, the sizes, the bytes.
+
+  Returns:
+    uint8 of the shape that the file says.
+
+  Raises:
+    ValueError: not such a file, or a damaged one.
+  """
   if raw[:2] == b"\x1f\x8b":
     try:
       raw = gzip.decompress(raw)
@@ -37,7 +44,11 @@ def read_idx(raw: bytes) -> Bytes:
 
 
 def read_idx_pair(images: bytes, labels: bytes) -> tuple[Bytes, Labels]:
-  """Images and labels of two idx files."""
+  """Reads images [count, entries] and labels [count] from two idx files.
+
+  Raises:
+    ValueError: not such files, or of counts that differ.
+  """
   pixels, named = read_idx(images), read_idx(labels)
   if pixels.ndim != 3 or named.ndim != 1 or len(pixels) != len(named):
     raise ValueError(f"holds images of shape {pixels.shape} and labels of shape {named.shape}")
@@ -45,7 +56,14 @@ def read_idx_pair(images: bytes, labels: bytes) -> tuple[Bytes, Labels]:
 
 
 def read_cifar10_binary(raw: bytes) -> tuple[Bytes, Labels]:
-  """A batch of the binary version: a byte of label and 3,072 of pixels an image."""
+  """Reads a batch of CIFAR-10's binary version: a byte of label and 3,072 of pixels an image.
+
+  Returns:
+    Images [count, 3072] and labels [count].
+
+  Raises:
+    ValueError: a number of bytes that is no multiple of an image's.
+  """
   if not raw or len(raw) % (1 + CIFAR10_ENTRIES):
     raise ValueError(f"has {len(raw):,} bytes, no multiple of {1 + CIFAR10_ENTRIES:,}")
   rows = np.frombuffer(raw, np.uint8).reshape(-1, 1 + CIFAR10_ENTRIES)
@@ -53,9 +71,15 @@ def read_cifar10_binary(raw: bytes) -> tuple[Bytes, Labels]:
 
 
 def read_cifar10_python(raw: bytes) -> tuple[Bytes, Labels]:
-  """A batch of the Python version: a pickled dictionary with `data` and `labels`.
+  """Reads a batch of CIFAR-10's Python version: a pickled dictionary with `data` and `labels`.
 
   The pickle may build arrays and nothing else, for a pickle can run any code.
+
+  Returns:
+    Images [count, 3072] and labels [count].
+
+  Raises:
+    ValueError: not such a batch.
   """
   try:
     batch = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
@@ -89,7 +113,11 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_bytes(path: Path) -> bytes:
-  """The file's content; ValueError where there is none."""
+  """Reads a file's content.
+
+  Raises:
+    ValueError: it is missing or cannot be read.
+  """
   try:
     return path.read_bytes()
   except FileNotFoundError:

@@ -46,7 +46,12 @@ _CIFAR10_PARTS = {"train": [f"data_batch_{i}" for i in range(1, 6)], "validation
 
 @dataclasses.dataclass(frozen=True)
 class ImageSplit:
-  """Images to train and to validate on, uint8 [count, entries], labels from 0."""
+  """Images to train on and to validate on, as the corpus has them.
+
+  Attributes:
+    train, validation: images, uint8 [count, entries], and their labels [count], from 0.
+    rule: how they were told apart, in words.
+  """
 
   train: tuple[Bytes, Labels]
   validation: tuple[Bytes, Labels]
@@ -55,7 +60,7 @@ class ImageSplit:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-  """A corpus before it is whitened.
+  """Corpus of images before it is whitened.
 
   Attributes:
     name: as the config has it.
@@ -70,7 +75,7 @@ class ImageSource:
 
 
 def source(corpus: str, log: Log) -> ImageSource:
-  """The source that `data.corpus` names.
+  """Finds the source of images that `data.corpus` names.
 
   Raises:
     UserError: no such folder, a file that is missing or not what it should be, a package that
@@ -87,7 +92,7 @@ def source(corpus: str, log: Log) -> ImageSource:
 
 
 def _digits(log: Log) -> ImageSource:
-  """Handwritten digits of the UCI repository, entries from 0 to 16, as scikit-learn ships them."""
+  """Describes the UCI repository's handwritten digits, entries 0 to 16, as in scikit-learn."""
   pin = DIGITS_REQUIREMENTS.read_text().split("sha256:")[1].strip()
 
   def split(fraction: float) -> ImageSplit:
@@ -139,7 +144,7 @@ def _fashion_mnist(path: str, log: Log) -> ImageSource:
 
 
 def _known_file(stem: str, log: Log) -> bytes:
-  """One of the four files, unpacked, from where there is one; its hash is checked."""
+  """Reads one of the four files from Debian's package or its makers' address; checks its hash."""
   here = DEBIAN_FOLDER / f"{stem}.gz"
   url = f"{FASHION_MNIST_URL}/{stem}.gz"
   where = "config.data.corpus=fashion_mnist"

@@ -30,14 +30,14 @@ _ROWS_AT_ONCE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """Images to train and validate on, as the network reads them.
+  """Images to train on and to validate on, as the network reads them.
 
   Attributes:
     train, validation: float32 memory maps [count, input size].
-    train_labels, validation_labels: int32 [count], from 0.
-    corpus_sha256: of the raw images and labels of both parts.
-    tokenizer_sha256, tokenizer_path: "" and None; a run records both of every corpus.
-    description: one line.
+    train_labels, validation_labels: classes, int32 [count], from 0.
+    corpus_sha256: hash of the raw images and labels of both parts.
+    description: one line: name, counts, classes, inputs, whitening.
+    tokenizer_sha256, tokenizer_path: "" and None; a run records both for every corpus.
   """
 
   train: Floats
@@ -54,11 +54,12 @@ def prepare(data: DataConfig, log: Log) -> Images:
   """Opens the images that `data` names, whitening them first where that was not done before.
 
   Args:
-    data: the resolved config's section, with `input_size` and `classes`.
+    data: the `data` section of a resolved config, with `input_size` and `classes`.
     log: is given progress lines; images that are in the cache give none.
 
   Raises:
-    UserError: whatever is wrong with what the user named.
+    UserError: an unknown or damaged corpus, a download that fails, labels that are no class, or
+      an `input_size` that is larger than an image.
   """
   found = image_sources.source(data.corpus, log)
   key = {"corpus": found.fingerprint, "whitening": data.whitening, "input_size": data.input_size,
@@ -108,12 +109,12 @@ def _build(entry: Path, found: ImageSource, data: DataConfig, log: Log) -> None:
 
 
 def pca(pixels: Bytes, keep: int) -> tuple[Doubles, Doubles]:
-  """(mean [entries], projection [entries, keep]) that whiten, in float64.
+  """Computes the principal components that whiten, float64: (mean [entries], projection).
 
-  (x - mean) projection has, over the images given, mean 0 and the identity as its covariance
-  (divided by the count). Columns are the principal directions by falling variance, each over its
-  standard deviation, with its largest entry positive; a direction without variance gives 0, for
-  there is nothing to scale.
+  The projection is [entries, keep]. (x - mean) projection has, over the images given, mean 0 and
+  the identity as its covariance (divided by the count). Columns are the principal directions by
+  falling variance, each over its standard deviation, with its largest entry positive; a direction
+  without variance gives 0, for there is nothing to scale.
   """
   count, entries = pixels.shape
   mean = pixels.mean(0, dtype=np.float64)
@@ -141,8 +142,13 @@ def pca(pixels: Bytes, keep: int) -> tuple[Doubles, Doubles]:
 
 
 def standardise(pixels: Bytes) -> tuple[Doubles, Doubles]:
-  """(mean [entries], one scale): each pixel less its mean, all over one number, so that the mean
-  square over images and pixels is 1."""
+  """Computes (mean [entries], one scale) that centre and scale pixels, float64.
+
+  (x - mean) x scale has a mean square of 1 over images and pixels.
+
+  Raises:
+    UserError: all images are the same.
+  """
   mean = pixels.mean(0, dtype=np.float64)
   total = sum(float(np.square(pixels[i:i + _ROWS_AT_ONCE] - mean).sum())
               for i in range(0, len(pixels), _ROWS_AT_ONCE))
@@ -152,7 +158,7 @@ def standardise(pixels: Bytes) -> tuple[Doubles, Doubles]:
 
 
 def _open(entry: Path) -> Images:
-  """The images in `entry`, after every file's hash was compared with meta.json."""
+  """Opens the images in `entry`, once every file's hash was compared with meta.json."""
   meta = folder.read_meta(entry)
   arrays: dict[str, Any] = {}
   for part in folder.PARTS:

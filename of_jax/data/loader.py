@@ -1,4 +1,4 @@
-"""Batches. Enters: a corpus, and the config's `data` and `train` sections.
+"""Batches of examples. Enters: a corpus, and the config's `data` and `train` sections.
 Leaves: dictionaries of NumPy arrays, each a pure function of (seed, step).
 """
 
@@ -15,9 +15,9 @@ Rows = npt.NDArray[np.int64]
 
 
 class Shuffled:
-  """Which examples are in which batch: shuffled for training by step, fixed for evaluation.
+  """Order of examples in batches: shuffled for training by step, fixed for evaluation.
 
-  A subclass says what an example is.
+  A subclass makes a batch of the examples of its kind.
   """
 
   def __init__(self, train_examples: int, validation_examples: int, data: DataConfig,
@@ -29,13 +29,16 @@ class Shuffled:
     self._evaluated = np.arange(data.eval_sequences) * validation_examples // data.eval_sequences
 
   def train_batch(self, step: int) -> Batch:
-    """This process's rows of the batch of `step`, which counts from 0."""
+    """Makes this process's rows of the batch of `step`, which counts from 0."""
     first = step * self._batch_size
     examples = [self._order[first + int(row)] for row in self._rows]
     return self._batch("train", np.asarray(examples, np.int64), len(examples))
 
   def eval_batches(self) -> list[Batch]:
-    """This process's rows of every evaluation batch: examples evenly spread over validation."""
+    """Makes this process's rows of every evaluation batch.
+
+    Its `data.eval_sequences` examples are evenly spread over the validation set.
+    """
     batches = []
     for start in range(0, len(self._evaluated), self._batch_size):
       examples = self._evaluated[start:start + self._batch_size]
@@ -45,12 +48,12 @@ class Shuffled:
     return batches
 
   def _batch(self, part: str, examples: npt.NDArray[np.int64], rows: int) -> Batch:
-    """The batch of these examples, filled up to `rows` with rows of zeros and weight 0."""
+    """Makes a batch of these examples, filled up to `rows` with rows of zeros and weight 0."""
     raise NotImplementedError
 
 
 class Batches(Shuffled):
-  """Shuffled training batches by step, and the fixed evaluation set.
+  """Batches of tokens: shuffled windows for training by step, and the fixed evaluation set.
 
   Tokens are cut into windows of T + 1, each beginning with the last token of the one before, so
   that every token is predicted once an epoch. With `data.begin_token` a window's inputs are the
@@ -68,8 +71,8 @@ class Batches(Shuffled):
     """Plans the order of windows; reads no token.
 
     Args:
-      corpus: from `corpora.prepare`.
-      data, train: of the resolved config; `train.batch_size` counts all processes' rows.
+      corpus: the tokens, from `corpora.prepare`.
+      data, train: sections of a resolved config; `train.batch_size` counts all processes' rows.
       rows: this process's rows of a batch, ascending; default all. The whole batch is the same
         however processes share it.
 
@@ -114,7 +117,7 @@ class Batches(Shuffled):
 
 
 class ImageBatches(Shuffled):
-  """The same of images: every image once an epoch.
+  """Batches of images: each once an epoch for training by step, and the fixed evaluation set.
 
   Every batch has, with B rows for this process:
     inputs: float32 [B, 1, input size], whitened.
@@ -124,7 +127,7 @@ class ImageBatches(Shuffled):
 
   def __init__(self, images: Images, data: DataConfig, train: TrainConfig,
                rows: Rows | None = None):
-    """Plans the order of images; reads none. Arguments as of `Batches`.
+    """Plans the order of images; reads none. The arguments are those of `Batches`.
 
     Raises:
       UserError: too few images.
@@ -152,14 +155,18 @@ class ImageBatches(Shuffled):
 
 def make_batches(corpus: Corpus | Images, data: DataConfig, train: TrainConfig,
                  rows: Rows | None = None) -> Shuffled:
-  """The batches of a corpus of tokens or of images."""
+  """Makes the batches of a corpus of tokens or of images; see `Batches` and `ImageBatches`.
+
+  Raises:
+    UserError: too little data, or a special token that the corpus does not have.
+  """
   if isinstance(corpus, Images):
     return ImageBatches(corpus, data, train, rows)
   return Batches(corpus, data, train, rows)
 
 
 def _require(where: str, part: str, tokens: Tokens, length: int, field: str, need: int) -> int:
-  """How many windows `tokens` make, if there are at least `need`."""
+  """Counts the windows that `tokens` make; raises UserError if there are fewer than `need`."""
   windows = max(0, (len(tokens) - 1) // length)
   if windows < need:
     raise UserError(

@@ -27,7 +27,10 @@ Log = Callable[[str], None]
 
 
 def source(cache_dir: str, log: Log) -> Source:
-  """The wheels' corpus; its fingerprint is made of their pinned hashes, so it needs no wheel."""
+  """Describes the corpus of the wheels' .py files.
+
+  Its fingerprint is made of the pinned hashes: none is downloaded before the corpus is built.
+  """
   pins = _pins(REQUIREMENTS)
   fingerprint = hashlib.sha256(repr(sorted(pins.items())).encode()).hexdigest()
   return Source("pypi_code", fingerprint,
@@ -35,7 +38,7 @@ def source(cache_dir: str, log: Log) -> Source:
 
 
 def _pins(requirements: Path) -> dict[str, str]:
-  """The wheels' sha256 by package, in the form of a wheel's file name."""
+  """Reads package -> its wheel's sha256; packages are spelt as in a wheel's file name."""
   matches = [_LINE.fullmatch(line.strip()) for line in requirements.read_text().splitlines()]
   return {_normal(m["name"]): m["sha256"] for m in matches if m}
 
@@ -83,7 +86,7 @@ def _read(archive: zipfile.ZipFile, name: str) -> str:
 
 
 def _wheels(cache_dir: str, pins: dict[str, str], fingerprint: str, log: Log) -> dict[str, Path]:
-  """The checked wheels by package, downloaded where the cache lacks one."""
+  """Opens the checked wheels by package, downloading them where the cache lacks one."""
   entry = Path(cache_dir).expanduser().absolute() / f"wheels-{fingerprint[:16]}"
   with cache.writing(cache_dir), cache.locked(entry, log):
     if entry.exists():
@@ -106,7 +109,7 @@ def _by_package(folder: Path) -> dict[str, Path]:
 
 
 def _wrong(wheels: dict[str, Path], pins: dict[str, str]) -> str:
-  """The first package without its pinned wheel, or ""."""
+  """Finds the first package without its pinned wheel, or ""."""
   return next((package for package, sha256 in pins.items()
                if package not in wheels or file_sha256(wheels[package]) != sha256), "")
 
@@ -117,9 +120,19 @@ def _download(requirements: Path, folder: Path) -> None:
 
 def download(requirements: Path, folder: Path, where: str, platform: str, python: str,
              implementation: str) -> None:
-  """Puts the pinned wheels of a platform into `folder`, whatever this machine is.
+  """Downloads the pinned wheels of a platform into `folder`, whatever this machine is.
 
   Runs pip, so that the user's own pip configuration says where packages come from.
+
+  Args:
+    requirements: a requirements file with a version and a hash of each.
+    folder: takes the wheels.
+    where: begins an error's message: the field that asked for them.
+    platform, python, implementation: as pip's flags --platform, --python-version and
+      --implementation take them.
+
+  Raises:
+    UserError: this Python has no pip, or pip could not download them.
   """
   if importlib.util.find_spec("pip") is None:
     raise UserError(f"{where}: this Python has no pip to download with; "

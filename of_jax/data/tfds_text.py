@@ -16,10 +16,10 @@ _TEXT_NAMES = ("text", "document", "content", "article", "story", "book_text", "
 
 
 def source(name: str) -> Source:
-  """The dataset `name`, as in `lm1b`, `wiki40b/en` or `pg19:0.1.1`; prepared where it is not.
+  """Describes the corpus of the dataset `name`, preparing the dataset where that was not done.
 
-  Validates on the dataset's own validation split, else its test split, else on examples of
-  train chosen by the sha256 of their index.
+  A name is as in `lm1b`, `wiki40b/en` or `pg19:0.1.1`. Held out for validation is the dataset's own
+  validation split, else its test split, else examples of train chosen by the sha256 of their index.
 
   Raises:
     UserError: tfds is not installed, does not know or cannot prepare the dataset, or the
@@ -38,7 +38,18 @@ def source(name: str) -> Source:
 
 
 def open_builder(where: str, name: str) -> Any:
-  """The prepared data set `name` of TensorFlow Datasets; `where` begins what is wrong with it."""
+  """Opens the dataset `name` of TensorFlow Datasets, downloading and preparing it if needed.
+
+  Args:
+    where: begins an error's message: the field that names the dataset.
+    name: as TensorFlow Datasets takes it.
+
+  Returns:
+    Its builder, whose data can be read in any order.
+
+  Raises:
+    UserError: the package is not installed, or cannot open or prepare the dataset.
+  """
   try:
     import tensorflow_datasets as tfds
   except ImportError:
@@ -56,7 +67,7 @@ def open_builder(where: str, name: str) -> Any:
 
 
 def held_out(count: int, fraction: float) -> list[int]:
-  """About `fraction` of range(count), chosen by the sha256 of each number."""
+  """Chooses about `fraction` of range(count), by the sha256 of each number; ascending."""
   limit = int(fraction * 2 ** 64)
   return [i for i in range(count)
           if int.from_bytes(hashlib.sha256(str(i).encode()).digest()[:8], "big") < limit]
@@ -81,7 +92,7 @@ def _split(where: str, builder: Any, feature: str, counts: dict[str, int],
 
 
 def _text_feature(where: str, features: Any) -> str:
-  """A feature that is named like a text, else the first that is one."""
+  """Chooses a text feature: one that is named like a text, else the first."""
   names = [name for name in features if type(features[name]).__name__ == "Text"]
   if not names:
     raise UserError(f"{where}: has no text feature, only {', '.join(features)}")
@@ -89,7 +100,7 @@ def _text_feature(where: str, features: Any) -> str:
 
 
 class _Examples(Sequence[Document]):
-  """The documents at `indices` of a split, read one at a time."""
+  """Documents at `indices` of a split, read one at a time."""
 
   def __init__(self, builder: Any, part: str, feature: str, indices: Sequence[int]):
     self._data = builder.as_data_source(split=part)
@@ -118,6 +129,6 @@ class _Examples(Sequence[Document]):
 
 
 def _short(error: Exception) -> str:
-  """The first line of an error, which may be pages."""
+  """Shortens an error, which may be pages, to its type and first line."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason'}"

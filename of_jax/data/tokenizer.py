@@ -1,4 +1,4 @@
-"""The tokenizer: a byte-level BPE trained on the corpus, or a user's tokenizer.json.
+"""Tokenizers: a byte-level BPE trained on the corpus, or a user's tokenizer.json.
 
 Enters: texts or a file. Leaves: the JSON that says everything, and an `Encoder` made from it.
 """
@@ -20,7 +20,7 @@ _BEGIN_NAMES = (BEGIN, "<|begin_of_text|>", "<bos>", "<s>")
 
 
 def train(texts: Iterable[str], vocab_size: int) -> str:
-  """The tokenizer.json of a byte-level BPE with `<|endoftext|>` = 0 and `<|begin|>` = 1.
+  """Trains a byte-level BPE with `<|endoftext|>` = 0 and `<|begin|>` = 1; returns tokenizer.json.
 
   Equal texts in equal order give equal JSON. There are at most `vocab_size` tokens, fewer where
   the texts have no more pairs that occur twice.
@@ -37,7 +37,7 @@ def train(texts: Iterable[str], vocab_size: int) -> str:
 
 
 def load(path_text: str, vocab_size: int) -> str:
-  """The content of a user's tokenizer.json, once it is known to fit.
+  """Reads a user's tokenizer.json and checks that it fits the vocabulary.
 
   Raises:
     UserError: no such file, not a tokenizer, too many tokens, or no end-of-text token.
@@ -57,14 +57,14 @@ def load(path_text: str, vocab_size: int) -> str:
 
 
 class Encoder:
-  """Encodes documents with the tokenizer of `tokenizer_json`.
+  """Encoder of texts as tokens, made from the content of a tokenizer.json.
 
   A text is only text: where it spells `<|endoftext|>`, it gets the tokens of these thirteen
   characters and not the end token, or any file could forge the border between documents.
 
   Attributes:
     vocab_size: the largest id plus one.
-    dtype: of the tokens, the smallest that holds them.
+    dtype: type of the tokens, the smallest that holds them, as NumPy spells it.
     end_token, begin_token: their ids; begin_token is None where the tokenizer has none.
   """
 
@@ -99,7 +99,11 @@ class Encoder:
     self.dtype = "<u2" if self.vocab_size <= 1 << 16 else "<u4"
 
   def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
-    """The tokens of each text, without end or begin tokens."""
+    """Encodes each text as tokens [tokens], without end or begin tokens.
+
+    Raises:
+      UserError: the tokenizer encodes some text as its own end token.
+    """
     encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     rows: list[npt.NDArray[np.integer]] = [np.asarray(e.ids, self.dtype) for e in encodings]
     if any((row == self.end_token).any() for row in rows):
@@ -109,5 +113,5 @@ class Encoder:
 
 
 def sha256(tokenizer_json: str) -> str:
-  """The hash by which a run names its tokenizer."""
+  """Hashes a tokenizer.json for a run to name its tokenizer by; returns it in hexadecimal."""
   return hashlib.sha256(tokenizer_json.encode("utf-8")).hexdigest()

@@ -1,4 +1,4 @@
-"""A user's own tokens: .bin or .npy files, local or remote, or a folder that prepare_data made.
+"""Tokens that a user brings: .bin or .npy files, local or remote, or prepare_data's own folder.
 
 Enters: `tokens:PATH`. Leaves: a `Corpus` over the file itself, or over one copy of a remote one.
 """
@@ -24,7 +24,10 @@ Log = Callable[[str], None]
 
 
 def open_tokens(data: DataConfig, log: Log) -> Corpus:
-  """The corpus of `data.corpus`, tokens:PATH.
+  """Opens the tokens that `data.corpus`, tokens:PATH, names.
+
+  PATH is a .bin or .npy file, whose last `data.validation_fraction` is held out, a folder with
+  train and validation files, or one that prepare_data made; or the URL of one of these.
 
   Raises:
     UserError: no such file, not tokens, or a token that the model has no embedding for.
@@ -64,7 +67,7 @@ def open_tokens(data: DataConfig, log: Log) -> Corpus:
 
 
 def _prepared(where: str, path: Path, data: DataConfig) -> Corpus:
-  """A folder with meta.json; ids in the config win over its own."""
+  """Opens a folder with meta.json; token ids in the config win over its own."""
   try:
     corpus = open_folder(path)
   except Damaged as damage:
@@ -91,7 +94,7 @@ def _file_of(where: str, folder: Path, part: str) -> Path:
 
 
 def _load(where: str, path: Path, data: DataConfig) -> Tokens:
-  """The file as a one-dimensional memory map."""
+  """Opens the file as a memory map [tokens]."""
   size = path.stat().st_size
   if not size:
     raise UserError(f"{where}: {path.name} is empty")
@@ -132,7 +135,7 @@ def _check(where: str, tokens: Tokens, name: str, first: int, vocab_size: int,
 
 
 def _local(where: str, url: str, cache_dir: str, log: Log) -> Path:
-  """A local copy of what `url` names, made once for each size and time of change of its files."""
+  """Copies what `url` names to the cache, once for each size and time of change of its files."""
   try:
     from etils import epath
     remote = epath.Path(url)
