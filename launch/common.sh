@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the launchers share. Sourced, not run.
+# Functions that the launchers share. Sourced, not run.
 
 # shellcheck disable=SC2034  # For the launchers.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,1 +1,1 @@
-"""Where a run is kept: its directory, here or in Cloud Storage, its checkpoints, their digests."""
+"""Storage of runs: their directory, here or in Cloud Storage, its checkpoints, their digests."""

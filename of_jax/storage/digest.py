@@ -1,4 +1,4 @@
-"""A checkpoint's digest: shows of which step and run its parameters are, on whatever mesh.
+"""Digests of checkpoints, which show whose parameters they are and of which step, on any mesh.
 
 Enters: parameters. Leaves: one 32-bit sum an array, in integers, so that it is the same number
 however the array is split and in whatever order it is added up.
@@ -17,17 +17,24 @@ _SPREAD, _FIRST, _SECOND = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35
 
 @jax.jit
 def digest(params: Any, step: int | jax.Array) -> Digest:
-  """`step`, int32, and `params`, uint32 [arrays], in the order of jax.tree.leaves.
+  """Computes the digest of parameters: one 32-bit sum an array, the same however it is split.
 
-  Of an array, the sum modulo 2^32 over its float32 entries of mix(bits + 0x9E3779B9 x flat index):
-  an entry that changes, or moves, changes it.
+  The sum is, modulo 2^32 over the array's float32 entries, of mix(bits + 0x9E3779B9 x flat index)
+  with MurmurHash3's last mixing: an entry that changes, or moves, changes it.
+
+  Args:
+    params: a tree of float32 arrays.
+    step: how many steps they were trained for.
+
+  Returns:
+    `step`, int32, and `params`, uint32 [arrays], in the order of jax.tree.leaves.
   """
   return {"step": jnp.int32(step),
           "params": jnp.stack([_sum_of_mixed(leaf) for leaf in jax.tree.leaves(params)])}
 
 
 def as_text(found: Digest) -> str:
-  """The sums of the parameters one after the other, in hexadecimal."""
+  """Spells a digest: the sums of the arrays one after the other, eight hexadecimal digits each."""
   return "".join(f"{int(part):08x}" for part in jax.device_get(found["params"]))
 
 

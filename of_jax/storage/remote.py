@@ -26,10 +26,10 @@ _Known = dict[str, tuple[int, int]]
 
 
 def is_url(path: str | Path) -> bool:
-  """Whether a run directory is in a store.
+  """Says whether a run directory is in an object store.
 
   Raises:
-    UserError: in one that is not known.
+    UserError: in one other than Cloud Storage.
   """
   scheme, found, _ = str(path).partition("://")
   if found and scheme != "gs":
@@ -38,13 +38,13 @@ def is_url(path: str | Path) -> bool:
 
 
 def name_of(directory: Path) -> str:
-  """What a user calls a run directory: its URL if it is a mirror."""
+  """Returns a run directory's name for the user: its URL if it is a mirror, else its path."""
   place = directory / _PLACE
   return str(json.loads(place.read_text())["url"]) if place.is_file() else str(directory)
 
 
 def checkpoints(directory: Path) -> Any:
-  """The folder of a run's checkpoints, as a path of etils.epath if it is in a store."""
+  """Returns the folder of a run's checkpoints, an etils.epath path if it is in a store."""
   name = name_of(directory)
   own = _path(name) if is_url(name) else directory.absolute()
   return own / run_directory.CHECKPOINTS
@@ -52,14 +52,14 @@ def checkpoints(directory: Path) -> Any:
 
 @contextlib.contextmanager
 def working(workdir: str | Path, writes: bool) -> Iterator[Path]:
-  """The folder to run in: `workdir`, or its mirror, which then goes back at the end too.
+  """Yields the folder to run in: `workdir`, or a mirror of it, put back when the block ends.
 
   Args:
     workdir: a folder or a URL.
-    writes: whether this process is the one that puts back.
+    writes: whether this process is the one that puts files back.
 
   Raises:
-    UserError: the store cannot be read, or written.
+    UserError: the store cannot be read or written.
   """
   if not is_url(workdir):
     yield Path(workdir)
@@ -76,7 +76,11 @@ def working(workdir: str | Path, writes: bool) -> Iterator[Path]:
 
 
 def reading(run: str | Path) -> Path:
-  """The folder to read a run from: its own, or a mirror as the store is now."""
+  """Returns the folder to read a run from: its own, or a mirror as the store is now.
+
+  Raises:
+    UserError: the store cannot be read.
+  """
   if not is_url(run):
     return Path(run).expanduser()
   url = str(run).rstrip("/")
@@ -84,7 +88,7 @@ def reading(run: str | Path) -> Path:
 
 
 def put_back(directory: Path) -> None:
-  """Writes what changed in a mirror to the store.
+  """Writes what changed in a mirror back to the store; leaves a local folder alone.
 
   Raises:
     UserError: the store cannot be written.
@@ -127,7 +131,7 @@ def _refresh(url: str, mirror: Path) -> Path:
 
 
 def _files(folder: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-  """(name, path) of the files in a folder of the store and those below."""
+  """Yields (name, path) of the files in a folder of the store and those below."""
   if not folder.is_dir():
     return
   for path in folder.iterdir():
@@ -151,7 +155,7 @@ def _path(url: str) -> Any:
 
 @contextlib.contextmanager
 def _speaking(url: str, what: str) -> Iterator[None]:
-  """Each store's client has errors of its own."""
+  """Turns whatever a store's client raises into one line for the user."""
   try:
     yield
   except Exception as error:

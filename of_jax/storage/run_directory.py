@@ -28,7 +28,7 @@ SOURCE_DIFF = "source.diff"
 DONE = "DONE"
 # Copies of the files that telemetry.user_metrics names.
 USER_METRICS = "user_metrics"
-# Of a study's folder.
+# The folder of lock files in a study's folder.
 CLAIMS = ".claims"
 
 
@@ -106,7 +106,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def keep_lines_until(path: Path, step: int) -> None:
-  """Drops the records after `step`, and a torn last line: what a resumed run writes again."""
+  """Drops the records after `step`, and a torn last line, which a resumed run writes again."""
   if not path.exists():
     return
   kept = [json.dumps(record) + "\n" for record in read_lines(path) if record["step"] <= step]
@@ -115,7 +115,7 @@ def keep_lines_until(path: Path, step: int) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-  """Holds the directory against other processes; the kernel lets go if this one dies.
+  """Locks the directory against other processes; the kernel unlocks it if this one dies.
 
   Raises:
     UserError: another process holds it.
@@ -137,9 +137,9 @@ def locked(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claimed(root: Path, name: str) -> Iterator[bool]:
-  """Holds one run of a study against other workers, on whatever machine that shares `root`.
+  """Claims one run of a study against other workers, on whatever machine that shares `root`.
 
-  Yields whether it is ours; the kernel lets go if this process dies.
+  Yields whether this process has it; the kernel lets go of it if the process dies.
   """
   (root / CLAIMS).mkdir(parents=True, exist_ok=True)
   # Open for writing: NFS grants exclusive locks on nothing else.

@@ -1,4 +1,4 @@
-"""Which runs can be members of one program, and what differs between them. Imports no jax.
+"""Members of one program: which runs can be, and what may differ. Imports no jax.
 
 Members share every field but those named here. Numbers that the step reads are an input of the
 program; what only the initial state depends on never enters it. All others, as the decay of a
@@ -21,7 +21,7 @@ _SCALE = "model.mlp_input_scale"
 
 
 def step_numbers(configs: Iterable[Config]) -> dict[str, list[float]]:
-  """Field -> its values, of the numbers that the members' step reads and in which they differ."""
+  """Finds the numbers in which the members' steps differ: field -> its value for each member."""
   configs = list(configs)
   paths = (*_STEP, _SCALE, *(() if configs[0].model.beta_trainable else _GAINS))
   found = {path: [get(config, path) for config in configs] for path in paths}
@@ -29,7 +29,10 @@ def step_numbers(configs: Iterable[Config]) -> dict[str, list[float]]:
 
 
 def shared(config: Config) -> Config:
-  """The config with all in which members may differ at fixed values: equal for members alone."""
+  """Returns the config with every field in which members may differ at a fixed value.
+
+  The result is equal for runs that can be members of one program, and for these alone.
+  """
   values = {**_INITIAL, **dict.fromkeys((*_STEP, *_GAINS, _SCALE), 1.0)}
   # A field without a value is no number of 0: there is no such gain, or the optimiser has no eps.
   return replaced(config, {path: value for path, value in values.items()
@@ -37,9 +40,9 @@ def shared(config: Config) -> Config:
 
 
 def initial(config: Config) -> Config:
-  """The config with what the initial state does not depend on at fixed values.
+  """Returns the config with every field that the initial state does not depend on at a fixed value.
 
-  Members that it is equal for share the program that initialises.
+  Members for which the result is equal share the program that draws the initial state.
   """
   gains = () if config.model.beta_trainable else ("model.beta", *_GAINS)
   return replaced(config, {"train.seed": 0, "train.init_from": "", **{
@@ -47,7 +50,7 @@ def initial(config: Config) -> Config:
 
 
 def alone(config: Config) -> str:
-  """Why a config can be no member, or nothing."""
+  """Says why a config's run can be no member; "" if it can."""
   if any(getattr(config.mesh, axis) not in (-1, 1) for axis in ("data", "fsdp", "tensor")):
     return "config.mesh asks for several devices; a member has one"
   if config.train.wandb_project:
@@ -56,9 +59,13 @@ def alone(config: Config) -> str:
 
 
 def groups(configs: Mapping[str, Config], most: int) -> list[list[str]]:
-  """Names of members of one program, at most `most` of them, by where the first stands.
+  """Groups runs that can be members of one program, in the order of the groups' first runs.
 
-  A config that can be no member is alone.
+  A run that can be no member is a group alone.
+
+  Args:
+    configs: name -> resolved config.
+    most: the most members of a program.
   """
   place = list(configs).index
   found: dict[Any, list[str]] = {}
@@ -69,7 +76,12 @@ def groups(configs: Mapping[str, Config], most: int) -> list[list[str]]:
 
 
 def check(configs: Mapping[str, Config]) -> None:
-  """Raises UserError unless these runs can be members of one program."""
+  """Checks that these runs can be members of one program.
+
+  Raises:
+    UserError: one needs several devices or Weights & Biases, or two differ in a field that all
+      members share.
+  """
   (first, base), *rest = configs.items()
   for name, config in configs.items():
     if alone(config):

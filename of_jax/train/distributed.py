@@ -1,4 +1,4 @@
-"""Several processes of one job: joining, agreeing, ending together, and being told to stop.
+"""Processes of one job: joining, agreeing, ending together, and being told to stop.
 
 Exit statuses, for launchers: 0 finished, 1 a user's mistake, 75 (EX_TEMPFAIL) to be started again:
 told to stop and saved, or another process was lost. 75 and not 0, which schedulers take for done.
@@ -30,7 +30,7 @@ _JOINING = 300
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """Where the processes of a job meet.
+  """Meeting point of a job's processes.
 
   Attributes:
     coordinator: HOST:PORT of process 0, or `auto` for what the cluster says: Cloud TPU, GKE, SLURM
@@ -45,10 +45,14 @@ class Job:
 
 @contextmanager
 def joined(job: Job | None) -> Iterator[None]:
-  """Joins the job's processes for the block; alone, with None, does nothing.
+  """Joins the job's processes for the block; does nothing for None, a process alone.
 
   Without an error the processes part together. With one, this process ends at once, with status 1
   for a UserError and 75 otherwise: it would wait for the others, and they for it.
+
+  Raises:
+    UserError: the processes did not meet.
+    Preempted: all were told to stop, and saved after the same step.
   """
   if job is None:
     yield
@@ -83,19 +87,26 @@ def joined(job: Job | None) -> Iterator[None]:
 
 
 def is_writer() -> bool:
-  """Whether this process writes the run directory's files and talks to the user."""
+  """Says whether this process writes the run directory's files and talks to the user."""
   return jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-  """Returns when every process has come here."""
+  """Waits until every process of the job has called this with the same name."""
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
     multihost_utils.sync_global_devices(name)
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-  """Raises UserError, in every process, unless all have the same facts, which JSON can hold."""
+  """Checks that all processes of the job have the same facts.
+
+  Args:
+    facts: name -> value that JSON can hold.
+
+  Raises:
+    UserError: in every process, if one has another value than process 0.
+  """
   if jax.process_count() == 1:
     return
   from jax.experimental import multihost_utils
@@ -111,9 +122,9 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
 
 
 class Interruption:
-  """SIGTERM, as schedulers and Cloud TPU's maintenance send it, becomes a step to stop after.
+  """Handler of SIGTERM, as schedulers and Cloud TPU's maintenance send it: stops after a step.
 
-  Of several processes one may be told alone: all stop after the same step. While nothing has been
+  If one of several processes is told alone, all stop after the same step. While nothing has been
   trained there is nothing to save, and Preempted is raised at once.
   """
 
@@ -134,7 +145,7 @@ class Interruption:
       signal.signal(signal.SIGTERM, self._previous)
 
   def stops_at(self, step: int) -> bool:
-    """Whether to save after this step and stop. To be asked at every step."""
+    """Says whether to save after this step and stop; every process asks at every step."""
     self._running = True
     if jax.process_count() == 1:
       return self._told

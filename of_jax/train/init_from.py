@@ -1,4 +1,4 @@
-"""The parameters that a run starts from, where they are not freshly drawn: `train.init_from`.
+"""Parameters that a run starts from, where they are not freshly drawn: `train.init_from`.
 
 Enters: a run directory, or weights that were not trained here. Leaves: parameters laid out over the
 mesh, and what env.json says of where they came from. A run that resumes never comes here.

@@ -1,4 +1,4 @@
-"""The profiler around a few steps of a run."""
+"""Profiling of a few steps of a run. Leaves: traces in the run directory."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -7,9 +7,10 @@ import jax
 
 
 class Profile:
-  """Traces the steps from `first` to `last` of a run into FOLDER/profile, for TensorBoard or XProf.
+  """Profiler of a run's steps from the first to the last of `steps`, both included.
 
-  Each process traces its own devices. Nothing is traced without steps.
+  Its traces are in FOLDER/profile, for TensorBoard or XProf; each process traces its own devices.
+  With None nothing is traced.
   """
 
   def __init__(self, folder: Path, steps: tuple[int, int] | None):
@@ -17,7 +18,7 @@ class Profile:
     self._is_running = False
 
   def before_step(self, step: int, state: Any) -> None:
-    """To be called with the state that the step starts from."""
+    """Starts tracing if this step is to be traced; `state` is the one that the step starts from."""
     # Of a run that resumed within the steps, what is left of them.
     if self._steps and self._steps[0] <= step <= self._steps[1] and not self._is_running:
       jax.block_until_ready(state)
@@ -25,7 +26,7 @@ class Profile:
       self._is_running = True
 
   def after_step(self, step: int, state: Any) -> None:
-    """To be called with the state that the step leaves."""
+    """Ends tracing after the last step to trace; `state` is the one that the step leaves."""
     if self._steps and self._is_running and step >= self._steps[1]:
       jax.block_until_ready(state)
       self._stop()
@@ -34,7 +35,7 @@ class Profile:
     return self
 
   def __exit__(self, *_: object) -> None:
-    """Also of a run that is told to stop within the steps."""
+    """Ends tracing, also in a run that is told to stop within the steps."""
     self._stop()
 
   def _stop(self) -> None:

@@ -13,7 +13,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingProgress:
-  """Shows step, loss, tokens or images a second, MFU and time left; nothing unless `shown`."""
+  """Display of step, loss, tokens or images a second, MFU and time left.
+
+  MFU, model FLOP utilisation, is the share of the devices' peak that the model's own operations
+  take (Chowdhery et al. 2022, "PaLM", arXiv 2204.02311, appendix B).
+  """
 
   def __init__(self, name: str, start: int, steps: int, unit: str = "tokens",
                shown: bool = True):
@@ -41,11 +45,13 @@ class TrainingProgress:
 
   def update(self, step: int, loss: float, tokens_per_second: float,
              mfu: float | None = None) -> None:
-    """After a logged step. The first, whose time is the compiler's, sets the clock.
+    """Shows a logged step. The first, whose time is the compiler's, sets the clock.
 
     Args:
-      step, loss, tokens_per_second: of what was logged.
-      mfu: see of_jax.train.environment; None, where the devices' peak is not known, is not shown.
+      step: how many steps are done.
+      loss: nats a token, or the unit of the model's objective.
+      tokens_per_second: tokens, or images, a second, all devices together.
+      mfu: from 0 to 1, see of_jax.train.environment; None where the devices' peak is not known.
     """
     if step == self._first:
       self._begun, self._start = time.monotonic(), step
@@ -61,7 +67,7 @@ class TrainingProgress:
       self._shown = now
 
   def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """After an evaluation; images have an accuracy too."""
+    """Shows an evaluation: the loss, and the accuracy where `metrics` has one."""
     text = f"{self._name}: step {step}/{self._steps}  validation loss {float(metrics['loss']):.4g}"
     if "accuracy" in metrics:
       text += f"  accuracy {float(metrics['accuracy']):.2%}"

@@ -1,4 +1,4 @@
-"""The device mesh, and where every array of the train state lies on it."""
+"""Sharding: the device mesh, and where every array of the train state lies on it."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
-  """The mesh (data, fsdp, tensor) of the config over this job's devices, or over those given.
+  """Makes the mesh (data, fsdp, tensor) of the config over this job's devices, or those given.
 
   Raises:
     UserError: more devices asked for than there are, devices that the other axes do not divide,
@@ -60,7 +60,7 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _meshes_of(torus: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-  """The meshes whose axes are products of whole sides of a torus."""
+  """Yields the meshes whose axes are products of whole sides of a torus."""
   for owners in itertools.product(range(len(AXES)), repeat=len(torus)):
     yield tuple(math.prod(side for side, owner in zip(torus, owners) if owner == axis)
                 for axis in range(len(AXES)))
@@ -72,7 +72,7 @@ def _shape_text(sizes: tuple[int, ...]) -> str:
 
 def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTransformation
                     ) -> dict[str, Any]:
-  """Shardings of {"params", "opt_state", "step"}: moments lie where their parameters lie.
+  """Decides the shardings of {"params", "opt_state", "step"}: moments lie where parameters lie.
 
   Left to itself, `jit(optimizer.init)` would replicate the moments over the mesh. An array of the
   state belongs to a parameter if its path ends in the parameter's and it has its shape. What an
@@ -107,7 +107,7 @@ def state_shardings(mesh: Mesh, network: Network, optimizer: optax.GradientTrans
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> npt.NDArray[np.int64]:
-  """The rows of a batch that the devices of this process hold, ascending.
+  """Finds the rows of a batch that the devices of this process hold, int64 [rows], ascending.
 
   On a torus they need not be consecutive, and processes that share a `tensor` axis hold the same.
   """
@@ -118,11 +118,12 @@ def local_rows(mesh: Mesh, batch_size: int) -> npt.NDArray[np.int64]:
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray], batch_size: int | None = None
                 ) -> dict[str, jax.Array]:
-  """Rows of a batch -> global arrays, split over data and fsdp.
+  """Makes global arrays of a batch's rows, split over the mesh's axes data and fsdp.
 
   Args:
-    mesh: whose devices share the batch.
-    batch: the `local_rows` of a batch of `batch_size`, which defaults to as many as there are.
+    mesh: its devices share the batch.
+    batch: name -> this process's `local_rows` [rows, ...].
+    batch_size: rows of the whole batch; default as many as `batch` has.
   """
   def place(rows: npt.NDArray[Any]) -> jax.Array:
     size = len(rows) if batch_size is None else batch_size
