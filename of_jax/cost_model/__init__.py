@@ -1,1 +1,1 @@
-"""What a compiled program costs on a chip that need not be here: chips, slices, compiled text."""
+"""Costs of a compiled program on a chip that need not be here: chips, slices, compiled text."""

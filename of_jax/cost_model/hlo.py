@@ -1,7 +1,17 @@
-"""What a compiled program does: reads flops, bytes and collectives off its optimised HLO.
+"""Reads flops, bytes and collectives of a compiled program off its optimised HLO text.
 
 The compiler's own `cost_analysis()` counts the body of a loop once, so that 24 scanned layers are
 reported as one. Here everything in a body is multiplied by the loop's trip count.
+
+How it works: `hlo_text` splits the text into computations of instructions with their shapes. The
+walk begins at the entry and follows the schedule. A loop multiplies what its body holds by its
+trip count, which the compiler notes beside it, or which follows from where its counter starts,
+what it adds and what it is compared with; of a conditional the branch with most flops counts. Each
+other instruction is one operation: its flops are those of the matrix products (`hlo_products`) and
+elementwise operations inside it, fused ones included, its bytes those that cross main memory
+(`hlo_bytes`), and its cycles what the TPU compiler notes. Collectives are kept apart with their
+arrays and groups. Kernels written by hand are not HLO: the caller says what they compute, and
+whatever nobody can count is named in `Program.uncounted`.
 
 Enters: `compiled.as_text()`, the program of one device. Leaves: a `Program`.
 """
@@ -12,6 +22,7 @@ import math
 import re
 from collections.abc import Callable
 
+from of_jax.cost_model.hlo_bytes import Traffic
 from of_jax.cost_model.hlo_products import convolution_flops, dot_flops
 from of_jax.cost_model.hlo_text import (
     Computation,
@@ -43,12 +54,11 @@ _WITHOUT_FLOPS = frozenset({
     "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone",
     "GatherScatterIndicesBitpacked", "ConcatBitcast", "SliceBitcast", "Sharding",
     "ZeroCrop"})
-_SLICES = frozenset({"dynamic-slice", "slice", "gather"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """One operation of the schedule.
+  """An operation of the schedule.
 
   Attributes:
     name, opcode: as in the text; of a fusion the name says most.
@@ -94,7 +104,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What one device does in one run of a program.
+  """Everything that one device does in one run of a program.
 
   Attributes:
     operations, collectives: of the entry computation and of every loop body.
@@ -108,6 +118,7 @@ class Program:
 
   @property
   def flops(self) -> int:
+    """All flops of the program, matrix products among them."""
     return sum(op.trips * op.flops for op in self.operations)
 
   @property
@@ -126,7 +137,7 @@ class Program:
     return sum(op.trips * op.cycles for op in self.operations)
 
   def by_kind(self) -> dict[str, dict[str, int]]:
-    """Kind of collective -> how many runs, and the bytes of their arrays in all."""
+    """Sums collectives: kind -> `count` of runs, and `bytes` of their arrays in all."""
     kinds: dict[str, dict[str, int]] = {}
     for collective in self.collectives:
       total = kinds.setdefault(collective.kind, {"count": 0, "bytes": 0})
@@ -156,16 +167,19 @@ def read(text: str, kernels: KernelFlops = lambda name, shapes: None) -> Program
 
 
 class _Reader:
+  """One walk over a program's computations, which collects a `Program`."""
 
   def __init__(self, computations: dict[str, Computation], entry: str, partitions: int,
                kernels: KernelFlops):
     self._computations, self._kernels = computations, kernels
     self._entry, self._partitions = entry, partitions
+    self._traffic = Traffic(computations)
     self._operations: list[Operation] = []
     self._collectives: list[Collective] = []
     self._uncounted: dict[str, None] = {}
 
   def read(self) -> Program:
+    """Walks the program from its entry."""
     self._schedule(self._entry, 1)
     return Program(tuple(self._operations), tuple(self._collectives), tuple(self._uncounted))
 
@@ -190,8 +204,8 @@ class _Reader:
         flops, matrix = self._instruction_flops(instruction, computation)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
         self._operations.append(Operation(
-            instruction.name, opcode, trips, flops, matrix, self._bytes(instruction, computation),
-            int(cycles.group(1)) if cycles else 0))
+            instruction.name, opcode, trips, flops, matrix,
+            self._traffic.of(instruction, computation), int(cycles.group(1)) if cycles else 0))
 
   def _trip_count(self, loop: Instruction, computation: Computation) -> int:
     """How often a loop runs its body: as the compiler notes it, else as its counter says."""
@@ -315,78 +329,3 @@ class _Reader:
     return self._kernels(name.group(1), [
         array.dims for operand in instruction.operands
         for array in computation[operand].arrays]) if name else None
-
-  def _bytes(self, instruction: Instruction, computation: Computation) -> int:
-    """What an operation reads and writes in main memory."""
-    if instruction.opcode.endswith("-start"):
-      given = [array for name in instruction.operands for array in computation[name].arrays]
-      if instruction.opcode == "copy-start":
-        # The result is (copy, source, context).
-        return instruction.arrays[0].bytes + given[0].bytes
-      # That of the others holds what they were given, then what they make, then contexts.
-      made = instruction.arrays[len(given):len(given) + 1] or instruction.arrays
-      if instruction.opcode.endswith("slice-start"):
-        return made[0].bytes + min(given[0].bytes, made[0].payload)
-      return sum(array.bytes for array in (*given, *made))
-    written = self._written(instruction, computation)
-    if instruction.opcode == "fusion":
-      inner = self._computations[instruction.called[0]]
-      parameters = {int(part.arguments): part for part in inner.values()
-                    if part.opcode == "parameter"}
-      return written + sum(
-          self._read(parameters[index], inner, computation[name].bytes)
-          for index, name in enumerate(instruction.operands) if index in parameters)
-    reads = [computation[name].bytes for name in instruction.operands]
-    if instruction.opcode in _SLICES:
-      reads[0] = min(reads[0], sum(array.payload for array in instruction.arrays))
-    if instruction.opcode == "dynamic-update-slice":
-      reads[0] = 0
-    return written + sum(reads)
-
-  def _read(self, value: Instruction, computation: Computation, whole: int) -> int:
-    """Bytes of `value` that the operations of a fusion read, at most all of it."""
-    total = 0
-    for user in computation.values():
-      for position, name in enumerate(user.operands):
-        if name != value.name:
-          continue
-        if user.opcode in _SLICES and position == 0:
-          total += sum(array.payload for array in user.arrays)
-        elif user.opcode == "dynamic-update-slice" and position == 0:
-          continue
-        elif user.opcode == "bitcast":
-          total += self._read(user, computation, whole)
-        elif user.opcode == "fusion":
-          inner = self._computations[user.called[0]]
-          parameter = next((part for part in inner.values() if part.opcode == "parameter"
-                            and int(part.arguments) == position), None)
-          total += self._read(parameter, inner, whole) if parameter else 0
-        else:
-          return whole
-    return min(total, whole)
-
-  def _written(self, instruction: Instruction, computation: Computation) -> int:
-    """Bytes of the results, less what an update in place leaves as it was."""
-    if instruction.opcode == "dynamic-update-slice":
-      update = computation[instruction.operands[1]]
-      return min(instruction.bytes, sum(array.payload for array in update.arrays))
-    if instruction.opcode != "fusion":
-      return instruction.bytes
-    inner = self._computations[instruction.called[0]]
-    root = next(part for part in inner.values() if part.is_root)
-    results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    if len(results) != len(instruction.arrays):
-      return instruction.bytes
-    return sum(min(array.bytes, self._result(part, inner)) for part, array in
-               zip(results, instruction.arrays))
-
-  def _result(self, part: Instruction, computation: Computation) -> int:
-    """Bytes that the root of a fusion writes, wherever they go."""
-    while part.opcode == "bitcast":
-      part = computation[part.operands[0]]
-    if part.opcode == "dynamic-update-slice":
-      return sum(array.payload for array in computation[part.operands[1]].arrays)
-    if part.opcode == "fusion":
-      inner = self._computations[part.called[0]]
-      return self._result(next(p for p in inner.values() if p.is_root), inner)
-    return sum(array.payload for array in part.arrays)

@@ -7,7 +7,7 @@ from of_jax.cost_model.hlo_text import Computation, Instruction, window_of
 
 
 def dot_flops(instruction: Instruction, computation: Computation) -> int:
-  """2 x elements of the result x length of what is summed over."""
+  """Flops of a `dot`: 2 x elements of the result x length of what is summed over."""
   left = computation[instruction.operands[0]].arrays[0]
   summed = instruction.attribute("lhs_contracting_dims") or "{}"
   return 2 * instruction.arrays[0].size * math.prod(
@@ -15,7 +15,7 @@ def dot_flops(instruction: Instruction, computation: Computation) -> int:
 
 
 def convolution_flops(instruction: Instruction, computation: Computation) -> int:
-  """2 x products that a convolution truly takes: those with padding and holes do not count.
+  """Flops of a `convolution`: 2 x products; those with padding and holes do not count.
 
   The TPU compiler writes matrix products as convolutions, batch axes as window axes in which one
   position of the kernel meets one of the input.
@@ -41,7 +41,7 @@ def convolution_flops(instruction: Instruction, computation: Computation) -> int
 
 def valid_pairs(length: int, kernel: int, result: int, stride: int, pad: int, left_dilation: int,
                  right_dilation: int) -> int:
-  """Along one axis, the pairs of a kernel's and a result's position that meet an input."""
+  """Counts, along one axis, pairs of a kernel's and a result's position that meet an input."""
   end = (length - 1) * left_dilation + 1
   count = 0
   for k in range(kernel):

@@ -28,7 +28,7 @@ class Array:
 
   @property
   def size(self) -> int:
-    """Elements."""
+    """Number of elements."""
     return math.prod(self.dims)
 
   @property
@@ -48,6 +48,18 @@ class Array:
 
 @dataclasses.dataclass
 class Instruction:
+  """One line of a computation.
+
+  Attributes:
+    name: unique in its computation, without %.
+    arrays: the parts of its result.
+    opcode: as `fusion`.
+    operands: names of what it is given.
+    arguments: the text between its parentheses.
+    attributes: the text behind them.
+    is_root: whether it is what the computation leaves.
+  """
+
   name: str
   arrays: tuple[Array, ...]
   opcode: str
@@ -58,17 +70,18 @@ class Instruction:
 
   @property
   def bytes(self) -> int:
+    """Bytes of its result in main memory."""
     return sum(array.bytes for array in self.arrays)
 
   @functools.cached_property
   def called(self) -> tuple[str, ...]:
-    """The computations that it names, in order."""
+    """Names of the computations that it calls, in order."""
     groups = _CALLED.findall(self.attributes)
     return tuple(name.strip().lstrip("%") for group in groups
                  for name in group.strip("{}").split(","))
 
   def attribute(self, name: str) -> str | None:
-    """The text of `name=...` up to the next comma outside braces."""
+    """Finds the text of `name=...` up to the next comma outside braces."""
     found = re.search(rf"(?:^|[ ,]){name}=(\{{[^}}]*\}}|[^, ]+)", self.attributes)
     return found.group(1) if found else None
 
@@ -77,7 +90,11 @@ Computation = dict[str, Instruction]
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-  """Computations by name, and the entry's name."""
+  """Splits a program into computations by name, and finds the entry's name.
+
+  Raises:
+    ValueError: there is no entry.
+  """
   computations: dict[str, Computation] = {}
   entry = ""
   current: Computation | None = None
@@ -100,7 +117,11 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def group_size(instruction: Instruction, partitions: int) -> int:
-  """Devices that take part in one collective together; 2 for the pairs of a permutation."""
+  """Number of devices that take part in one collective together; 2 of a permutation's pairs.
+
+  Raises:
+    ValueError: groups are written in a form that is not known.
+  """
   text = instruction.attributes
   if "replica_groups={}" in text:
     return partitions
@@ -122,7 +143,7 @@ def group_size(instruction: Instruction, partitions: int) -> int:
 
 
 def origin(name: str, computation: Computation) -> Instruction:
-  """What a value is a copy of."""
+  """Finds the instruction that a value is a copy of."""
   instruction = computation[name]
   while instruction.opcode in ("copy", "bitcast", "copy-start", "copy-done"):
     instruction = computation[instruction.operands[0]]
@@ -130,7 +151,7 @@ def origin(name: str, computation: Computation) -> Instruction:
 
 
 def window_of(instruction: Instruction) -> dict[str, list[int]]:
-  """`window={size=3x3 stride=1x1 pad=1_1x1_1 ...}` -> lists, `pad` of the low side alone."""
+  """Reads `window={size=3x3 stride=1x1 pad=1_1x1_1 ...}` -> lists, `pad` of the low side alone."""
   text = (instruction.attribute("window") or "{}").strip("{}")
   given = dict(part.split("=") for part in text.split())
   sizes = [int(n) for n in given.get("size", "").split("x") if n]

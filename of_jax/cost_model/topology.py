@@ -1,53 +1,18 @@
-"""TPU slices that can be had, and what Google states of their chips. Imports no jax."""
+"""TPU slices by name, as in v5p:4x4x8. Enters: text. Leaves: the chip and the shape of the torus.
 
-import dataclasses
+Imports no jax.
+"""
+
 import importlib.util
-import itertools
 import math
 import re
 
+from of_jax.cost_model.chips import CHIPS, Chip
 from of_jax.errors import UserError
-
-GIB = 2 ** 30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """What Google states of a chip (cloud.google.com/tpu/docs, a page a kind).
-
-  Attributes:
-    flops: dense bfloat16, a second.
-    hbm_bytes: of memory.
-    hbm_bandwidth: bytes a second.
-    link_bandwidth: bytes a second that all its links send: half of "bidirectional".
-    slices: shapes of the torus that can be had.
-  """
-
-  flops: float
-  hbm_bytes: int
-  hbm_bandwidth: float
-  link_bandwidth: float
-  slices: tuple[tuple[int, ...], ...]
-
-
-def _cubes(most: int) -> tuple[tuple[int, ...], ...]:
-  """Parts of a cube of 4 x 4 x 4, and tori of whole cubes with sides in rising order."""
-  sides = range(4, most // 16 + 1, 4)
-  whole = [shape for shape in itertools.combinations_with_replacement(sides, 3)
-           if math.prod(shape) <= most]
-  return ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), *whole)
-
-
-_FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-CHIPS = {
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, _FLAT),
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9, _FLAT),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, _cubes(1024)),
-}
 
 
 def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
-  """`v5p:4x4x8` -> the chip and the shape of its torus.
+  """Reads a slice's name: `v5p:4x4x8` -> the chip and the shape of its torus.
 
   Raises:
     UserError: no such kind, or no such slice; the line names the nearest that exists.

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from of_jax.config import Config
-from of_jax.cost_model.topology import GIB, Chip, parse_topology
+from of_jax.cost_model.chips import GIB, Chip
+from of_jax.cost_model.topology import parse_topology
 from of_jax.errors import UserError
 
 FORMULA = ("sum over operations of trips x max(matrix flops / peak, bytes in HBM / bandwidth), "
@@ -135,7 +136,7 @@ def _kernel_flops(config: Config, kernel: str, shapes: list[tuple[int, ...]]
 
 
 def statistics_of(config: Config, network: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-  """What the measured step sums over tokens of activations, whatever the mesh.
+  """Counts what the measured step sums over tokens of activations, whatever the mesh.
 
   Args:
     config: resolved; network: of it.
@@ -173,7 +174,7 @@ def _lower(config: Config, mesh: Any) -> tuple[Any, int, dict[str, Any]]:
 
   from of_jax.models import partition
   from of_jax.objectives.tasks import task_of
-  from of_jax.train.step import make_trainer
+  from of_jax.train.trainer import make_trainer
   trainer = make_trainer(config, mesh)
 
   def laid_out(shape: Any, sharding: Any) -> Any:

@@ -1,4 +1,7 @@
-"""What a run's numbers depend on beside its config: versions, code, machine, data, sizes."""
+"""Records what a run's numbers depend on beside its config: versions, code, machine, data, sizes.
+
+Enters: the devices and the clone that run, a config with its corpus and network. Leaves: env.json.
+"""
 
 import importlib.metadata
 import os
@@ -12,23 +15,19 @@ import jax
 from jax.sharding import Mesh
 
 from of_jax.config import Config
+from of_jax.cost_model import chips
 from of_jax.data.folder import Described
 from of_jax.models.functional import Network, named_leaves
 from of_jax.objectives.tasks import task_of
 
 _PACKAGES = ("of_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
              "tokenizers", "numpy")
-# What a launcher says of itself, and of what the program cannot see.
+# Names in env.json of what a launcher says of itself, and of what the program cannot see.
 _LAUNCH = {"launcher": "OF_JAX_LAUNCHER", "image": "OF_JAX_IMAGE", "topology": "OF_JAX_TOPOLOGY"}
-# Dense bfloat16 peaks that the makers state, in flops a second; by jax's device_kind.
-_PEAK_FLOPS = {
-    "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "TPU v4": 275e12,
-    "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12, "TPU v6e": 918e12}
 
 
 def describe(config: Config, mesh: Mesh, corpus: Described, network: Network) -> dict[str, Any]:
-  """The contents of env.json."""
+  """Collects the contents of env.json, an object for JSON."""
   return {
       **machine(),
       "mesh": dict(mesh.shape),
@@ -41,7 +40,7 @@ def describe(config: Config, mesh: Mesh, corpus: Described, network: Network) ->
 
 
 def machine() -> dict[str, Any]:
-  """Command, versions, code and devices: what any measurement depends on."""
+  """Describes command, versions, code and devices: what any measurement depends on."""
   device = jax.devices()[0]
   return {
       "command": " ".join(sys.argv),
@@ -56,7 +55,7 @@ def machine() -> dict[str, Any]:
 
 
 def count_parameters(network: Network) -> dict[str, int]:
-  """Trained parameters in all, and without the embedding and unembedding tables."""
+  """Counts trained parameters, in all and without the embedding and unembedding tables."""
   shapes = named_leaves(network.trained(network.shapes))
   roles = named_leaves(network.trained(network.roles))
   tables = sum(shapes[name].size for name, role in roles.items()
@@ -67,9 +66,8 @@ def count_parameters(network: Network) -> dict[str, int]:
 
 def peak_flops() -> float | None:
   """Dense bfloat16 flops a second of all devices, or None where the maker's figure is unknown."""
-  kind = jax.devices()[0].device_kind
-  known = [name for name in _PEAK_FLOPS if kind.startswith(name)]
-  return _PEAK_FLOPS[max(known, key=len)] * jax.device_count() if known else None
+  each = chips.peak_flops(jax.devices()[0].device_kind)
+  return each * jax.device_count() if each else None
 
 
 def _version(package: str) -> str | None:
@@ -80,7 +78,7 @@ def _version(package: str) -> str | None:
 
 
 def uncommitted() -> str:
-  """What `git diff HEAD` says of the clone that runs: files that git tracks, as a patch."""
+  """The changes that `git diff HEAD` finds in the clone that runs, as a patch; "" in no clone."""
   try:
     return _run_git("diff", "HEAD", "--binary", "--", ":/")
   except (OSError, subprocess.SubprocessError):

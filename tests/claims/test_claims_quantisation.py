@@ -6,17 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from of_jax.analysis.runs import Run, load_run
-from of_jax.claims.quantisation import bootstrap_interval, correlates, loses_less, ranks, spearman
+from of_jax.claims.quantisation import bootstrap_interval, correlates, loses_less, spearman
 from tests.analysis.synthetic import config, write_run
 
 
 def test_rank_correlation() -> None:
-  assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0, 2.5, 1]
   # 1 - 6 sum d^2 / (n (n^2 - 1)), d = (0, 1, -1, 0).
   assert spearman(np.array([1.0, 2, 3, 4]), np.array([1.0, 9, 4, 16])) == pytest.approx(0.8)
   assert np.isnan(spearman(np.ones(3), np.arange(3.0)))
+  # Of many pairs at once, ties among them.
+  many = np.random.default_rng(0).integers(5, size=(2, 20, 12)).astype(np.float64)
+  assert spearman(*many) == pytest.approx(np.array([
+      scipy.stats.spearmanr(*pair).statistic for pair in zip(*many)]), rel=1e-12, abs=1e-12)
   a = np.arange(12.0)
   assert bootstrap_interval(a, a ** 3, 200) == pytest.approx((1, 1))
   low, high = bootstrap_interval(a, np.random.default_rng(1).normal(size=12), 200)

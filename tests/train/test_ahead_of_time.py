@@ -13,6 +13,7 @@ import pytest
 from experiments import compile_topology
 from of_jax.config import Config
 from of_jax.cost_model import topology
+from of_jax.cost_model.chips import CHIPS, Chip, peak_flops
 from of_jax.errors import UserError
 from of_jax.train import ahead_of_time, sharding
 
@@ -24,7 +25,14 @@ def test_slices_that_exist() -> None:
   for name, chips in (("v5e:1x1", 1), ("v5e:2x4", 8), ("v6e:16x16", 256), ("v5p:2x2x1", 4),
                       ("v5p:4x4x12", 192), ("v5p:8x8x16", 1024)):
     assert math.prod(topology.parse_topology(name)[1]) == chips
-  assert max(math.prod(shape) for shape in topology.CHIPS["v5p"].slices) == 1024
+  assert max(math.prod(shape) for shape in CHIPS["v5p"].slices) == 1024
+
+
+def test_the_peak_of_a_device_is_that_of_the_longest_name() -> None:
+  assert [peak_flops(kind) for kind in (
+      "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "TPU v4", "TPU v5 lite", "TPU v5",
+      "TPU v5p", "TPU v6 lite", "cpu", "NVIDIA L4")] == [
+          989e12, 312e12, 275e12, 197e12, 459e12, 459e12, 918e12, None, None]
 
 
 @pytest.mark.parametrize("name, message", [
@@ -91,7 +99,7 @@ ENTRY %main (x: f32[512,512]) -> f32[512,512] {
   ROOT %r = f32[512,512]{1,0} all-reduce(%z), replica_groups={{0,1}}, to_apply=%add
 }
 """
-  chip = topology.Chip(flops=1e9, hbm_bytes=1, hbm_bandwidth=1e9, link_bandwidth=1e6, slices=())
+  chip = Chip(flops=1e9, hbm_bytes=1, hbm_bandwidth=1e9, link_bandwidth=1e6, slices=())
   report = ahead_of_time._judge(text, chip, 2, model_flops=2 ** 29)
   size = 512 * 512 * 4
   product, copied, summed = 2 * 512 ** 3 / 1e9, 2 * size / 1e9, 2 * size / 1e9
