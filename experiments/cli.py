@@ -1,4 +1,4 @@
-"""What every binary shares: absl flags, `--config.a.b=value` overrides, and one-line errors.
+"""Command lines of all binaries: absl flags, `--config.a.b=value` overrides, one-line errors.
 
 A binary defines its flags with absl and ends with `cli.run(main)`. Nothing here imports jax, so
 that a mistake on the command line is reported at once.
@@ -26,7 +26,10 @@ _overrides: list[tuple[str, str]] = []
 
 
 def run(main: Callable[[], None]) -> None:
-  """Parses the command line and calls `main`; exits 1 with one line on a user's mistake."""
+  """Parses the command line and calls `main`; exits 1 with one line on a user's mistake.
+
+  Other statuses: 75 if the run was told to stop and saved, 130 if it was interrupted.
+  """
   module = sys.modules["__main__"]
   try:
     if {"--help", "-h", "--helpfull", "--helpshort", "-help"} & set(sys.argv[1:]):
@@ -55,20 +58,28 @@ def run(main: Callable[[], None]) -> None:
 
 
 def overrides() -> list[tuple[str, str]]:
-  """The (dotted path, text) pairs of the command line's `--config.path=text`, in order."""
+  """Lists the (dotted path, text) pairs of the command line's `--config.path=text`, in order."""
   return list(_overrides)
 
 
 def refuse_overrides(taken: Mapping[str, str]) -> None:
-  """Raises UserError for a `--config.PATH` that a flag of the binary decides, as `taken` says."""
+  """Refuses a `--config.PATH` of what a flag of the binary decides.
+
+  Args:
+    taken: PATH -> the flag that decides it.
+
+  Raises:
+    UserError: the command line has such a field.
+  """
   for path, text in _overrides:
     if path in taken:
       raise UserError(f"--config.{path}={text}: {taken[path]} decides it here")
 
 
 def load_config(spec: str, extra: Iterable[tuple[str, str]] = ()) -> config_lib.Config:
-  """The resolved config of `PATH` or `PATH:ARGUMENT`, with `extra`, then the command line's fields.
+  """Loads the config of `PATH` or `PATH:ARGUMENT`, sets fields and resolves it.
 
+  The fields of `extra` are set first, then those of the command line.
   The file defines `get_config()` or `get_config(argument)`, returning an of_jax Config.
 
   Raises:

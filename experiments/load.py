@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _save(model: "Pretrained", out: Path) -> None:
-  """A run directory whose step 0 is the model."""
+  """Leaves a run directory whose step 0 is the model."""
   import numpy as np
 
   from of_jax.config import to_dict

@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _scheme() -> schemes.Scheme:
-  """The scheme that the flags ask for.
+  """Returns the quantisation scheme that the flags ask for.
 
   Raises:
     UserError: one that cannot be carried out.
@@ -112,7 +112,7 @@ def _seeds() -> list[int]:
 
 
 def _check(scheme: schemes.Scheme) -> None:
-  """Looks at the rest of the command line, and that the scheme is for these models."""
+  """Checks the rest of the command line, and that the scheme is for these models."""
   for name in _OF_MEASURE:
     if flags.FLAGS[name].present:
       raise UserError(f"--{name}: is a flag of measure; leave it out")

@@ -46,10 +46,10 @@ _SECONDS_BETWEEN_LOOKS = 5.0
 
 
 def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
-  """Every run's resolved config by name; the command line's overrides win.
+  """Resolves every run's config, by name; the command line's overrides win.
 
   Args:
-    scale: the declaration.
+    scale: the study's declaration at one scale.
     corpus: replaces data.corpus where not empty.
 
   Raises:
@@ -220,7 +220,12 @@ def list_runs(study: str, scale_name: str, root: pathlib.Path | None, corpus: st
 
 
 def analyse_run(path: pathlib.Path, name: str) -> None:
-  """Leaves NAME.json, and figures where there are any, in a run directory."""
+  """Analyses a run's checkpoints: leaves NAME.json, and figures if there are any, in its folder.
+
+  Args:
+    path: the run directory.
+    name: an analysis of of_jax.analysis.over_training.
+  """
   # Here, because they import jax, as _trainer does.
   from of_jax.analysis import over_training, replay
   from of_jax.report import panel_plots, panels
@@ -249,7 +254,7 @@ def main() -> None:
 
 def _check_root(root: pathlib.Path, study: str, scale: str,
                 planned: Mapping[str, Config]) -> dict[str, object] | None:
-  """The record that `root` has of this study, if any; refuses a root that holds another one."""
+  """Reads the record that `root` has of this study, if any; refuses one that holds another."""
   if root.exists() and not root.is_dir():
     raise UserError(f"--root={root}: not a folder")
   previous = study_record.read(root)
@@ -285,7 +290,7 @@ def _together() -> TrainTogether:
 
 
 def _command() -> str:
-  """What was typed, less the place of the clone."""
+  """Returns the command as it was typed, less the place of the clone."""
   name = pathlib.Path(sys.argv[0]).stem
   return " ".join(["python -m experiments." + name, *map(shlex.quote, sys.argv[1:])])
 

@@ -70,7 +70,7 @@ def _profile_steps(steps: int) -> tuple[int, int] | None:
 
 
 def _place() -> tuple[str, int | None, int | None] | None:
-  """Coordinator, number of processes and this one's; None where there is one process."""
+  """Reads (coordinator, number of processes, this one's); None where there is one process."""
   coordinator = _COORDINATOR.value or os.environ.get("JAX_COORDINATOR_ADDRESS")
   count = _number(_NUM_PROCESSES.value, "num_processes", "JAX_NUM_PROCESSES")
   process = _number(_PROCESS_ID.value, "process_id", "JAX_PROCESS_ID")

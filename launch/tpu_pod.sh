@@ -71,7 +71,7 @@ create() {
   tpu create --accelerator-type="$type" --version="$version" ${spot[@]+"${spot[@]}"}
 }
 
-# What Google says of the slice, as READY or PREEMPTED; ABSENT; UNKNOWN if it could not be asked.
+# Prints the state of the slice: Google's, as READY or PREEMPTED; ABSENT; UNKNOWN if nobody answers.
 state() {
   local errors
   { errors=$(gcloud compute tpus tpu-vm describe "$name" --zone="$zone" --format='value(state)' \
@@ -79,11 +79,11 @@ state() {
   if [[ $errors == *NOT_FOUND* ]]; then echo ABSENT; else echo UNKNOWN; fi
 }
 
-# What a worker is asked: is the trainer that was started there still there? By its process id, as
-# its name is also in the question.
+# Asks a worker whether the trainer that was started there still runs: by its process id, as its
+# name is also in the question.
 alive="[ ! -f status ] && [ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null"
 
-# This clone with its history, so that the run records its commit, and its uncommitted changes.
+# Sends this clone with its history, so that the run records its commit, and what is uncommitted.
 # Under `if`, bash would go on after a command that fails.
 setup() {
   local bundle=BUNDLE
@@ -105,8 +105,8 @@ if [ -s ../of_jax.diff ]; then git apply ../of_jax.diff; fi && \
 python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
 }
 
-# A trainer that was killed leaves libtpu's lock, over which the next one would fail. What slice it
-# is, the slice itself is asked.
+# Starts the trainer. One that was killed leaves libtpu's lock, over which the next one would fail.
+# The slice itself is asked for its type.
 start() {
   local words="" word slice="TYPE IMAGE"
   for word in "$@"; do words+=" $(printf %q "$word")"; done

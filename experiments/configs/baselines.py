@@ -1,4 +1,4 @@
-"""Published ways to fewer outlier features, which a new one has to beat.
+"""Baselines: published ways to fewer outlier features, which a new one has to beat.
 
   python -m experiments.train --config=experiments/configs/baselines.py:NAME --workdir=DIR
 
@@ -13,6 +13,11 @@ from of_jax.errors import UserError
 
 
 def get_config(name: str) -> Config:
+  """Returns the baseline `name`, unresolved.
+
+  Raises:
+    UserError: no such baseline.
+  """
   try:
     return baselines.baseline(name)
   except UserError as error:

@@ -1,4 +1,4 @@
-"""The size ladder, and the settings of the papers.
+"""Ladder of model sizes, and the settings of the papers.
 
   python -m experiments.train --config=experiments/configs/ladder.py:SIZE --workdir=DIR
 
@@ -13,6 +13,11 @@ from of_jax.errors import UserError
 
 
 def get_config(size: str) -> Config:
+  """Returns the preset `size`, unresolved.
+
+  Raises:
+    UserError: no such size.
+  """
   if size not in presets.SIZES:
     raise UserError(f"--config=experiments/configs/ladder.py:{size}: no such size; "
                     f"there are {', '.join(presets.SIZES)}")

@@ -1,4 +1,4 @@
-"""The model that another folder or file holds, to go on with its parameters.
+"""Model of another folder or file, to go on with its parameters.
 
   python -m experiments.train --config=experiments/configs/loaded.py:PATH --workdir=RUN
 
@@ -18,6 +18,11 @@ from of_jax.storage import run_directory
 
 
 def get_config(named: str) -> Config:
+  """Returns the config of a run that goes on with the model at the path `named`, unresolved.
+
+  Raises:
+    UserError: no model there, or one that this project cannot express.
+  """
   path = Path(named).expanduser()
   if (path / run_directory.CHECKPOINTS).is_dir():
     theirs = from_dict(run_directory.read_json(path / run_directory.CONFIG))

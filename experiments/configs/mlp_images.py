@@ -1,4 +1,4 @@
-"""The residual MLP on images.
+"""Residual MLP on images.
 
   python -m experiments.train --config=experiments/configs/mlp_images.py:SCALE --workdir=DIR
 
@@ -11,6 +11,11 @@ from of_jax.errors import UserError
 
 
 def get_config(scale: str) -> Config:
+  """Returns the residual MLP at `scale`, unresolved.
+
+  Raises:
+    UserError: no such scale.
+  """
   if scale not in presets.MLP_SCALES:
     raise UserError(f"--config=experiments/configs/mlp_images.py:{scale}: no such scale; "
                     f"there are {', '.join(presets.MLP_SCALES)}")

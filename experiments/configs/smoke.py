@@ -1,4 +1,4 @@
-"""A Pre-Norm transformer in which outlier features form within minutes on two CPU cores.
+"""Pre-Norm transformer in which outlier features form within minutes on two CPU cores.
 
   python -m experiments.train --config=experiments/configs/smoke.py --workdir=runs/smoke
 
@@ -9,4 +9,5 @@ from of_jax.config import Config, presets
 
 
 def get_config() -> Config:
+  """Returns the smoke setting, unresolved."""
   return presets.smoke()

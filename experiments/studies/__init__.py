@@ -1,4 +1,4 @@
-"""Declared studies: each file here is one. Enters: a study's name and scale. Leaves: its grid
+"""Studies, declared one a file. Enters: a study's name and scale. Leaves: its grid
 of runs, as overrides of one base config, and its claims with their rules.
 """
 
@@ -16,7 +16,7 @@ Overrides = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """One size of a study.
+  """Declaration of a study at one size.
 
   Attributes:
     config: base config of every run, as `--config` takes it.
@@ -24,8 +24,8 @@ class Scale:
     runs: run's name -> its own overrides, in the order in which they are trained.
     claims: declared before the runs.
     paper: config field -> the paper's value in words, so that a page can say what differs.
-    analyses: of of_jax.analysis.over_training, made of every checkpoint of each finished run, for
-      the claims to read.
+    analyses: names of of_jax.analysis.over_training, each made of every checkpoint of each finished
+      run, for the claims to read.
   """
 
   config: str
@@ -37,13 +37,13 @@ class Scale:
 
 
 def names() -> list[str]:
-  """The studies there are."""
+  """Lists the names of the declared studies."""
   return sorted(p.stem for p in pathlib.Path(__file__).parent.glob("*.py")
                 if p.stem != "__init__")
 
 
 def load(study: str, scale: str) -> Scale:
-  """The declaration of one study at one scale.
+  """Loads the declaration of one study at one scale.
 
   Raises:
     UserError: no such study or scale; the nearest is named.

@@ -1,7 +1,7 @@
 """python -m experiments.study --study=int8 --scale=smoke --root=DIR
 
-What outlier features cost when a model is quantised: Pre-Norm and the Outlier Protected block,
-two learning rates, three seeds, quantised after training to W8A8 and W4A8.
+Outlier features and quantisation: Pre-Norm and the Outlier Protected block, two learning rates,
+three seeds, quantised after training to W8A8 and W4A8.
 
 Cost: smoke, 12 runs of 150 steps as in op_block, of each 8 passes over its validation set; 1 h 53
 min on two x86-64 cores that other programs used most of (2026-11-23). small and paper are declared

@@ -1,6 +1,6 @@
 """python -m experiments.study --study=norms --scale=smoke --root=DIR
 
-Where the norms stand, and which they are: thirteen blocks on the same tokens, one page.
+Norms, their kinds and places: thirteen blocks on the same tokens, one page.
 
 Cost: smoke, 13 runs of 150 steps, 33 minutes on two CPU cores that were busy with other work, about
 one minute a run where nothing else runs. small is declared for one accelerator; its cost is not

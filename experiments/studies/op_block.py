@@ -41,10 +41,12 @@ PAPER = {
 
 
 def name_of(block: str, rate: str, scale: str, seed: int) -> str:
+  """Returns the name of a run: block, learning rate, embedding scale and seed."""
   return f"{block}_lr{rate}_scale{scale}_seed{seed}"
 
 
 def run_of(block: str, rate: str, scale: str, seed: int) -> tuple[str, Overrides]:
+  """Returns a run's name and its overrides of the study's base config."""
   return name_of(block, rate, scale, seed), BLOCKS[block] + (
       ("optim.learning_rate", rate), ("model.embedding_scale", scale), ("train.seed", str(seed)))
 

@@ -89,7 +89,7 @@ def _best_rate_claim(optimiser: str, factor: float, seeds: Sequence[int], statem
 
 def _pair_claim(name: str, optimiser: str, rate: str, others: Sequence[tuple[str, str]],
                 seeds: Sequence[int], statement: str, paper: str) -> Claim:
-  """That `optimiser` at `rate` peaks below each of `others`, (optimiser, rate)."""
+  """Declares that `optimiser` at `rate` peaks below each of `others`, (optimiser, rate)."""
   pairs = [(_name(optimiser, rate, s), _name(*other, s)) for other in others for s in seeds]
   listed = " and ".join(f"{other} at {its}" for other, its in others)
   return Claim(

@@ -1,6 +1,6 @@
 """python -m experiments.study --study=relu_sparsity --scale=smoke --root=DIR
 
-Which hidden units of a ReLU transformer are active, layer by layer and over training.
+Activity of a ReLU transformer's hidden units, layer by layer and over training.
 
 Cost: smoke, 2 runs of 150 steps with MLPs of 1,024 units, each followed by an analysis of its eight
 checkpoints; 16 min 36 s on two x86-64 cores that other programs used at the same time (2026-11-23).
