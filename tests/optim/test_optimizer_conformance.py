@@ -13,7 +13,6 @@ import pytest
 
 import of_jax.optim
 from of_jax import config as config_lib
-from of_jax import variants
 from of_jax.config import Config, OptimConfig
 from of_jax.optim import build_optimizer
 from of_jax.storage.checkpoint import Checkpoints
@@ -40,6 +39,14 @@ TABLE: dict[str, tuple[dict[str, Any], float]] = {
     "rotated_adafactor": ({"max_precond_dim": 8, "eps": 0.1}, 0.1),
     "shampoo": ({"eps": 0.1, "precondition_power": -0.25}, 0.1),
 }
+# Optimiser -> the file of tests/optim that compares it with its formula in NumPy, or with numbers
+# of its authors' code.
+ORACLES = {
+    "adafactor": "test_matrix_optimizers.py", "adamp": "test_radial.py", "adamw": "test_golden.py",
+    "lion": "test_optimizer_conformance.py", "muon": "test_golden.py",
+    "rotated_adafactor": "test_soap.py", "sgd": "test_optimizer_conformance.py",
+    "sgdp": "test_radial.py", "shampoo": "test_shampoo.py",
+    "sinkgd": "test_matrix_optimizers.py", "soap": "test_soap.py"}
 STEPS = 4000
 MakeConfig = Callable[..., Config]
 
@@ -61,8 +68,41 @@ def on_plain(row: str, params: Any, schedule: optax.Schedule) -> optax.GradientT
                          jax.tree.map(lambda x: names[x.ndim], params), params)
 
 
-def test_table_has_every_optimizer() -> None:
-  assert {row.split()[0] for row in TABLE} == set(variants.names("optim/optimizers"))
+def lion(g: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Chen et al. 2023, 2302.06675, Alg. 2, at b1 0.9 and b2 0.99: direction and new momentum."""
+  return np.sign(0.9 * m + 0.1 * g), 0.99 * m + 0.01 * g
+
+
+def sgd(g: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  return g + 0.9 * m, g + 0.9 * m
+
+
+def nesterov(g: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  return g + 0.9 * (g + 0.9 * m), g + 0.9 * m
+
+
+@pytest.mark.parametrize("formula, fields", (
+    (lion, {}), (sgd, {}), (nesterov, {"nesterov": True})), ids=("lion", "sgd", "nesterov"))
+def test_first_order_is_its_formula(formula: Callable[..., Any], fields: dict[str, Any]) -> None:
+  """Five steps in float64, w <- w - lr (u + decay w); the norm's gain does not decay."""
+  rng = np.random.default_rng(0)
+  expected = {"matrix": rng.normal(size=(3, 4)), "gain": rng.normal(size=4)}
+  params: Any = jax.tree.map(jnp.float32, expected)
+  name = "lion" if formula is lion else "sgd"
+  optimizer = build_optimizer(
+      optim_config(name, weight_decay=0.1, **fields), lambda step: 0.02,
+      {"matrix": "hidden", "gain": "norm"}, {"matrix": ("embed", "mlp"), "gain": ("channel",)},
+      params)
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  momentum = jax.tree.map(np.zeros_like, expected)
+  for _ in range(5):
+    grads = {name: rng.normal(size=w.shape) for name, w in expected.items()}
+    updates, state = update(jax.tree.map(jnp.float32, grads), state, params)
+    params = optax.apply_updates(params, updates)
+    for leaf, decay in (("matrix", 0.1), ("gain", 0)):
+      u, momentum[leaf] = formula(grads[leaf], momentum[leaf])
+      expected[leaf] = expected[leaf] - 0.02 * (u + decay * expected[leaf])
+      np.testing.assert_allclose(params[leaf], expected[leaf], rtol=1e-5, atol=1e-6, err_msg=leaf)
 
 
 # Every role, and every kind of view, in few leaves: compiling takes the suite's time.
