@@ -1,4 +1,4 @@
-"""Models that were not trained here, as ordinary ones of ours.
+"""Readers of models trained elsewhere, which become ordinary models of this package.
 
 `load` and `open_source` detect the format: a folder with safetensors as Hugging Face's libraries or
 the released outlier-feature code write it, or a GGUF file. Nothing in a file is ever run.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # It imports jax; what is wrong with a file is reported befor
 
 
 def load(path: str | Path) -> "Pretrained":
-  """The model at `path`, its parameters in float32.
+  """Loads the model at `path`, its parameters in float32.
 
   Args:
     path: a folder with config.json and model.safetensors (or shards and their index), or a .gguf
@@ -30,7 +30,7 @@ def load(path: str | Path) -> "Pretrained":
 
 
 def open_source(path: str | Path) -> "Source":
-  """What there is at `path`, before its numbers are read and without jax; as `load` otherwise."""
+  """Opens the model at `path` without reading its numbers or importing jax; else as `load`."""
   path = Path(path).expanduser()
   if path.is_dir():
     if not (path / "config.json").exists():

@@ -1,4 +1,4 @@
-"""Ours against `transformers`, where that is installed, to see in which block an error enters.
+"""Comparison with `transformers`, where it is installed, to see in which block an error enters.
 
 Enters: a Hugging Face folder and our model of it. Leaves: the difference at each place of the
 stream. The library is imported here alone, and by name: nothing else needs it or PyTorch.
@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Two arrays that should be one.
+  """Difference of two arrays that should be equal.
 
   Attributes:
     place: where in the model, in words.
@@ -36,7 +36,7 @@ class Difference:
 
 
 def our_stream(model: Pretrained, tokens_BxT: np.ndarray) -> list[np.ndarray]:
-  """What enters each block, what the unembedding reads, and the logits."""
+  """Inputs of each block and of the unembedding, and the logits, by our model."""
 
   def observe(site: str, x: jax.Array, first: jax.Array | None) -> dict[str, jax.Array] | None:
     return {"x": x} if site in ("resid_pre", "final") else None
@@ -51,7 +51,7 @@ def our_stream(model: Pretrained, tokens_BxT: np.ndarray) -> list[np.ndarray]:
 
 
 def their_stream(folder: Path, tokens_BxT: np.ndarray) -> list[np.ndarray]:
-  """The same from `transformers` in float32, its code alone and none that the folder brings.
+  """Inputs and logits by `transformers` in float32, its own code and none that the folder brings.
 
   Raises:
     UserError: the library or PyTorch is missing, or it cannot load the folder.
@@ -85,7 +85,7 @@ def their_stream(folder: Path, tokens_BxT: np.ndarray) -> list[np.ndarray]:
 
 
 def compare(ours: list[np.ndarray], theirs: list[np.ndarray]) -> list[Difference]:
-  """A difference a place; a place whose widths differ, as behind a projection, is left out."""
+  """Differences by place; a place whose widths differ, as behind a projection, is left out."""
   places = [f"stream entering block {i + 1}" for i in range(len(ours) - 2)]
   places += ["what the unembedding reads", "logits"]
   found = []
@@ -97,7 +97,7 @@ def compare(ours: list[np.ndarray], theirs: list[np.ndarray]) -> list[Difference
 
 
 def verdict(differences: list[Difference]) -> str:
-  """Where the first difference above TOLERANCE is, in a sentence."""
+  """Says in a sentence where the first difference above TOLERANCE is."""
   for before, difference in zip([None, *differences], differences):
     if not difference.relative <= TOLERANCE:  # NaN too.
       start = f"after: {before.place}; " if before else ""

@@ -26,7 +26,7 @@ _RELEASED = "simplified_transformers"
 
 
 def open_folder(folder: Path) -> Source:
-  """The model of a folder. Its code, if it has any, is not looked at.
+  """Opens the model of a folder. Code in it, if there is any, is not looked at.
 
   Raises:
     UserError: a family, a field or a file that cannot be read as it should.
@@ -55,7 +55,7 @@ def _family(settings: Settings) -> Family:
 
 
 def _entries(folder: Path) -> dict[str, Entry]:
-  """The tensors of all shards."""
+  """Reads the entries of all shards."""
   if (folder / _INDEX).exists():
     return _sharded(folder)
   if (folder / _SINGLE).exists():
@@ -90,7 +90,7 @@ def _sharded(folder: Path) -> dict[str, Entry]:
 
 
 def read_tokenizer(path: Path) -> "Tokenizer | None":
-  """The tokenizer of a tokenizer.json, which cuts and pads nothing; None where there is none.
+  """Reads the tokenizer of a tokenizer.json, which cuts and pads nothing; None without the file.
 
   Raises:
     UserError: not a tokenizer.

@@ -65,7 +65,7 @@ class _Interleaved:
 
 
 def open_gguf(path: Path) -> Source:
-  """The model of a .gguf file.
+  """Opens the model of a .gguf file.
 
   Raises:
     UserError: an architecture, a type or a field that cannot be read as it should.
@@ -95,7 +95,7 @@ def open_gguf(path: Path) -> Source:
 
 def _config(path: Path, metadata: dict[str, Any], architecture: str,
             found: dict[str, gguf_file.GGUFTensor]) -> dict[str, Any]:
-  """The metadata as the family's own config has it."""
+  """Translates the metadata into the fields of the family's own config."""
   fields = {ours: metadata[f"{architecture}.{theirs}"] for ours, theirs in _FIELDS.items()
             if f"{architecture}.{theirs}" in metadata}
   for key, accepted in (("rope.scaling.type", ("none", "linear")), ("expert_count", (0,))):
@@ -123,7 +123,7 @@ def _config(path: Path, metadata: dict[str, Any], architecture: str,
 def _rope_scaling(path: Path, metadata: dict[str, Any], architecture: str,
                   found: dict[str, gguf_file.GGUFTensor], fields: dict[str, Any]
                   ) -> dict[str, Any] | None:
-  """As a config.json has it. llama3's is not in the metadata: its divisors are a tensor."""
+  """Translates `rope_scaling`. llama3's is not in the metadata: its divisors are a tensor."""
   old = metadata.get(f"{architecture}.rope.scale_linear", 1.0)
   factor = metadata.get(f"{architecture}.rope.scaling.factor", old)
   linear = metadata.get(f"{architecture}.rope.scaling.type", "linear") == "linear"
@@ -143,7 +143,7 @@ def _rope_scaling(path: Path, metadata: dict[str, Any], architecture: str,
 
 
 def _renamed(name: str) -> str:
-  """A tensor's name as Hugging Face has it; unknown ones stay, and so are left over."""
+  """Translates a tensor's name to Hugging Face's; unknown ones stay, and so are left over."""
   parts = name.split(".")
   if len(parts) == 2 and parts[0] in _TENSORS:
     return f"{_TENSORS[parts[0]]}.{parts[1]}"

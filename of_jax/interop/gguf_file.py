@@ -27,10 +27,10 @@ _MOST_AXES = 4
 
 @dataclasses.dataclass(frozen=True)
 class GGUFTensor(Span):
-  """One tensor of a file; its type is named as in ggml."""
+  """Tensor of a file; its type is named as in ggml."""
 
   def load(self, name: str) -> np.ndarray:
-    """The array in float32, dequantised."""
+    """Reads the array in float32, dequantised."""
     gguf = _import_gguf()
     rows = np.frombuffer(self.content(name), np.uint8).reshape(*self.shape[:-1], -1)
     kind = gguf.GGMLQuantizationType[self.dtype]
@@ -46,7 +46,7 @@ class GGUFTensor(Span):
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
-  """Metadata (numbers, texts, lists and arrays by key) and tensors by name.
+  """Reads metadata (numbers, texts, lists and arrays by key) and tensors by name.
 
   Raises:
     UserError: not a GGUF file of a version known here, or one that ends too early.
@@ -61,7 +61,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
 
 
 class _Reader:
-  """A position in a file, which can only move within it."""
+  """Position in a file, which can only move within it."""
 
   def __init__(self, path: Path, content: mmap.mmap):
     self.path, self.content, self.at = path, content, 0

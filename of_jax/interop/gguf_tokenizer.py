@@ -1,4 +1,4 @@
-"""A tokenizer of the `tokenizers` library from what a GGUF file's metadata says."""
+"""Builder of a tokenizer of the `tokenizers` library from a GGUF file's metadata."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ _SPACE = "\u2581"
 
 
 def build_tokenizer(metadata: dict[str, Any], where: str) -> "tuple[Tokenizer | None, str]":
-  """The tokenizer, or None with a note that says why.
+  """Builds the tokenizer, or gives None with a note that says why.
 
   Raises:
     UserError: token lists that do not make a tokenizer.
@@ -67,7 +67,7 @@ def _byte_level(metadata: dict[str, Any], pre: str) -> "Tokenizer":
 
 
 def _sentencepiece(metadata: dict[str, Any]) -> "Tokenizer":
-  """SentencePiece's BPE: of all neighbours whose union is a token, the best-scored is merged first.
+  """Builds SentencePiece's BPE: of neighbours whose union is a token, the best-scored merges first.
 
   Spaces are written as U+2581, one is put in front of the text, and what no token spells becomes
   tokens of its bytes. A token that can be made of two pairs gives two merges, one after the other,
@@ -104,7 +104,7 @@ def _vocabulary(metadata: dict[str, Any]) -> dict[str, int]:
 
 
 def _add_special_tokens(tokenizer: "Tokenizer", metadata: dict[str, Any], begins: bool) -> None:
-  """Control tokens, and the begin token where the file says so, or its kind if it says nothing."""
+  """Adds control tokens, and the begin token where the file or else its kind asks for it."""
   from tokenizers import AddedToken, processors
   tokens = metadata["tokenizer.ggml.tokens"]
   tokenizer.add_special_tokens([

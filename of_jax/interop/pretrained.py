@@ -1,4 +1,4 @@
-"""A foreign model in our terms, and how a family, a config and tensors become one."""
+"""Assembly of a foreign model from its family, its config and its tensors."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """A model that was not trained here, with everything that ours have.
+  """Model that was trained elsewhere, with everything that ours have.
 
   Attributes:
     config: resolved; `train.sequence_length` is the longest sequence it was made for.
@@ -38,7 +38,7 @@ class Pretrained:
   report: LoadReport
 
   def logits(self, tokens_BxT: Any) -> np.ndarray:
-    """float32 [batch, time, vocabulary], products in full float32 on every device.
+    """Computes logits, float32 [batch, time, vocabulary], in full float32 on every device.
 
     Raises:
       UserError: tokens that the vocabulary or the position table lacks.
@@ -63,7 +63,7 @@ class Pretrained:
 
 
 def assemble(source: Source) -> Pretrained:
-  """The model, its parameters on the first device.
+  """Assembles the model, its parameters on the first device.
 
   Raises:
     UserError: what the config and the tensors do not agree on.
@@ -75,7 +75,7 @@ def assemble(source: Source) -> Pretrained:
 
 
 def read_parameters(source: Source, model: Network) -> tuple[Tree, LoadReport]:
-  """float32 NumPy arrays of every parameter of `model`, which `source.config()` has made.
+  """Reads every parameter of `model`, made by `source.config()`, as float32 NumPy arrays.
 
   Raises:
     UserError: tensors that are not those of the config.
@@ -98,7 +98,7 @@ def read_parameters(source: Source, model: Network) -> tuple[Tree, LoadReport]:
 
 
 def _stack(shapes: Tree, blocks: list[Tree], path: str, zeros: list[str]) -> Tree:
-  """Blocks as one, with zeros for the biases that they lack."""
+  """Stacks blocks into one, with zeros for the biases that they lack."""
   stacked: Tree = {}
   for name, shape in shapes.items():
     here = f"{path}/{name}"

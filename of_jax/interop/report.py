@@ -1,4 +1,4 @@
-"""What loading did, tensor by tensor: the proof that nothing was left over or read twice."""
+"""Report of a loading, tensor by tensor: the proof that nothing was left over or read twice."""
 
 import collections
 import dataclasses
@@ -6,7 +6,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One tensor that a file holds: the file's name for it, type and shape."""
+  """Tensor that a file holds: the file's name for it, type and shape."""
 
   name: str
   dtype: str
@@ -15,7 +15,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-  """How a foreign model was read.
+  """Record of how a foreign model was read.
 
   Attributes:
     path: of the folder or file.
@@ -53,7 +53,7 @@ class LoadReport:
     return "\n".join(lines + [f"  {note}" for note in self.notes])
 
   def table(self) -> str:
-    """One line a tensor: type, shape, name."""
+    """Lines to print, one a tensor: type, shape, name."""
     rows = [(tensor, "") for tensor in self.used]
     rows += [(tensor, f"  ignored: {reason}") for tensor, reason in self.ignored]
     return "\n".join(f"{tensor.dtype:5} {'x'.join(map(str, tensor.shape)) or '1':>14}  "

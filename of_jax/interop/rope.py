@@ -32,7 +32,7 @@ def rope_fields(settings: Settings, theta: str = "rope_theta",
 
 
 def _scaling(part: Settings) -> dict[str, Any]:
-  """What one of the two spellings says of stretched frequencies; {} where they are not."""
+  """Fields of stretched frequencies from one of the two spellings; {} where none are stretched."""
   name = "type" if part.get("rope_type") is None else "rope_type"
   # Older libraries wrote both names.
   part.set_aside("type")

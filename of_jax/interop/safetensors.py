@@ -31,10 +31,10 @@ _IMPOSTORS = ((b"\x80", "a pickle, which could run code and is never opened"),
 
 @dataclasses.dataclass(frozen=True)
 class Entry(Span):
-  """One tensor of a file."""
+  """Tensor of a file."""
 
   def load(self, name: str) -> np.ndarray:
-    """The array in float32, exact for BF16 and F16.
+    """Reads the array in float32, exact for BF16 and F16.
 
     Raises:
       UserError: not of floating point, or a file that has changed.
@@ -51,7 +51,7 @@ class Entry(Span):
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-  """Every tensor of a file by its name.
+  """Reads a file's header: its tensors by name.
 
   Raises:
     UserError: not a safetensors file, or one whose header and size disagree.
@@ -106,7 +106,7 @@ def _counts(value: Any) -> bool:
 
 
 def _check_cover(path: Path, entries: dict[str, Entry], offset: int, size: int) -> None:
-  """The format asks that tensors cover the data without gap or overlap."""
+  """Checks that tensors cover the data without gap or overlap, as the format asks."""
   for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
     if entry.start != offset:
       raise UserError(f"{path}: tensor {name[:80]!r} begins at byte {entry.start:,} where "

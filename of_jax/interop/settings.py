@@ -1,4 +1,4 @@
-"""A foreign model's own config, read field by field with its types checked."""
+"""Config of a foreign model, read field by field with its types checked."""
 
 import json
 import re
@@ -14,7 +14,7 @@ _LARGEST_NUMBER = 2 ** 24
 
 
 class Settings:
-  """The fields of a config, as given. Defaults are those of the library that wrote it.
+  """Fields of a config, as given. Defaults are those of the library that wrote it.
 
   Attributes:
     where: the file, for messages.
@@ -27,47 +27,47 @@ class Settings:
 
   @classmethod
   def from_json(cls, path: Path) -> "Settings":
-    """Raises UserError where the file is missing or is not a JSON object."""
+    """Reads a file; raises UserError where it is missing or is not a JSON object."""
     return cls(read_object(path), str(path))
 
   def integer(self, name: str, default: int | None = None) -> int:
-    """A whole number from 1; without a default the field must be there."""
+    """Reads a whole number from 1; without a default the field must be there."""
     value = self._get(name, default)
     self.require(type(value) is int and 1 <= value < _LARGEST_NUMBER, name,
                  f"must be a whole number of 1 or more, below {_LARGEST_NUMBER}")
     return int(value)
 
   def number(self, name: str, default: float | None = None) -> float:
-    """A finite number."""
+    """Reads a finite number."""
     value = self._get(name, default)
     # The bound also holds off NaN and infinity, which JSON's readers let through.
     self.require(type(value) in (int, float) and abs(value) < 1e30, name, "must be a number")
     return float(value)
 
   def optional_number(self, name: str, default: float | None = None) -> float | None:
-    """A finite number, or None for null."""
+    """Reads a finite number, or None for null."""
     return None if self.get(name, default) is None else self.number(name, default)
 
   def flag(self, name: str, default: bool) -> bool:
-    """true or false."""
+    """Reads true or false."""
     value = self._get(name, default)
     self.require(type(value) is bool, name, "must be true or false")
     return bool(value)
 
   def choice(self, name: str, choices: Mapping[str, Any], default: str | None = None) -> Any:
-    """What `choices` gives for a text."""
+    """Reads a text and gives its value in `choices`."""
     value = self._get(name, default)
     self.require(isinstance(value, str) and value in choices, name,
                  f"is not one that of_jax has; those are {', '.join(choices)}")
     return choices[value]
 
   def get(self, name: str, default: Any = None) -> Any:
-    """The field, or the default; of any type."""
+    """Reads a field of any type, or gives the default."""
     self._read.add(name)
     return self._fields.get(name, default)
 
   def part(self, name: str) -> "Settings":
-    """A field that is itself an object, or an empty one."""
+    """Reads a field that is itself an object, or gives an empty one."""
     value = self.get(name)
     self.require(value is None or isinstance(value, dict), name, "must be an object")
     return Settings(value or {}, f"{self.where}, {name}")
@@ -84,7 +84,7 @@ class Settings:
       raise UserError(f"{self.where}: {name}={str(self._fields.get(name))[:60]}: {what}")
 
   def set_aside(self, pattern: str) -> None:
-    """Counts fields as read whose whole names match: they do not bear on what a model computes."""
+    """Counts fields as read whose whole names match: they do not change the function of a model."""
     self._read |= {name for name in self._fields if re.fullmatch(pattern, name)}
 
   def unread(self) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ class Settings:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-  """A JSON object; UserError where the file is missing, too large or something else."""
+  """Reads a JSON object; UserError where the file is missing, too large or something else."""
   try:
     if path.stat().st_size > _LARGEST_FILE:
       raise UserError(f"{path}: {path.stat().st_size:,} bytes are no config")
@@ -114,7 +114,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(content: bytes, what: str) -> dict[str, Any]:
-  """A JSON object in UTF-8; else UserError, `what` and then "not JSON" or "not a JSON object"."""
+  """Parses a JSON object in UTF-8; UserError, `what` and the fault, where it is something else."""
   try:
     value = json.loads(content.decode("utf-8"))
   except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""A foreign model whose files are open and whose numbers have not been read: what it is.
+"""Source of a foreign model: its files are open, its numbers have not been read.
 
 Nothing here imports jax, so that a config can be made of it on the command line.
 """
@@ -24,7 +24,7 @@ TOKENIZER = "tokenizer.json"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What reading needs.
+  """Facts of a foreign model before its numbers are read.
 
   Attributes:
     where: the folder or file.
@@ -41,7 +41,7 @@ class Source:
   notes: tuple[str, ...] = ()
 
   def config(self) -> Config:
-    """Resolved; `train.sequence_length` is the longest sequence that the model was made for.
+    """Makes the resolved config; `train.sequence_length` is the longest that the model can read.
 
     Raises:
       UserError: a model that cannot be expressed.
@@ -56,7 +56,7 @@ class Source:
       raise UserError(f"{self.where}: cannot be expressed: {error}") from None
 
   def tokenizer_file(self, cache_dir: str) -> Path | None:
-    """A tokenizer.json: the folder's own, or one that is written into the cache by its hash."""
+    """Path of a tokenizer.json: the folder's own, or one written into the cache by its hash."""
     own = Path(self.where) / TOKENIZER
     if self.tokenizer is None or own.is_file():
       return None if self.tokenizer is None else own

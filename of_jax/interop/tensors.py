@@ -1,4 +1,4 @@
-"""The tensors of a foreign model, each handed out once."""
+"""Tensors of a foreign model, each handed out once."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 class Stored(Protocol):
-  """A tensor in a file: its type and shape are known before it is read."""
+  """Tensor in a file: its type and shape are known before it is read."""
 
   @property
   def dtype(self) -> str:
@@ -26,7 +26,7 @@ class Stored(Protocol):
     ...
 
   def load(self, name: str) -> np.ndarray:
-    """The array in float32. `name` is for messages."""
+    """Reads the array in float32. `name` is for messages."""
     ...
 
 
@@ -47,7 +47,7 @@ class Span:
   stop: int
 
   def content(self, name: str) -> bytes:
-    """The bytes. Raises UserError where the file has changed and ends before them."""
+    """Reads the bytes. Raises UserError where the file has changed and ends before them."""
     with self.path.open("rb") as file:
       file.seek(self.start)
       found = file.read(self.stop - self.start)
@@ -80,12 +80,12 @@ class Tensors:
     return name in self._stored
 
   def shape(self, name: str) -> Shape:
-    """The shape of a tensor that may be taken later."""
+    """Shape of a tensor that may be taken later."""
     self._require(name)
     return self._stored[name].shape
 
   def look(self, name: str, shape: Shape) -> np.ndarray:
-    """The tensor in float32, without taking it: for what decides how others are read.
+    """Reads a tensor in float32 without taking it, where it decides how others are read.
 
     Raises:
       UserError: it is not there, has another shape than the config gives it, or holds what is not
@@ -100,7 +100,7 @@ class Tensors:
     return array
 
   def take(self, name: str, shape: Shape) -> np.ndarray:
-    """The tensor in float32, once. Raises as `look` does."""
+    """Takes a tensor in float32, once. Raises as `look` does."""
     array = self.look(name, shape)
     assert name in self._open, f"{name} taken twice"
     self._open.remove(name)

@@ -58,7 +58,7 @@ class KeyValueSink(nnx.Module):
     self.value = parameter(rngs, shape, normal(model.init_std), "bias", axes)
 
   def prepend(self, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[k', k] and [v', v], one longer in time."""
+    """Puts the learned key and value in front, [k', k] and [v', v], one longer in time."""
 
     def join(first_GxK: jax.Array, x_BxTxGxK: jax.Array) -> jax.Array:
       shape = (x_BxTxGxK.shape[0], 1, *first_GxK.shape)
@@ -95,7 +95,7 @@ def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
 def masked_logits(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, mask_Bx1xTxT: jax.Array | None,
                   cap: float | None, scale: float | None, start: jax.Array | int = 0,
                   steps: int | None = None, is_causal: bool = True) -> jax.Array:
-  """What the softmax reads, [batch, heads, queries, keys]; -inf where attention is not allowed.
+  """Logits that the softmax reads, [batch, heads, queries, keys]; -inf where a query may not look.
 
   Args:
     q_BxTxHxK: all queries, or consecutive ones.
@@ -216,7 +216,7 @@ class Attention(nnx.Module):
     return context.linear("attn_output", "attn_heads", self.out, y_BxTxHxK)
 
   def _is_for_splash(self, context: Context) -> bool:
-    """Whether the kernels compute this function: all of it is known but who is in a document."""
+    """Tells whether the kernels compute this function: all is known but who is in a document."""
     is_known = context.mask_Bx1xTxT is None or context.documents_BxT is not None
     return (context.is_causal and self.softmax.is_plain and not self.has_sink and is_known
             and (self.window is None or self.full_every is None))
@@ -238,7 +238,7 @@ class Attention(nnx.Module):
     return norm(x_BxTxHxK, context)
 
   def _mask(self, context: Context, steps: int) -> jax.Array | None:
-    """What the context allows, and what the window does."""
+    """Mask of the keys that the context and the window both allow."""
     if self.window is None:
       return context.mask_Bx1xTxT
     index_T = jnp.arange(steps)

@@ -1,4 +1,4 @@
-"""Exact conversions: another model that computes the same function.
+"""Exact conversions of a model into another that computes the same function.
 
 Enters: a dictionary of parameters and the resolved config of the model that they belong to.
 Leaves: both for the converted model. Computed in float64 on the host and rounded to the type of
@@ -42,7 +42,7 @@ _CENTRED = 1e-5
 
 
 def to_rmsnorm(params: Parameters, config: Config) -> tuple[Parameters, Config]:
-  """A Pre-LN model -> the Pre-RMSNorm model that equals it, its embeddings untied.
+  """Converts a Pre-LN model into the Pre-RMSNorm model that equals it, its embeddings untied.
 
   Raises:
     UserError: another norm or block; no final norm, so that the unembedding reads the mean; or
@@ -59,7 +59,7 @@ def to_rmsnorm(params: Parameters, config: Config) -> tuple[Parameters, Config]:
 
 
 def to_crmsnorm(params: Parameters, config: Config) -> tuple[Parameters, Config]:
-  """A Pre-RMSNorm model with a centred stream -> the Pre-CRMSNorm model, one neuron narrower.
+  """Converts a Pre-RMSNorm model with a centred stream to Pre-CRMSNorm, one neuron narrower.
 
   The gains of its norms go into the next linear maps. Heads and MLP keep their sizes.
 
@@ -80,7 +80,7 @@ def to_crmsnorm(params: Parameters, config: Config) -> tuple[Parameters, Config]
 
 
 def fold_norms(params: Parameters, config: Config) -> tuple[Parameters, Config]:
-  """The same model with every gain and offset of its norms moved into the next linear map.
+  """Moves every gain and offset of a model's norms into the next linear map.
 
   `rms` and `ss` are left without parameters, as `srms`; the others keep gains of 1 and offsets
   of 0. Norms of queries and keys stay as they are: no linear map follows them.
@@ -100,7 +100,7 @@ def fold_norms(params: Parameters, config: Config) -> tuple[Parameters, Config]:
 
 
 def _start(params: Parameters, config: Config, norms: tuple[str, ...] = ()) -> Parameters:
-  """The parameters as float64 copies, the unembedding a matrix of its own where a norm feeds it.
+  """Copies the parameters in float64, the unembedding a matrix of its own where a norm feeds it.
 
   Args:
     params, config: the model.
@@ -130,7 +130,7 @@ def _start(params: Parameters, config: Config, norms: tuple[str, ...] = ()) -> P
 
 def _finish(new: Parameters, params: Parameters, config: Config, **fields: Any
             ) -> tuple[Parameters, Config]:
-  """Back in the parameters' type, with the config of the new model."""
+  """Rounds to the parameters' type again, with the config of the new model."""
   dtype = jax.tree.leaves(params)[0].dtype
   tied = config.model.tied_embeddings and "unembedding" not in new
   model = dataclasses.replace(config.model, tied_embeddings=tied, final_norm_kind=None,
@@ -140,7 +140,7 @@ def _finish(new: Parameters, params: Parameters, config: Config, **fields: Any
 
 
 def _writers(new: Parameters) -> list[np.ndarray]:
-  """Everything that is added to the stream, whose neurons are the last axis of each."""
+  """Arrays that are added to the stream, whose neurons are the last axis of each."""
   found = list(new["embedding"].values())
   for stack in new["stacks"].values():
     for a, b in WRITERS.values():
@@ -149,7 +149,7 @@ def _writers(new: Parameters) -> list[np.ndarray]:
 
 
 def _fold_offsets(new: Parameters) -> None:
-  """b <- b + beta W in each reader of a norm, beta <- 0."""
+  """Folds offsets of norms into biases: b <- b + beta W in each reader, beta <- 0."""
   for norm, read_by in norms_read(new):
     if "bias" not in norm or not norm["bias"].any():
       continue

@@ -21,9 +21,9 @@ class EmbeddingProjection(nnx.Module):
     self.exit = parameter(rngs, shape, orthogonal, "hidden", ("embed", "channel"))
 
   def enter(self, x_BxTxD: jax.Array) -> jax.Array:
-    """The embedding, projected."""
+    """Projects the embedding."""
     return jnp.tensordot(x_BxTxD, self.entry[...].astype(x_BxTxD.dtype), 1)
 
   def leave(self, x_BxTxD: jax.Array) -> jax.Array:
-    """What the unembedding is to read."""
+    """Projects the stream for the unembedding to read."""
     return jnp.tensordot(x_BxTxD, self.exit[...].astype(x_BxTxD.dtype), 1)

@@ -1,4 +1,4 @@
-"""What reads and writes the residual stream, and exact moves of gains and offsets between the two.
+"""Readers and writers of the residual stream, and exact moves of gains and offsets between them.
 
 Enters: a model's parameters as NumPy arrays, which are changed in place. Conversions and rotations
 are made of these steps.
@@ -37,7 +37,7 @@ def check_known(place: str, part: Parameters, known: Mapping[str, set[str] | Non
 
 
 def part_of(stack: Parameters, path: tuple[str, ...]) -> Any:
-  """What stands at a path of a stack, None where nothing does."""
+  """Part of a stack at a path, None where nothing stands there."""
   found: Any = stack
   for name in path:
     found = found.get(name) if isinstance(found, dict) else None
@@ -45,12 +45,12 @@ def part_of(stack: Parameters, path: tuple[str, ...]) -> Any:
 
 
 def readers(stack: Parameters, norm: str) -> list[Parameters]:
-  """The linear maps of a stack that read a norm's output."""
+  """Linear maps of a stack that read a norm's output."""
   return [part for path in READERS[norm] if (part := part_of(stack, path)) is not None]
 
 
 def norms_read(params: Parameters) -> list[tuple[Parameters, list[Parameters]]]:
-  """Every norm with parameters whose output linear maps read, with those maps."""
+  """Norms with parameters whose output linear maps read, with those maps."""
   found = [(stack[name], readers(stack, name)) for stack in params["stacks"].values()
            for name in READERS if name in stack]
   if "final_norm" in params:
@@ -59,7 +59,7 @@ def norms_read(params: Parameters) -> list[tuple[Parameters, list[Parameters]]]:
 
 
 def last_reader(params: Parameters) -> Parameters:
-  """The linear map that the stream leaves the model by; tied tables have none of their own."""
+  """Linear map by which the stream leaves the model; tied tables have none of their own."""
   if "embedding_projection" in params:
     return {"kernel": params["embedding_projection"]["exit"]}
   reader: Parameters = params["unembedding"]
@@ -67,7 +67,7 @@ def last_reader(params: Parameters) -> Parameters:
 
 
 def fold_offset(norm: Parameters, read_by: list[Parameters]) -> None:
-  """b <- b + beta W in each reader of a norm, which must have a bias; beta <- 0."""
+  """Folds an offset: b <- b + beta W in each reader of a norm, all with a bias; beta <- 0."""
   offset = norm["bias"]
   for reader in read_by:
     # [.., in] and [.., in, out..] -> [.., out..]; before `in` there may be an axis of layers.
@@ -77,7 +77,7 @@ def fold_offset(norm: Parameters, read_by: list[Parameters]) -> None:
 
 
 def fold_gain(norm: Parameters, read_by: list[Parameters]) -> None:
-  """W <- diag(gamma) W in each reader of a norm, gamma <- 1."""
+  """Folds a gain: W <- diag(gamma) W in each reader of a norm, gamma <- 1."""
   # `ss` has one gain a layer, the others one a neuron.
   gain = norm["scale"].reshape(*norm["scale"].shape[:_stacked(read_by)], -1)
   for reader in read_by:
@@ -86,17 +86,17 @@ def fold_gain(norm: Parameters, read_by: list[Parameters]) -> None:
 
 
 def has_gains(norm: Parameters, read_by: list[Parameters]) -> bool:
-  """Whether a norm has a gain a neuron."""
+  """Tells whether a norm has a gain a neuron."""
   return "scale" in norm and norm["scale"].ndim > _stacked(read_by)
 
 
 def _stacked(read_by: list[Parameters]) -> int:
-  """1 where there is an axis of layers: such kernels have at least three axes, the last two."""
+  """Number of axes of layers, 1 or 0: stacked kernels have at least three axes."""
   return min(1, int(read_by[0]["kernel"].ndim) - 2)
 
 
 def fold_branch_gains(params: Parameters) -> None:
-  """A gain a channel goes into the map before it, gains <- 1; one for all channels stays."""
+  """Folds gains of a branch, one a channel, into the map before it; one for all channels stays."""
   for stack in params["stacks"].values():
     for name, path in WRITERS.items():
       gain = stack.get(name, {}).get("value")
@@ -107,5 +107,5 @@ def fold_branch_gains(params: Parameters) -> None:
 
 
 def aligned(vector: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-  """[.., in] with axes of 1 behind, to multiply a kernel [.., in, out..]."""
+  """Reshapes [.., in] with axes of 1 behind, to multiply a kernel [.., in, out..]."""
   return vector.reshape(*vector.shape, *[1] * (kernel.ndim - vector.ndim))

@@ -12,25 +12,25 @@ from of_jax.xla import placement
 
 
 class Initializer(Protocol):
-  """As in jax.nn.initializers: (key, shape, dtype) -> array."""
+  """Function (key, shape, dtype) -> array, as in jax.nn.initializers."""
 
   def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     ...
 
 
 def normal(std: float) -> Initializer:
-  """Gaussian of mean 0 and standard deviation `std`."""
+  """Initializer that draws from the Gaussian of mean 0 and standard deviation `std`."""
   return jax.nn.initializers.normal(std)
 
 
 def constant(value: float) -> Initializer:
-  """Every entry `value`."""
+  """Initializer that sets every entry to `value`."""
   return jax.nn.initializers.constant(value)
 
 
 def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer,
               role: str, axes: tuple[str, ...]) -> nnx.Param[jax.Array]:
-  """A float32 parameter.
+  """Creates a float32 parameter.
 
   Args:
     rngs: the stream `params` is used.
@@ -46,7 +46,7 @@ def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer,
 
 
 class Linear(nnx.Module):
-  """y = x W (+ b), contracting the last axes of x with the first of W.
+  """Linear map y = x W (+ b), which contracts the last axes of x with the first of W.
 
   The kernel is (in, out), either of which may be several axes, as [in, heads, head_dim].
   Products are in the type of x; the parameters are float32.
@@ -63,7 +63,7 @@ class Linear(nnx.Module):
     self.has_bias = bias
 
   def weight(self) -> jax.Array:
-    """What x is multiplied with, float32, in the kernel's shape."""
+    """Matrix that x is multiplied with, float32, in the kernel's shape."""
     return self.kernel[...]
 
   def rescale_init(self, factor: float) -> None:
@@ -76,7 +76,7 @@ class Linear(nnx.Module):
 
 
 def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
-  """x kernel, contracting the last `inputs` axes of x with the first of the kernel.
+  """Multiplies x by a kernel: the last `inputs` axes of x are contracted with the kernel's first.
 
   JAX computes the kernel's gradient as the transpose of g^T x. XLA's CPU compiler copies the first
   factor of such a product into another order: better x, where it is the smaller one. Other

@@ -8,7 +8,7 @@ from of_jax.config import ModelConfig
 
 
 def frequency_scale(model: ModelConfig) -> tuple[float, ...] | None:
-  """What each rotary frequency of a head is multiplied by; None where nothing is stretched.
+  """Factor of each rotary frequency of a head; None where nothing is stretched.
 
   `linear` divides all by s = `model.rope_factor` (Chen et al. 2023, 2306.15595, eq. 4); `llama3`
   see `llama3_scale`.
@@ -26,8 +26,9 @@ def frequency_scale(model: ModelConfig) -> tuple[float, ...] | None:
 
 def llama3_scale(theta: float, count: int, factor: float, low: float, high: float, length: int
                  ) -> np.ndarray:
-  """(1 - c) / s + c, c = clip((n - low) / (high - low), 0, 1), in float64.
+  """Factors of LLaMA 3's stretched frequencies, in float64.
 
+  They are (1 - c) / s + c with c = clip((n - low) / (high - low), 0, 1), where
   n = length theta^(-2i / K) / 2 pi is how often pair i of K / 2 = count turns within the `length`
   that the model was made for first. Pairs that turn at least `high` times stay, those below `low`
   are slowed by s = factor, and in between it is interpolated (Llama Team 2024, 2407.21783; code of

@@ -24,7 +24,7 @@ _LARGEST_BLOCK = 512
 
 
 def serves(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array) -> bool:
-  """Whether the kernels take such queries and keys, and are worth it.
+  """Tells whether the kernels take such queries and keys, and are worth it.
 
   They are where the weights of a token, T for each head, outnumber the 4 K for each head that the
   MLP keeps of it: below that the logits are not what a step's memory goes to.
@@ -41,7 +41,7 @@ def attend(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,
            documents_BxT: jax.Array | None = None, window: int | None = None,
            cap: float | None = None, scale: float | None = None, interpret: bool = False
            ) -> jax.Array:
-  """Causal attention, the same function as of_jax.models.attention.attend.
+  """Computes causal attention, the same function as of_jax.models.attention.attend.
 
   Args:
     documents_BxT: attention stays within a document.
@@ -67,7 +67,7 @@ def attend(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,
 def _run(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,
          documents_BxT: jax.Array | None, window: int | None, cap: float | None,
          interpret: bool) -> jax.Array:
-  """One device's part of `attend`, of queries that are scaled."""
+  """Computes one device's part of `attend`, of queries that are scaled."""
   # Loaded where it is used: few other than TPUs' users have a need of Pallas.
   from jax.experimental.pallas.ops.tpu.splash_attention import (
       splash_attention_kernel,
@@ -96,7 +96,7 @@ def _run(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,
 
 
 def product_flops(kernel: str, shapes: list[tuple[int, ...]], window: int | None) -> int | None:
-  """Flops of matrix products of one run of a kernel, by its name and the shapes of its arguments.
+  """Flops of a kernel's matrix products in one run, by its name and its arguments' shapes.
 
   A block takes the two products of attention forward, and backward the logits and d weights again
   with one more for queries, two more for keys and values. None for a kernel that is not splash's.
@@ -114,12 +114,12 @@ def product_flops(kernel: str, shapes: list[tuple[int, ...]], window: int | None
 
 
 def block_size(time: int) -> int:
-  """The largest block that divides the sequence."""
+  """Size of the largest block that divides the sequence."""
   return max(block for block in range(_LANES, _LARGEST_BLOCK + 1, _LANES) if time % block == 0)
 
 
 def blocks(time: int, window: int | None) -> int:
-  """Blocks of logits, of a head, that a kernel computes: those in which any pair is allowed."""
+  """Number of a head's blocks of logits that a kernel computes: those with a pair allowed."""
   side, count = block_size(time), time // block_size(time)
   # Of block row i, column j: the query farthest back sees keys from its own less the window on.
   return sum(1 for i in range(count) for j in range(i + 1)

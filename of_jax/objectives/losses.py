@@ -27,13 +27,13 @@ Sums = dict[str, jax.Array]
 def cross_entropy(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
                   weights_BxT: jax.Array, z_loss: float, cap: float | None = None
                   ) -> tuple[jax.Array, Sums]:
-  """The objective and its parts, summed over tokens in float32.
+  """Cross-entropy with its z-loss, and its parts, summed over tokens in float32.
 
   Args:
-    x_BxTxD: what the unembedding reads.
+    x_BxTxD: input of the unembedding.
     table_DxV: the unembedding; logits are x W, computed in the type of x, kept in float32.
     targets_BxT: int32, the token to predict.
-    weights_BxT: of each token, 0 for padding. No gradient flows to it.
+    weights_BxT: weight of each token, 0 for padding. No gradient flows to it.
     z_loss: weight of log(Z)^2, Z the softmax's denominator (Chowdhery et al. 2022, Sec. 5).
     cap: c, logits become c tanh(logits / c) (Gemma 2).
 
@@ -49,7 +49,7 @@ def cross_entropy(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Arr
 def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
           weights_BxT: jax.Array, z_loss: float, cap: float | None, gradient: bool
           ) -> tuple[Any, Any]:
-  """Totals, and with `gradient` the objective's gradient with respect to x and the table."""
+  """Computes totals, and with `gradient` the objective's gradient in x and the table."""
   batch, time, _ = x_BxTxD.shape
   vocab = table_DxV.shape[1]
   # Of float64, which configs do not offer, float64.
@@ -88,12 +88,7 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
     if cap is not None:
       slope *= 1 - jnp.square(logits / cap)  # c tanh(z / c)' = 1 - tanh(z / c)^2
     slope = slope.astype(x.dtype)
-    if ways == 1:
-      table_gradient += jnp.einsum("btd,btv->dv", x, slope, preferred_element_type=wide)
-    else:
-      by_group = [rows.reshape(ways, -1, *rows.shape[1:]) for rows in (x, slope)]
-      table_gradient += partition.constrain_vocabulary(jnp.einsum(
-          "sbtd,sbtv->sdv", *by_group, preferred_element_type=wide))
+    table_gradient += _table_gradient(x, slope, ways, wide)
     return (totals, table_gradient), jnp.tensordot(slope, table.T, 1)
 
   zero = jnp.zeros((), wide)
@@ -109,15 +104,24 @@ def _scan(x_BxTxD: jax.Array, table_DxV: jax.Array, targets_BxT: jax.Array,
                   table_gradient.astype(table_DxV.dtype))
 
 
+def _table_gradient(x: jax.Array, slope: jax.Array, ways: int, wide: Any) -> jax.Array:
+  """x^T slope of a chunk, shaped as `_zeros`."""
+  if ways == 1:
+    return jnp.einsum("btd,btv->dv", x, slope, preferred_element_type=wide)
+  by_group = [rows.reshape(ways, -1, *rows.shape[1:]) for rows in (x, slope)]
+  return partition.constrain_vocabulary(jnp.einsum(
+      "sbtd,sbtv->sdv", *by_group, preferred_element_type=wide))
+
+
 def _zeros(shape: tuple[int, ...], ways: int, dtype: Any) -> jax.Array:
-  """Where the table's gradient is added up: a part for each group of devices with its own rows."""
+  """Zeros to add the table's gradient to: a part for each group of devices with its own rows."""
   if ways == 1:
     return jnp.zeros(shape, dtype)
   return partition.constrain_vocabulary(jnp.zeros((ways, *shape), dtype))
 
 
 def _number_of_chunks(logits_a_position: int, time: int) -> int:
-  """The fewest equal chunks of the time axis that keep a device's logits within the limit."""
+  """Fewest equal chunks of the time axis that keep a device's logits within the limit."""
   limit = _LOGITS_AT_ONCE if placement.platform() == "cpu" else _LOGITS_ON_ACCELERATORS
   wanted = logits_a_position / placement.devices() * time / limit
   return next(n for n in range(1, time + 1) if time % n == 0 and (n >= wanted or n == time))
@@ -140,7 +144,7 @@ cross_entropy.defvjp(_forward, _backward)
 
 def squared_error(x_BxTxD: jax.Array, table_DxC: jax.Array, targets_BxT: jax.Array,
                   weights_BxT: jax.Array) -> tuple[jax.Array, Sums]:
-  """The mean over classes of (x W - one-hot target)^2, summed over images in float32.
+  """Mean over classes of (x W - one-hot target)^2, summed over images in float32.
 
   He et al. 2024 (2405.19279, App. D) train by MSE on one-hot targets. That the mean is over the
   classes too is not stated there, but fits their SGD rate of 3: on one image, a step on the output

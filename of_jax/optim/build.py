@@ -1,4 +1,4 @@
-"""From parameter roles to an Optax chain."""
+"""Builds the Optax chain that a config names from the roles of the parameters."""
 
 import importlib
 from typing import Any
@@ -17,7 +17,7 @@ from of_jax.optim.normalize_project import kinds_by_role, nap
 
 def build_optimizer(optim: OptimConfig, schedule: optax.Schedule, roles: Any, axes: Any,
                     shapes: Any) -> optax.GradientTransformation:
-  """Clipping by the global norm, the optimiser that the config names, factors, projection.
+  """Builds the chain: clipping by the global norm, the optimiser, factors by role, projection.
 
   Parameters whose role is not in `optim.train_roles` never change: their update is zero, decay
   included, they have no moments, and their gradients do not count in the norm that is clipped.
@@ -52,7 +52,7 @@ def build_optimizer(optim: OptimConfig, schedule: optax.Schedule, roles: Any, ax
 
 
 def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
-  """Parameter -> what the optimiser does with it, for config.json.
+  """Describes what the optimiser does with each parameter, by its path, for config.json.
 
   `matrices` is [how many, rows, columns], None for vectors and scalars; `projection` a Kind of
   of_jax.optim.normalize_project.
@@ -86,7 +86,7 @@ def _train_only(train_roles: tuple[str, ...], optimizer: optax.GradientTransform
 
 
 def _scale_by_leaf(layout: Layout) -> optax.GradientTransformation:
-  """Factors of the whole step, decay included: a learning rate by role."""
+  """Multiplies the whole step, decay included: a learning rate by role."""
   return optax.stateless(lambda updates, _: jax.tree.map(
       lambda factor, u: u if isinstance(u, optax.MaskedNode) else factor * u,
       layout.multipliers, updates))

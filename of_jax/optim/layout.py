@@ -1,4 +1,4 @@
-"""What an optimiser knows of the parameters: by leaf its role, its matrices, and what it decays."""
+"""Facts that an optimiser reads of each parameter: its role, its matrices, and what decays."""
 
 import dataclasses
 from typing import Any
@@ -14,15 +14,15 @@ from of_jax.optim.scaling import factors
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Trees like the parameters.
+  """Roles, matrix views, axes and decay of the parameters, as trees like them.
 
   Attributes:
-    roles: of of_jax.config.roles.ROLES.
+    roles: one of of_jax.config.roles.ROLES each.
     views: of_jax.optim.matrices.MatrixView.
     axes: tuples of logical axes.
     decays: whether weight decay acts.
     multipliers: learning rate over the schedule's.
-    weight_decay: of what decays.
+    weight_decay: coefficient, of the leaves that decay.
     init: role -> the factor of its initial standard deviation.
   """
 
@@ -35,13 +35,13 @@ class Layout:
   init: dict[str, float]
 
   def hidden_matrices(self) -> Any:
-    """True for the matrices between the embedding and the unembedding."""
+    """Mask of the matrices between the embedding and the unembedding, a tree of booleans."""
     return jax.tree.map(lambda role, view: role == "hidden" and view.is_matrix,
                         self.roles, self.views)
 
 
 def lay_out(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Layout:
-  """The layout of a resolved config's parameters.
+  """Builds the layout of a resolved config's parameters.
 
   Raises:
     ValueError: a leaf without a role, or whose axes are no matrix.

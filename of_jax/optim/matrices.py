@@ -1,4 +1,4 @@
-"""Which matrices a parameter holds: the view in which an optimiser sees it.
+"""Views of parameters as stacks of matrices, which is how an optimiser sees them.
 
 Enters: the logical axes that a parameter states (of_jax.models.partition), and its shape. Leaves:
 a view that turns an array of that shape into [batch, rows, columns] and back. Rows are inputs and
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class MatrixView:
-  """The axes of an array of `shape` that count its matrices, their rows and their columns.
+  """Axes of an array of `shape` that count its matrices, their rows and their columns.
 
   A vector is one row, a scalar one entry: `split` always gives three axes. Every axis of the
   array is in one of the three tuples.
@@ -36,12 +36,12 @@ class MatrixView:
 
   @property
   def is_matrix(self) -> bool:
-    """Whether there are rows and columns, even if one of them is of size 1."""
+    """Tells whether there are rows and columns, even if one of them is of size 1."""
     return bool(self.row_axes and self.column_axes)
 
   @property
   def batch(self) -> int:
-    """How many matrices."""
+    """Number of matrices."""
     return self._size(self.batch_axes)
 
   @property
@@ -53,21 +53,21 @@ class MatrixView:
     return self._size(self.column_axes)
 
   def split(self, x: jax.Array) -> jax.Array:
-    """An array of `shape` -> [batch, rows, columns]."""
+    """Reshapes an array of `shape` to [batch, rows, columns]."""
     return jnp.transpose(x, self._order).reshape(self.batch, self.rows, self.columns)
 
   def join(self, matrices: jax.Array) -> jax.Array:
-    """The inverse of `split`."""
+    """Reshapes [batch, rows, columns] back to `shape`: the inverse of `split`."""
     ordered = matrices.reshape([self.shape[axis] for axis in self._order])
     return jnp.transpose(ordered, [self._order.index(axis) for axis in range(len(self.shape))])
 
   def spread(self, values: jax.Array) -> jax.Array:
-    """[batch], one value a matrix -> an array that broadcasts against one of `shape`."""
+    """Reshapes one value a matrix, [batch], so that it broadcasts against an array of `shape`."""
     sizes = [size if axis in self.batch_axes else 1 for axis, size in enumerate(self.shape)]
     return values.reshape(sizes)
 
   def transposed(self) -> "MatrixView":
-    """The view with rows and columns exchanged."""
+    """View with rows and columns exchanged."""
     return dataclasses.replace(self, row_axes=self.column_axes, column_axes=self.row_axes)
 
   @property
@@ -79,7 +79,7 @@ class MatrixView:
 
 
 def view(axes: tuple[str, ...], shape: Shape) -> MatrixView:
-  """The view of one parameter by the names of its axes.
+  """Finds the view of one parameter by the names of its axes.
 
   `layers` counts matrices. Neighbouring `heads` and `head_dim` are one side. Of what is left, two
   sides are a matrix: query [embed, heads, head_dim] has embed rows, the output projection
@@ -109,13 +109,13 @@ def view(axes: tuple[str, ...], shape: Shape) -> MatrixView:
 
 
 def plain_view(shape: Shape) -> MatrixView:
-  """The view of an array whose axes have no names: [..., in, out], batched over what leads."""
+  """View of an array whose axes have no names: [..., in, out], the leading axes count matrices."""
   axes = tuple(range(len(shape)))
   return MatrixView(tuple(shape), axes[:-2], axes[-2:-1], axes[-1:])
 
 
 def views(axes: Any, shapes: Any) -> Any:
-  """A tree of views like the parameters.
+  """Views of all parameters, as a tree like them.
 
   Args:
     axes: tree of tuples of logical axes, as of_jax.models.functional.Network.axes.
@@ -126,7 +126,7 @@ def views(axes: Any, shapes: Any) -> Any:
 
 
 def views_like(tree: Any, named: Any | None = None) -> Any:
-  """The views of a tree of arrays, to map over together with it.
+  """Views of a tree of arrays, to map over together with it.
 
   Args:
     tree: arrays, of which optax.masked and optax.partition may have left some out.
@@ -138,7 +138,7 @@ def views_like(tree: Any, named: Any | None = None) -> Any:
 
 
 def leaves_like(tree: Any, whole: Any | None, default: Any = None) -> Any:
-  """The leaves of `whole` that `tree` has too: optax.masked may have left some out of it.
+  """Leaves of `whole` that `tree` has too: optax.masked may have left some out of it.
 
   Args:
     tree: arrays, and optax.MaskedNode in place of what is left out.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def averaged_weight(decay: float | jax.Array, count: jax.Array) -> jax.Array:
-  """1 - decay^count: what an average that started at 0 has gathered, its bias correction.
+  """Weight that a moving average from 0 has gathered, 1 - decay^count: its bias correction.
 
   Taken as a power and then from 1, float32 would keep five digits of it at decay 0.999 and
   count 1; a decay that is a Python number loses none here.

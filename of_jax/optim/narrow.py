@@ -9,14 +9,19 @@ import optax
 
 
 class NarrowState(NamedTuple):
-  """`inner`: with its moments in bfloat16; `steps`: taken so far."""
+  """State of `narrow`.
+
+  Attributes:
+    inner: the inner state, its moments in bfloat16.
+    steps: number of steps taken so far.
+  """
 
   steps: jax.Array
   inner: optax.OptState
 
 
 def narrow(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-  """`inner`, whose arrays like the parameters are kept in bfloat16 between steps.
+  """Keeps the state of `inner` in bfloat16 between steps, as far as it is like the parameters.
 
   A step computes in float32 and rounds at its end, up or down at random with such odds that the
   mean is kept. To the nearest, an average would stand still: at b2 0.999 a step moves a second
@@ -42,7 +47,7 @@ def narrow(inner: optax.GradientTransformation) -> optax.GradientTransformationE
 
 
 def round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
-  """float32 -> a neighbouring bfloat16, of two the nearer one with the greater probability.
+  """Rounds float32 to a neighbouring bfloat16, with such odds that the mean is kept.
 
   bfloat16 is the upper half of a float32: a random lower half is added, and what it carries over
   is kept.
@@ -54,7 +59,7 @@ def round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def _moments(state: Any, like: Any, change: Callable[[jax.Array, int], jax.Array]) -> Any:
-  """The state with `change(leaf, its number)` for the leaves that are like a parameter."""
+  """Applies `change(leaf, its number)` to the leaves of a state that are like a parameter."""
   shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
   leaves, tree = jax.tree_util.tree_flatten_with_path(state)
 

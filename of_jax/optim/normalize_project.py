@@ -1,4 +1,4 @@
-"""The projection of Normalize-and-Project (NaP), around any optimiser.
+"""Projection of Normalize-and-Project (NaP), around any optimiser.
 
 Lyle et al. 2024, "Normalization and effective learning rates in reinforcement learning"
 (2407.01800), Sec. 4: where a norm follows every matrix, the size of a matrix does not change the
@@ -7,6 +7,7 @@ the Frobenius norm that it had at initialisation, W <- W |W_0| / |W|.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,8 +23,10 @@ Kind = Literal["own", "common", "gain", "none"]
 
 
 class NaPState(NamedTuple):
-  """Attributes:
-    steps: so far.
+  """State of `nap`.
+
+  Attributes:
+    steps: number of steps so far.
     norms: at init, [batch] a projected leaf: of its matrices, or of a norm's gain and offset
       together; MaskedNode elsewhere.
     common: at init, of all leaves with a common factor together.
@@ -45,7 +48,7 @@ def nap(inner: optax.GradientTransformation, every: int = 1, *,
         gains: Literal["keep", "joint", "decay"] = "keep", gain_decay: float = 0.99,
         kinds: Any | None = None, views: Any | None = None
         ) -> optax.GradientTransformationExtraArgs:
-  """`inner`, after every `every`-th step of which the weights are projected.
+  """Projects the weights after every `every`-th step of the optimiser `inner`.
 
   A matrix whose norm at init was 0 is left alone. `count` and `every` follow the steps of this
   transformation: inside optax.MultiSteps, whole ones.
@@ -65,39 +68,8 @@ def nap(inner: optax.GradientTransformation, every: int = 1, *,
   """
   inner = optax.with_extra_args_support(inner)
 
-  def kinds_of(params: optax.Params) -> Any:
-    if kinds is not None:
-      return leaves_like(params, kinds)
-    return jax.tree.map(lambda leaf: "own" if leaf.ndim > 1 else "gain" if leaf.ndim else "none",
-                        params)
-
-  def squares(params: optax.Params) -> Any:
-    """[batch] sums of squares, leaf by leaf; of a norm's gain and offset together if joint."""
-    own = jax.tree.map(_square, params, views_like(params, views))
-    if gains != "joint":
-      return own
-    leaves, tree = jax.tree_util.tree_flatten_with_path(own)
-    chosen = jax.tree.leaves(kinds_of(params))
-    together: dict[Any, jax.Array] = {}
-    for (path, square), kind in zip(leaves, chosen):
-      if kind == "gain":
-        together[path[:-1]] = together.get(path[:-1], 0) + square
-    return jax.tree.unflatten(tree, [together[path[:-1]] if kind == "gain" else square
-                                     for (path, square), kind in zip(leaves, chosen)])
-
   def init(params: optax.Params) -> optax.OptState:
-    chosen, sizes = kinds_of(params), squares(params)
-    return NaPState(
-        jnp.zeros([], jnp.int32),
-        jax.tree.map(lambda kind, square: jnp.sqrt(square) if _has_norm(kind, gains)
-                     else optax.MaskedNode(), chosen, sizes),
-        jnp.sqrt(_total(chosen, sizes)),
-        jax.tree.map(lambda kind, x: jnp.copy(x) if kind == "gain" and gains == "decay"
-                     else optax.MaskedNode(), chosen, params),
-        jax.tree.map(lambda kind, square: jnp.ones_like(square)
-                     if kind == "common" or _has_norm(kind, gains) else optax.MaskedNode(),
-                     chosen, sizes),
-        inner.init(params))
+    return _initial_state(params, inner, _kinds(params, kinds), gains, views)
 
   def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None,
              **extra: Any) -> tuple[optax.Updates, optax.OptState]:
@@ -107,26 +79,10 @@ def nap(inner: optax.GradientTransformation, every: int = 1, *,
     moved = optax.apply_updates(params, updates)
     count = optax.safe_increment(state.steps)
     due = count % every == 0
-    chosen, sizes = kinds_of(params), squares(moved)
-    common = _ratio(state.common, jnp.sqrt(_total(chosen, sizes)))
-
-    def factor(kind: Kind, square: jax.Array, norm: Any, last: Any) -> Any:
-      if kind == "common":
-        return jnp.where(due, jnp.broadcast_to(common, square.shape), last)
-      return (jnp.where(due, _ratio(norm, jnp.sqrt(square)), last) if _has_norm(kind, gains)
-              else optax.MaskedNode())
-
-    factors = jax.tree.map(factor, chosen, sizes, state.norms, state.factors)
-
-    def project(kind: Kind, w: jax.Array, view: MatrixView, scale: Any, first: Any) -> jax.Array:
-      if not isinstance(scale, optax.MaskedNode):
-        return jnp.where(due, w * view.spread(scale).astype(w.dtype), w)
-      if not isinstance(first, optax.MaskedNode):
-        return jnp.where(due, gain_decay * w + (1 - gain_decay) * first, w).astype(w.dtype)
-      return w
-
-    projected = jax.tree.map(project, chosen, moved, views_like(params, views), factors,
-                             state.initial)
+    chosen = _kinds(params, kinds)
+    factors = _factors(state, chosen, _squares(moved, chosen, gains, views), gains, due)
+    projected = jax.tree.map(partial(_projected, due, gain_decay), chosen, moved,
+                             views_like(params, views), factors, state.initial)
     # What is left alone keeps the inner update's own bits.
     steps = jax.tree.map(
         lambda kind, new, old, step: step if kind == "none" or (kind == "gain" and gains == "keep")
@@ -137,7 +93,7 @@ def nap(inner: optax.GradientTransformation, every: int = 1, *,
 
 
 def kinds_by_role(layout: Layout, roles: Sequence[str], writers: Literal["own", "common"]) -> Any:
-  """What each leaf of a layout is to the projection.
+  """Finds how the projection treats each leaf of a layout: a tree of Kind like the parameters.
 
   Matrices of the given roles are `own`, leaves of the role `norm` are `gain`. With the writers in
   common, every array of the role hidden, embedding or bias whose last axis is the residual
@@ -153,6 +109,68 @@ def kinds_by_role(layout: Layout, roles: Sequence[str], writers: Literal["own", 
     return "own" if role in roles and view.is_matrix else "none"
 
   return jax.tree.map(kind, layout.roles, layout.views, layout.axes)
+
+
+def _initial_state(params: optax.Params, inner: optax.GradientTransformation, chosen: Any,
+                   gains: str, views: Any | None) -> NaPState:
+  sizes = _squares(params, chosen, gains, views)
+  return NaPState(
+      jnp.zeros([], jnp.int32),
+      jax.tree.map(lambda kind, square: jnp.sqrt(square) if _has_norm(kind, gains)
+                   else optax.MaskedNode(), chosen, sizes),
+      jnp.sqrt(_total(chosen, sizes)),
+      jax.tree.map(lambda kind, x: jnp.copy(x) if kind == "gain" and gains == "decay"
+                   else optax.MaskedNode(), chosen, params),
+      jax.tree.map(lambda kind, square: jnp.ones_like(square)
+                   if kind == "common" or _has_norm(kind, gains) else optax.MaskedNode(),
+                   chosen, sizes),
+      inner.init(params))
+
+
+def _kinds(params: optax.Params, kinds: Any | None) -> Any:
+  if kinds is not None:
+    return leaves_like(params, kinds)
+  return jax.tree.map(lambda leaf: "own" if leaf.ndim > 1 else "gain" if leaf.ndim else "none",
+                      params)
+
+
+def _squares(params: optax.Params, chosen: Any, gains: str, views: Any | None) -> Any:
+  """Sums of squares, [batch] a leaf; of a norm's gain and offset together if gains are joint."""
+  own = jax.tree.map(_square, params, views_like(params, views))
+  if gains != "joint":
+    return own
+  leaves, tree = jax.tree_util.tree_flatten_with_path(own)
+  together: dict[Any, jax.Array] = {}
+  pairs = list(zip(leaves, jax.tree.leaves(chosen)))
+  for (path, square), kind in pairs:
+    if kind == "gain":
+      together[path[:-1]] = together.get(path[:-1], 0) + square
+  return jax.tree.unflatten(tree, [together[path[:-1]] if kind == "gain" else square
+                                   for (path, square), kind in pairs])
+
+
+def _factors(state: NaPState, chosen: Any, sizes: Any, gains: str, due: jax.Array) -> Any:
+  """Factors of this step's projection like NaPState.factors; the last ones while none is due."""
+  common = _ratio(state.common, jnp.sqrt(_total(chosen, sizes)))
+
+  def factor(kind: Kind, square: jax.Array, norm: Any, last: Any) -> Any:
+    if kind == "common":
+      return jnp.where(due, jnp.broadcast_to(common, square.shape), last)
+    return (jnp.where(due, _ratio(norm, jnp.sqrt(square)), last) if _has_norm(kind, gains)
+            else optax.MaskedNode())
+
+  return jax.tree.map(factor, chosen, sizes, state.norms, state.factors)
+
+
+def _projected(due: jax.Array, gain_decay: float, kind: Kind, w: jax.Array, view: MatrixView,
+               factor: Any, initial: Any) -> jax.Array:
+  """A leaf behind the projection: scaled, or moved towards its initial values, or as it was."""
+  del kind
+  if not isinstance(factor, optax.MaskedNode):
+    return jnp.where(due, w * view.spread(factor).astype(w.dtype), w)
+  if not isinstance(initial, optax.MaskedNode):
+    return jnp.where(due, gain_decay * w + (1 - gain_decay) * initial, w).astype(w.dtype)
+  return w
 
 
 def _has_norm(kind: Kind, gains: str) -> bool:

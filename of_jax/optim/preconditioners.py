@@ -1,4 +1,4 @@
-"""Kronecker factors of gradients and what is computed from them: common to SOAP and Shampoo.
+"""Kronecker factors of gradients, and their bases and roots: common to SOAP and Shampoo.
 
 Enters: gradients as [batch, side, ..., side], a stack of matrices (or of tensors of any order).
 Leaves: for each factored side i of size n a stack of factors G_i G_i^T, [batch, n, n], where G_i
@@ -38,7 +38,7 @@ class Stacks(NamedTuple):
 
 
 class Vectors(NamedTuple):
-  """A number a row of each such matrix, [matrices, side] each."""
+  """Vectors by side, one number for each row of the matrices of Stacks: [matrices, side] each."""
 
   sides: BySide
 
@@ -49,7 +49,7 @@ class Vectors(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-  """How a parameter is seen: as `batch` tensors with sides of `sizes`.
+  """View of a parameter as `batch` tensors with sides of `sizes`.
 
   Attributes:
     view: where the tensors are matrices; else the array is reshaped to one tensor.
@@ -66,15 +66,15 @@ class Sides:
     return self.view.batch if self.view else 1
 
   def split(self, x: jax.Array) -> jax.Array:
-    """An array of `shape` -> [batch, *sizes]."""
+    """Reshapes an array of `shape` to [batch, *sizes]."""
     return self.view.split(x) if self.view else x.reshape(1, *self.sizes)
 
   def join(self, x: jax.Array) -> jax.Array:
-    """The inverse of `split`."""
+    """Reshapes [batch, *sizes] back to `shape`: the inverse of `split`."""
     return self.view.join(x) if self.view else x.reshape(self.shape)
 
   def squares(self, dtype: Any, fill: Callable[..., jax.Array]) -> Stacks:
-    """fill(n, dtype) [n, n] for every matrix of every factored side."""
+    """Fills a square for every matrix of every factored side by fill(n, dtype), [n, n]."""
     return Stacks({str(i): jnp.tile(fill(self.sizes[i], dtype=dtype), (self.batch, 1, 1))
                    for i in self.factored})
 
@@ -84,7 +84,7 @@ Planner = Callable[[tuple[Any, ...], Any], Sides]
 
 def planner(views: Any | None, fixed_axes: Any | None, max_precond_dim: int,
             merge_dims: bool = False) -> Planner:
-  """(path, array) -> Sides; sides above `max_precond_dim` have no factor.
+  """Makes a function (path, array) -> Sides; sides above `max_precond_dim` have no factor.
 
   Args:
     views: tree of MatrixView like the parameters; default of_jax.optim.matrices.plain_view.
@@ -111,16 +111,16 @@ def planner(views: Any | None, fixed_axes: Any | None, max_precond_dim: int,
 
 
 def vocabulary_axes(axes: Any) -> Any:
-  """The `fixed_axes` of a tree of logical axes: He et al. 2024 (2405.19279, App. D) do not rotate
-  the vocabulary."""
+  """Names the vocabulary's axes as `fixed_axes`: He et al. 2024 (2405.19279, App. D) do not rotate
+  it."""
   return jax.tree.map(lambda names: tuple(i for i, name in enumerate(names) if name == "vocab"),
                       axes, is_leaf=lambda node: isinstance(node, tuple))
 
 
 def merged_sizes(shape: Shape, max_precond_dim: int) -> Shape:
-  """Neighbouring axes as one side while their product is at most `max_precond_dim`.
+  """Merges neighbouring axes into one side while their product is at most `max_precond_dim`.
 
-  As `merge_dims` of github.com/nikhilvyas/SOAP: axes of size 1 vanish, and the axis behind one
+  This is `merge_dims` of github.com/nikhilvyas/SOAP: axes of size 1 vanish, and the axis behind one
   that is too large by itself begins a new side.
   """
   sizes: list[int] = []
@@ -137,29 +137,29 @@ def merged_sizes(shape: Shape, max_precond_dim: int) -> Shape:
 
 
 def products(x: jax.Array, sides: Sides) -> BySide:
-  """x_i x_i^T by factored side, [batch, n, n]."""
+  """Products x_i x_i^T by factored side, [batch, n, n]."""
   flat = {i: jnp.moveaxis(x, i + 1, 1).reshape(sides.batch, sides.sizes[i], -1)
           for i in sides.factored}
   return {str(i): jnp.matmul(f, f.mT, precision=_PRECISION) for i, f in flat.items()}
 
 
 def rotate(x: jax.Array, bases: BySide) -> jax.Array:
-  """x in the bases' coordinates: Q_0^T x Q_1 of a matrix, the columns of Q being the basis."""
+  """Rotates x into the bases' coordinates: Q_0^T x Q_1 of a matrix, the basis the columns of Q."""
   return _apply(x, {side: basis.mT for side, basis in bases.items()})
 
 
 def rotate_back(x: jax.Array, bases: BySide) -> jax.Array:
-  """The inverse of `rotate` for orthogonal bases: Q_0 x Q_1^T of a matrix."""
+  """Inverts `rotate` for orthogonal bases: Q_0 x Q_1^T of a matrix."""
   return _apply(x, bases)
 
 
 def precondition(x: jax.Array, roots: BySide) -> jax.Array:
-  """P_0 x P_1 of a matrix, for symmetric P."""
+  """Multiplies every side by its matrix: P_0 x P_1 of a matrix, for symmetric P."""
   return _apply(x, roots)
 
 
 def permute(x: jax.Array, orders: BySide) -> jax.Array:
-  """x with the entries along each side in the order given, [batch, n]."""
+  """Puts the entries along each side into the order given, [batch, n]."""
   for side, order in orders.items():
     shape = [1] * x.ndim
     shape[0], shape[int(side) + 1] = order.shape
@@ -168,13 +168,13 @@ def permute(x: jax.Array, orders: BySide) -> jax.Array:
 
 
 def eigenbases(factors: list[BySide]) -> list[BySide]:
-  """Eigenvectors as columns, by falling eigenvalue."""
+  """Eigenvectors of each factor as columns, by falling eigenvalue."""
   return _by_side(lambda stack: jnp.flip(jnp.linalg.eigh(stack)[1], -1), factors)
 
 
 def power_step(factors: list[BySide], bases: list[BySide]
                ) -> tuple[list[BySide], list[BySide]]:
-  """One step of power iteration from each basis: Q of the QR decomposition of L Q.
+  """Takes one step of power iteration from each basis: Q of the QR decomposition of L Q.
 
   Before it, the columns of the old basis are sorted by falling q^T L q (Vyas et al. 2024,
   2409.11321, Alg. 4).
@@ -193,14 +193,16 @@ def power_step(factors: list[BySide], bases: list[BySide]
 
 
 def quotients(factors: BySide, bases: BySide) -> BySide:
-  """q^T L q for every column q of each basis, [batch, n]: L's eigenvalues if they are its own."""
+  """Rayleigh quotients q^T L q of a basis' columns q, [batch, n]: L's eigenvalues in its own."""
   return {side: jnp.sum(q * jnp.matmul(factors[side], q, precision=_PRECISION), -2)
           for side, q in bases.items()}
 
 
 def matrix_powers(factors: list[BySide], exponents: list[float | jax.Array],
                   eps: float | jax.Array) -> tuple[list[BySide], list[BySide]]:
-  """(L + eps I)^exponent, an exponent a parameter; and the eigenvalues of L, [batch, n], rising.
+  """Raises factors to powers, (L + eps I)^exponent, and gives L's eigenvalues, [batch, n], rising.
+
+  Each parameter has its own exponent.
 
   Eigenvalues that rounding leaves below 0 count as 0. A zero eigenvalue with eps = 0 has no
   negative power: there the result is infinite.
@@ -223,7 +225,7 @@ def matrix_powers(factors: list[BySide], exponents: list[float | jax.Array],
 
 
 def condition_number(eigenvalues: jax.Array) -> jax.Array:
-  """Largest over smallest, [..., n] -> [...]; NaN where all are 0.
+  """Ratio of the largest to the smallest eigenvalue, [..., n] -> [...]; NaN where all are 0.
 
   The smallest counts as n 2^-23 of the largest where it is less, which float32 cannot tell from 0.
   """
@@ -234,7 +236,7 @@ def condition_number(eigenvalues: jax.Array) -> jax.Array:
 
 def grouped(function: Callable[[jax.Array], jax.Array], stacks: list[jax.Array]
             ) -> list[jax.Array]:
-  """function of each stack [batch, n, n]: one call a size, shared by the devices of the mesh.
+  """Applies `function` to each stack [batch, n, n]: one call a size, shared by the mesh's devices.
 
   `function` takes [..., n, n] and leaves the leading axes.
   """
@@ -251,7 +253,7 @@ def grouped(function: Callable[[jax.Array], jax.Array], stacks: list[jax.Array]
 
 
 def _shared(function: Callable[[jax.Array], jax.Array], stack: jax.Array) -> jax.Array:
-  """function(stack), each device of the mesh computing its share of the matrices."""
+  """Computes function(stack), each device of the mesh its share of the matrices."""
 
   def compute(share: jax.Array) -> jax.Array:
     # XLA on CPU runs independent batched QR or Cholesky decompositions at once, and some never
@@ -287,7 +289,7 @@ def _by_side(function: Callable[[jax.Array], jax.Array], trees: list[BySide]) ->
 
 
 def _apply(x: jax.Array, squares: BySide) -> jax.Array:
-  """Each side's index contracted with the columns of its matrix."""
+  """Contracts each side's index with the columns of its matrix."""
   for side, square in squares.items():
     axis = int(side) + 1
     if axis == 1:

@@ -1,4 +1,4 @@
-"""The projection of AdamP and SGDP: removes the radial part of a scale-invariant weight's update.
+"""Projection of AdamP and SGDP: removes the radial part of a scale-invariant weight's update.
 
 Heo et al. 2021, "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant
 Weights" (2006.08217), Alg. 1 and 2, as the authors' code has it (clovaai/AdamP 0.3.0). The loss
@@ -16,7 +16,9 @@ from of_jax.optim.matrices import MatrixView, leaves_like
 
 
 class Projected(NamedTuple):
-  """Attributes:
+  """Update and decay of a weight behind the projection.
+
+  Attributes:
     update: the given update, or what is left of it.
     decay: like the weight's matrices but of size 1 elsewhere: wd_ratio where projected, else 1.
   """
@@ -28,7 +30,7 @@ class Projected(NamedTuple):
 def remove_radial(update: jax.Array, gradient: jax.Array, weight: jax.Array, view: MatrixView,
                   delta: float | jax.Array, wd_ratio: float | jax.Array, eps: float | jax.Array
                   ) -> Projected:
-  """The update without its radial part, where the weight is found to be scale-invariant.
+  """Removes the radial part of an update where the weight is found to be scale-invariant.
 
   A matrix counts as scale-invariant by output channel if, for all its channels,
   |cos(gradient, weight)| < delta / sqrt(size of a channel); failing that, as a whole if the same
@@ -55,7 +57,7 @@ def remove_radial(update: jax.Array, gradient: jax.Array, weight: jax.Array, vie
 
 def add_decay(projected: Any, params: Any, mask: Any | None, weight_decay: float | jax.Array
               ) -> Any:
-  """update + weight_decay r w, from a tree of Projected, for the leaves that decay.
+  """Adds weight decay to a tree of Projected, update + weight_decay r w, for the leaves that decay.
 
   Args:
     projected: as remove_radial gives it, leaf by leaf.
@@ -73,7 +75,7 @@ def add_decay(projected: Any, params: Any, mask: Any | None, weight_decay: float
 
 
 def channel_views(layout: Layout) -> Any:
-  """The layout's views with the authors' channels in the columns.
+  """Views of the layout with the authors' channels in the columns.
 
   A table's channel is the row of a token or a position: PyTorch's embeddings are (vocab, width),
   and the authors' channel is the first axis.
@@ -88,7 +90,7 @@ def _norm(x_BxRxC: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 def _orthogonal(g_BxRxC: jax.Array, w_BxRxC: jax.Array, axes: tuple[int, ...], size: int,
                 delta: float | jax.Array, eps: float | jax.Array) -> jax.Array:
-  """[batch, 1, 1]: whether the largest |cosine| over all vectors along `axes` is small."""
+  """Tells whether the largest |cosine| over all vectors along `axes` is small, [batch, 1, 1]."""
   norms = jnp.maximum(_norm(g_BxRxC, axes), eps) * jnp.maximum(_norm(w_BxRxC, axes), eps)
   cosine = jnp.abs(jnp.sum(g_BxRxC * w_BxRxC, axes, keepdims=True)) / norms
   small: jax.Array = jnp.max(cosine, (1, 2), keepdims=True) < delta / size ** 0.5

@@ -1,7 +1,7 @@
 """Adam in the eigenbasis of Shampoo's factors (Vyas et al. 2024, 2409.11321, Alg. 3).
 
-The second moment is a strategy: whole in SOAP, rows times columns in rotated AdaFactor. All else,
-the authors' code decides (github.com/nikhilvyas/SOAP, soap.py, a1e5535), where it and the paper
+The second moment is a strategy: whole in SOAP, rows times columns in rotated AdaFactor. The rest
+follows the authors' code (github.com/nikhilvyas/SOAP, soap.py, a1e5535), where it and the paper
 differ too.
 """
 
@@ -20,23 +20,23 @@ Scalar = float | jax.Array
 
 
 class SecondMoment(Protocol):
-  """What is kept of the squares of rotated gradients. `kept` is one parameter's part."""
+  """Strategy for the average of squared rotated gradients; `kept` is one parameter's part of it."""
 
   def init(self, sides: Sides, dtype: Any) -> Any:
-    """Zeros."""
+    """Zeros, in the form that the strategy keeps."""
 
   def update(self, kept: Any, squares: jax.Array, sides: Sides, b2: Scalar) -> Any:
-    """kept <- b2 kept + (1 - b2) squares, for squares [batch, *sizes]."""
+    """Updates the average, b2 kept + (1 - b2) squares, for squares [batch, *sizes]."""
 
   def dense(self, kept: Any, sides: Sides) -> jax.Array:
-    """The second moment of every entry, [batch, *sizes]."""
+    """Second moment of every entry, [batch, *sizes]."""
 
   def permute(self, kept: Any, orders: BySide, sides: Sides) -> Any:
-    """What is kept after the columns of the bases changed places."""
+    """Reorders the average after the columns of the bases changed places."""
 
 
 class WholeMoment:
-  """Every entry, in an array of the parameter's shape."""
+  """Second moment of every entry, in an array of the parameter's shape."""
 
   def init(self, sides: Sides, dtype: Any) -> Any:
     return jnp.zeros(sides.shape, dtype)
@@ -52,8 +52,11 @@ class WholeMoment:
 
 
 class RankOneMoment:
-  """V = r c^T / mean(r), with r and c the means of rows and columns (Shazeer & Stern 2018,
-  1804.04235, eq. 4): what is kept are these means. A vector is one row, so its V is whole."""
+  """Second moment of rank one, V = r c^T / mean(r), r and c the means of rows and columns.
+
+  Only these means are kept (Shazeer & Stern 2018, 1804.04235, eq. 4). A vector is one row, so its
+  V is whole.
+  """
 
   def init(self, sides: Sides, dtype: Any) -> Any:
     return Vectors({str(i): jnp.zeros((sides.batch, n), dtype)
@@ -87,7 +90,8 @@ class RotatedState(NamedTuple):
   """State of `scale_by_rotated_adam`.
 
   Attributes:
-    calls: so far. The authors' step is one less: their first call only starts the bases.
+    calls: number of calls so far. The authors' step is one less: their first call only starts the
+      bases.
     mu: first moment, shaped like the parameters, in the coordinates of `bases`.
     nu: second moment in the same coordinates.
     factors: moving averages of G G^T and G^T G.
@@ -99,6 +103,14 @@ class RotatedState(NamedTuple):
   nu: Any
   factors: Any
   bases: Any
+
+
+class _Decays(NamedTuple):
+  """Decays of the first moment, the second moment and the factors."""
+
+  b1: Scalar
+  b2: Scalar
+  beta: Scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +147,7 @@ def scale_by_rotated_adam(
   Arguments are those of of_jax.optim.soap; everything is computed in float32, or float64 for
   float64 gradients, whatever the accelerator's default. A NaN in a gradient stays in the state.
   """
-  beta = b2 if shampoo_beta is None else shampoo_beta
+  decays = _Decays(b1, b2, b2 if shampoo_beta is None else shampoo_beta)
   plan = preconditioners.planner(views, fixed_axes, max_precond_dim, merge_dims)
 
   def init(params: Any) -> RotatedState:
@@ -159,22 +171,8 @@ def scale_by_rotated_adam(
     correction = (jnp.sqrt(averaged_weight(b2, jnp.maximum(t, 1)))
                   / averaged_weight(b1, jnp.maximum(t, 1)))
 
-    def step(g: jax.Array, leaf: _Leaf) -> tuple[jax.Array, _Leaf]:
-      sides, dtype = leaf.sides, compute_dtype(g)
-      x = sides.split(g.astype(dtype))
-      # Call 0 comes before the first basis: what it computes in the meantime is dropped.
-      rotated = jnp.where(t > 0, preconditioners.rotate(x, leaf.bases), 0)
-      mu = b1 * leaf.mu + (1 - b1) * sides.join(rotated)
-      nu = second_moment.update(leaf.nu, jnp.square(rotated), sides, b2)
-      scaled = sides.split(mu) / (jnp.sqrt(second_moment.dense(nu, sides)) + eps)
-      moved = correction * sides.join(preconditioners.rotate_back(scaled, leaf.bases))
-      factors = {side: beta * leaf.factors[side] + (1 - beta) * product
-                 for side, product in preconditioners.products(x, sides).items()}
-      # 0 / 0 where eps is 0.
-      return (jnp.where(t > 0, moved, 0).astype(g.dtype),
-              _Leaf(sides, mu.astype(dtype), nu, factors, leaf.bases))
-
-    stepped = [step(g, leaf) for (_, g), leaf in zip(paths, old)]
+    stepped = [_step(t, correction, decays, eps, second_moment, g, leaf)
+               for (_, g), leaf in zip(paths, old)]
     moved, new = [u for u, _ in stepped], [leaf for _, leaf in stepped]
     bases, mu, nu = _refresh(t, precondition_frequency, new, second_moment)
     whole = structure.unflatten
@@ -185,9 +183,28 @@ def scale_by_rotated_adam(
   return optax.GradientTransformation(init, update)
 
 
+def _step(t: jax.Array, correction: jax.Array, decays: _Decays, eps: Scalar,
+          second_moment: SecondMoment, g: jax.Array, leaf: _Leaf) -> tuple[jax.Array, _Leaf]:
+  """One parameter's update and its part of the state, in the bases that it had before."""
+  b1, b2, beta = decays
+  sides, dtype = leaf.sides, compute_dtype(g)
+  x = sides.split(g.astype(dtype))
+  # Call 0 comes before the first basis: what it computes in the meantime is dropped.
+  rotated = jnp.where(t > 0, preconditioners.rotate(x, leaf.bases), 0)
+  mu = b1 * leaf.mu + (1 - b1) * sides.join(rotated)
+  nu = second_moment.update(leaf.nu, jnp.square(rotated), sides, b2)
+  scaled = sides.split(mu) / (jnp.sqrt(second_moment.dense(nu, sides)) + eps)
+  moved = correction * sides.join(preconditioners.rotate_back(scaled, leaf.bases))
+  factors = {side: beta * leaf.factors[side] + (1 - beta) * product
+             for side, product in preconditioners.products(x, sides).items()}
+  # 0 / 0 where eps is 0.
+  return (jnp.where(t > 0, moved, 0).astype(g.dtype),
+          _Leaf(sides, mu.astype(dtype), nu, factors, leaf.bases))
+
+
 def _refresh(t: jax.Array, every: int | jax.Array, leaves: list[_Leaf],
              second_moment: SecondMoment) -> tuple[list[BySide], list[jax.Array], list[Any]]:
-  """Bases, and the moments in them: as they are, by eigh on call 0, or by a power step."""
+  """Renews bases and the moments in them: by eigh on call 0, by a power step when due."""
   factors = [leaf.factors for leaf in leaves]
   kept = ([leaf.bases for leaf in leaves], [leaf.mu for leaf in leaves],
           [leaf.nu for leaf in leaves])
@@ -213,12 +230,14 @@ def _refresh(t: jax.Array, every: int | jax.Array, leaves: list[_Leaf],
 
 
 class StepThenDecayState(NamedTuple):
+  """State of `step_then_decay`: the number of calls so far."""
+
   calls: jax.Array
 
 
 def step_then_decay(learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar,
                     mask: Any | None = None) -> optax.GradientTransformation:
-  """w <- w - lr u, then w <- w - lr weight_decay w on the result.
+  """Takes the step, w <- w - lr u, then decays its result, w <- w - lr weight_decay w.
 
   The other order of decoupled decay differs by lr^2 weight_decay u. Call 0 does not decay, since
   `scale_by_rotated_adam` moves nothing then.
@@ -254,7 +273,7 @@ def step_then_decay(learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar,
 
 
 def compute_dtype(x: Any) -> Any:
-  """float32, or float64 for float64 where JAX has it."""
+  """Type to compute in: float32, or float64 for float64 where JAX has it."""
   return jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -11,7 +11,7 @@ from of_jax.config.roles import ROLES
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-  """What a role's parameters are multiplied by, against the base width."""
+  """Factors of a role's initialisation, learning rate and decay, against the base width."""
 
   init: float = 1.0
   learning_rate: float = 1.0
@@ -19,7 +19,7 @@ class Factors:
 
 
 def factors(optim: OptimConfig, axes: Any, shapes: Any) -> dict[str, Factors]:
-  """Role -> factors at the parameters' width; m is the width over `optim.base_width`.
+  """Factors by role at the parameters' width; m is the width over `optim.base_width`.
 
   `mup` is muP for Adam (Yang et al. 2022, 2203.03466, Table 3; d the fan-in of a matrix):
 
@@ -51,7 +51,7 @@ def factors(optim: OptimConfig, axes: Any, shapes: Any) -> dict[str, Factors]:
 
 
 def width_of(axes: Any, shapes: Any) -> int:
-  """Neurons of the residual stream: the size of the axis `embed`.
+  """Number of neurons of the residual stream: the size of the axis `embed`.
 
   Raises:
     ValueError: no parameter has that axis, or two differ in it.
@@ -66,7 +66,7 @@ def width_of(axes: Any, shapes: Any) -> int:
 
 
 def scale_init(optim: OptimConfig, params: Any, roles: Any, axes: Any) -> Any:
-  """Fresh parameters, by role times their factor of the initial standard deviation."""
+  """Multiplies fresh parameters by their role's factor of the initial standard deviation."""
   found = factors(optim, axes, params)
   return jax.tree.map(
       lambda role, w: w if found[role].init == 1 else w * found[role].init, roles, params)

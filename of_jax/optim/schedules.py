@@ -8,13 +8,14 @@ from of_jax.config import OptimConfig
 
 
 def learning_rate_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
-  """step (from 0) -> learning rate.
+  """Makes the schedule, a function of the step (from 0) that gives the learning rate.
 
-  Linear from 0 to the peak over `warmup_steps`, so that step 0 of a warmup moves nothing, then
-  to `final_fraction` of the peak at `steps`. `wsd` stays at the peak until the last `decay_steps`
-  (Hu et al. 2024, 2404.06395, Sec. 4), over which it falls linearly, or as 1 - sqrt(x) of the
-  share x that is past (Haegele et al. 2024, 2405.18392, Sec. 4). `inverse_sqrt` is
-  peak sqrt(w / step), w the warmup or 1 (Vaswani et al. 2017, eq. 3), and knows no end.
+  It is linear from 0 to the peak over `warmup_steps`, so that step 0 of a warmup moves nothing,
+  then to `final_fraction` of the peak at `steps`. `wsd` stays at the peak until the last
+  `decay_steps` (Hu et al. 2024, 2404.06395, Sec. 4), over which it falls linearly, or as
+  1 - sqrt(x) of the share x that is past (Haegele et al. 2024, 2405.18392, Sec. 4).
+  `inverse_sqrt` is peak sqrt(w / step), w the warmup or 1 (Vaswani et al. 2017, eq. 3), and knows
+  no end.
   """
   assert optim.warmup_steps is not None, "resolve the config first"
   peak, end = optim.learning_rate, optim.learning_rate * optim.final_fraction

@@ -1,4 +1,4 @@
-"""The forward pass of a quantised model. Enters: a network, parameters, tokens, a scheme. Leaves:
+"""Forward pass of a quantised model. Enters: a network, parameters, tokens, a scheme. Leaves:
 bounds of its weights; what the unembedding reads, and the unembedding.
 """
 
@@ -13,7 +13,7 @@ from of_jax.quantise.scheme import SITES, Scheme
 
 
 def find_bounds(network: Network, params: Parameters, inputs: jax.Array, scheme: Scheme) -> Bounds:
-  """The bound of every weight of the blocks, by name; of any tokens, which decide nothing."""
+  """Finds the bound of every weight of the blocks, by name; the tokens may be any."""
   kept = network.stream(params, inputs, numerics=FindBounds(scheme))[2]
   return {name: one["bound"] for name, one in kept.items()}
 
@@ -21,10 +21,10 @@ def find_bounds(network: Network, params: Parameters, inputs: jax.Array, scheme:
 def quantised_stream(network: Network, params: Parameters, batch: Mapping[str, jax.Array],
                      scheme: Scheme, bounds: Bounds, ranges: Ranges, chosen: Chosen | None = None
                      ) -> tuple[jax.Array, jax.Array]:
-  """What the unembedding reads [batch, time, width], and the unembedding [width, vocabulary].
+  """Input of the unembedding [batch, time, width], and the unembedding [width, vocabulary].
 
   Args:
-    chosen: as of Quantised; default the sites of the scheme.
+    chosen: as in Quantised; default the sites of the scheme.
   """
   if chosen is None:
     chosen = {site: site in scheme.sites for site in SITES}

@@ -105,7 +105,7 @@ class Quantised(Numerics):
 
 
 def weight_bound(w_IxO: jax.Array, scheme: Scheme, name: str) -> jax.Array:
-  """The bound of a matrix, [groups, 1, 1 or outputs].
+  """Bound of a matrix's entries, [groups, 1, 1 or outputs].
 
   Raises:
     UserError: groups that do not divide the inputs.
@@ -120,13 +120,13 @@ def weight_bound(w_IxO: jax.Array, scheme: Scheme, name: str) -> jax.Array:
 
 
 def rounded_weight(w_IxO: jax.Array, scheme: Scheme, name: str) -> jax.Array:
-  """A matrix of the numbers that a scheme can hold."""
+  """Rounds a matrix to numbers that a scheme can hold."""
   bound = weight_bound(w_IxO, scheme, name)
   return _regrouped(quantisers.symmetric(bound, scheme.weight_bits), w_IxO)
 
 
 def integer_product(x: jax.Array, x_grid: Grid, w_IxO: jax.Array, w_grid: Grid) -> jax.Array:
-  """x W of int8 numbers, float32 [..., outputs].
+  """Multiplies int8 numbers, x W, float32 [..., outputs].
 
   With x = (q - z) s a token and W = p t an output and group, a group's part is
   s t (sum_i q_i p_i - z sum_i p_i), both sums in int32. A token that is not finite gives NaN.
@@ -167,5 +167,5 @@ def _axes(site: str, x: jax.Array, scheme: Scheme) -> Axes:
 
 
 def _of_layer(values: jax.Array, layer: jax.Array | int) -> jax.Array:
-  """A block's own entry; outside the blocks, where the layer is 0, the only one."""
+  """Selects a block's own entry; outside the blocks, where the layer is 0, the only one."""
   return values[0 if isinstance(layer, int) and layer == 0 else layer - 1]

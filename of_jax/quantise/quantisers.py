@@ -1,4 +1,4 @@
-"""The arithmetic of quantisation: ranges, grids, rounding. Enters: arrays. Leaves: integers, or the
+"""Arithmetic of quantisation: ranges, grids, rounding. Enters: arrays. Leaves: integers, or the
 numbers that they stand for.
 
 A whole number q stands for (q - zero) scale. Ranges are of the finite values; what is not finite is
@@ -30,24 +30,24 @@ class Grid:
   most: int
 
   def integers(self, x: jax.Array) -> jax.Array:
-    """The nearest q, as a float; ties to even. What is not finite becomes `zero`."""
+    """Finds the nearest q, as a float; ties to even. What is not finite becomes `zero`."""
     x = jnp.where(jnp.isfinite(x), x, 0)
     return jnp.clip(jnp.round(x / self.scale) + self.zero, self.least, self.most)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """The nearest number of the grid, in the type of x."""
+    """Rounds to the nearest number of the grid, in the type of x."""
     nearest = (self.integers(x) - self.zero) * self.scale
     return jnp.where(jnp.isfinite(x), nearest, x).astype(x.dtype)
 
 
 def symmetric(bound: jax.Array, bits: int) -> Grid:
-  """2^bits - 1 numbers from -bound to bound, 0 among them; for weights."""
+  """Makes the grid of 2^bits - 1 numbers from -bound to bound, 0 among them; for weights."""
   most = 2 ** (bits - 1) - 1
   return Grid(_positive(bound / most), jnp.zeros_like(bound), -most, most)
 
 
 def asymmetric(low: jax.Array, high: jax.Array, bits: int) -> Grid:
-  """2^bits numbers from about low to about high, extended to hold 0, which is exact."""
+  """Makes the grid of 2^bits numbers from about low to about high, with 0 exactly among them."""
   low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
   least, most = -2 ** (bits - 1), 2 ** (bits - 1) - 1
   scale = _positive((high - low) / (most - least))
@@ -55,7 +55,7 @@ def asymmetric(low: jax.Array, high: jax.Array, bits: int) -> Grid:
 
 
 def extremes(x: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array]:
-  """The least and the largest finite value along axes, which stay with size 1; 0 without any."""
+  """Least and largest finite value along axes, which stay with size 1; 0 without any."""
   finite = jnp.isfinite(x)
   low = jnp.min(jnp.where(finite, x, jnp.inf), axes, keepdims=True)
   high = jnp.max(jnp.where(finite, x, -jnp.inf), axes, keepdims=True)
@@ -64,7 +64,7 @@ def extremes(x: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array]:
 
 
 def percentiles(x: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array]:
-  """As `extremes`, leaving out 0.001 % of the values at each end, interpolated linearly."""
+  """Percentiles 0.001 and 99.999 of the finite values, interpolated; axes as in `extremes`."""
   return _percentile(x, axes, 100 - PERCENTILE), _percentile(x, axes, PERCENTILE)
 
 
@@ -84,7 +84,7 @@ def _percentile(x: jax.Array, axes: Axes, percent: float) -> jax.Array:
 
 
 def least_error(x: jax.Array, axes: Axes, grid: Callable[[jax.Array], Grid]) -> jax.Array:
-  """The share of the range, of FRACTIONS, whose grid has the least squared error along axes.
+  """Share of the range, of FRACTIONS, whose grid has the least squared error along axes.
 
   Args:
     grid: a share -> the grid.
@@ -99,7 +99,7 @@ def least_error(x: jax.Array, axes: Axes, grid: Callable[[jax.Array], Grid]) -> 
 
 
 def weight_bound(w: jax.Array, axes: Axes, bits: int, how: str) -> jax.Array:
-  """The largest magnitude that `symmetric` is to hold; `how` of scheme.RANGES["weight"]."""
+  """Largest magnitude that `symmetric` is to hold; `how` is one of scheme.RANGES["weight"]."""
   if how == "percentile":
     return _percentile(jnp.abs(w), axes, PERCENTILE)
   bound = extremes(jnp.abs(w), axes)[1]
@@ -109,7 +109,7 @@ def weight_bound(w: jax.Array, axes: Axes, bits: int, how: str) -> jax.Array:
 
 
 def activation_range(x: jax.Array, axes: Axes, bits: int, how: str) -> tuple[jax.Array, jax.Array]:
-  """The range of one batch; `how` of scheme.RANGES["activation"]."""
+  """Range of one batch; `how` is one of scheme.RANGES["activation"]."""
   if how == "percentile":
     return percentiles(x, axes)
   low, high = extremes(x, axes)
@@ -121,7 +121,7 @@ def activation_range(x: jax.Array, axes: Axes, bits: int, how: str) -> tuple[jax
 
 def combine(old: tuple[jax.Array, jax.Array], new: tuple[jax.Array, jax.Array], how: str
             ) -> tuple[jax.Array, jax.Array]:
-  """The range after one more batch: the union for min_max, else a running mean.
+  """Combines ranges after one more batch: the union for min_max, else a running mean.
 
   That is MOMENTUM x old + (1 - MOMENTUM) x new, from the first batch's, as in Bondarenko et al.'s
   code (github.com/Qualcomm-AI-research/outlier-free-transformers).

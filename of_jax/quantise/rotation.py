@@ -43,7 +43,7 @@ _BLOCK = {"attention": {"query", "key", "value", "out", "query_norm", "key_norm"
 
 
 def rotate(params: Parameters, config: Config) -> tuple[Parameters, Config]:
-  """The model with its stream rotated; tied embeddings are untied.
+  """Rotates the stream of a model; tied embeddings are untied.
 
   Raises:
     UserError: a model that no rotated one equals, see of_jax.quantise.hadamard.check; or a norm
@@ -67,7 +67,7 @@ def rotate(params: Parameters, config: Config) -> tuple[Parameters, Config]:
 
 
 def _move_gains(new: Parameters) -> None:
-  """Leaves no number a neuron on the stream but offsets of norms, which rotate."""
+  """Moves gains off the stream: only offsets of norms remain a number a neuron, and they rotate."""
   for norm, readers in norms_read(new):
     # Where a norm gives the stream and is read by none, `check` has seen that it has no gains.
     if not has_gains(norm, readers):

@@ -1,4 +1,4 @@
-"""What is quantised and how. Imports no jax, so that a mistake is found before that."""
+"""Scheme of a quantisation: sites, bits, ranges. Imports no jax: mistakes are found before it."""
 
 import dataclasses
 import difflib
@@ -52,10 +52,10 @@ ARITHMETICS = ("simulated", "integer")
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-  """How a model is quantised. The defaults are He et al. 2024's, after Bondarenko et al.'s code.
+  """Settings of a quantisation; defaults are He et al. 2024's, after Bondarenko et al.'s code.
 
   Attributes:
-    weight_bits, activation_bits: of BITS. Weights are symmetric, activations asymmetric.
+    weight_bits, activation_bits: one of BITS. Weights are symmetric, activations asymmetric.
     weight_granularity: one range a tensor, an output channel, or `group_size` inputs of one.
     activation_granularity: one range a tensor, a neuron (attn_logits and attn_weights, which have
       none: a tensor), or a token, found as it passes.
@@ -63,7 +63,7 @@ class Scheme:
     group_size: inputs that share a range.
     arithmetic: `simulated`, rounded numbers in float; `integer`, linear maps as int8 x int8 ->
       int32 products.
-    sites: of SITES, what is quantised.
+    sites: the activations that are quantised, of SITES.
     hadamard: whether the residual stream is rotated first, see of_jax.quantise.rotation.
   """
 
@@ -80,12 +80,12 @@ class Scheme:
 
   @property
   def is_static(self) -> bool:
-    """Whether ranges of activations come from calibration."""
+    """Tells whether ranges of activations come from calibration."""
     return self.activation_granularity != "token"
 
   @property
   def label(self) -> str:
-    """As in W8A8, or A8 where no weight is quantised; other sites than by default are named."""
+    """Short name, W8A8, or A8 where no weight is quantised; sites follow, unless the default."""
     kinds = {"W": (self.weight_bits, WEIGHTS), "A": (self.activation_bits, ACTIVATIONS)}
     there = {kind: sites for kind, (_, sites) in kinds.items() if set(sites) & set(self.sites)}
     usual = [site for site in DEFAULT_SITES if any(site in sites for sites in there.values())]
@@ -142,7 +142,7 @@ def check_model(scheme: Scheme, config: Config) -> None:
 
 
 def expand(names: Iterable[str], flag: str) -> tuple[str, ...]:
-  """Sites of names of sites and of GROUPS, in the order of SITES.
+  """Expands names of sites and of GROUPS into sites, in the order of SITES.
 
   Raises:
     UserError: a name that is neither.

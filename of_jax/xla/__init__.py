@@ -1,1 +1,1 @@
-"""What is written for the compiler: where a program runs, and reductions that it does well."""
+"""Helpers for the XLA compiler: where a program runs, and reductions that it does well."""

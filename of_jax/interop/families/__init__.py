@@ -1,4 +1,4 @@
-"""How foreign models become ours: one class a file, named as `model_type` in a config.json is.
+"""Families of foreign models: one class a file, named as `model_type` in a config.json is.
 
 Enters: a model's own config and its tensors. Leaves: fields of our config, and parameters under
 our names, kernels (in, out), biases that the original has not left out.
@@ -22,7 +22,7 @@ GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gel
 
 
 def split_fused(fused: Tree, axis: int, count: int = 3) -> list[Tree]:
-  """A linear map that is `count` in one, along an axis counted from the end."""
+  """Splits a linear map that is `count` in one, along an axis counted from the end."""
   return [{name: part.take(i, axis=part.ndim - axis) for name, part in fused.items()}
           for i in range(count)]
 
@@ -51,11 +51,11 @@ class Family:
     self.settings = settings
 
   def vocab_size(self) -> int:
-    """Rows of the embedding."""
+    """Number of rows of the embedding."""
     return self.settings.integer("vocab_size")
 
   def positions(self, tensors: Tensors) -> int:
-    """The longest sequence that the model was made for."""
+    """Length of the longest sequence that the model was made for."""
     del tensors
     return self.settings.integer("max_position_embeddings")
 
@@ -64,15 +64,15 @@ class Family:
     raise NotImplementedError
 
   def outside(self, tensors: Tensors) -> Tree:
-    """Parameters outside the blocks."""
+    """Reads the parameters outside the blocks."""
     raise NotImplementedError
 
   def block(self, tensors: Tensors, layer: int) -> Tree:
-    """Parameters of one block, counted from 0."""
+    """Reads the parameters of one block, counted from 0."""
     raise NotImplementedError
 
   def sizes(self) -> Tree:
-    """The fields of ModelConfig that are this object's own attributes."""
+    """Fields of ModelConfig that are this object's own attributes."""
     return {"width": self.width, "depth": self.depth, "heads": self.heads,
             "kv_heads": self.kv_heads, "head_dim": self.head_dim, "mlp_width": self.hidden,
             "tied_embeddings": self.tied}
@@ -88,7 +88,7 @@ class Family:
 
   def linear(self, tensors: Tensors, name: str, inputs: Shape, outputs: Shape,
              out_first: bool = True, bias: bool | None = None) -> Tree:
-    """A linear map [inputs.., outputs..] from the matrix `name`.weight.
+    """Reads a linear map [inputs.., outputs..] from the matrix `name`.weight.
 
     Args:
       out_first: whether it is stored (out, in), as torch.nn.Linear does; else (in, out).
@@ -103,25 +103,25 @@ class Family:
 
   def plain_mlp(self, tensors: Tensors, up: str, down: str, out_first: bool = True,
                 bias: bool | None = None) -> Tree:
-    """An MLP of two linear maps; arguments as of `linear`."""
+    """Reads an MLP of two linear maps; arguments as in `linear`."""
     width, hidden = (self.width,), (self.hidden,)
     return {"up": self.linear(tensors, up, width, hidden, out_first, bias),
             "down": self.linear(tensors, down, hidden, width, out_first, bias)}
 
   def layer_norms(self, tensors: Tensors, attention: str, mlp: str) -> Tree:
-    """The LayerNorms of a block's halves."""
+    """Reads the LayerNorms of a block's halves."""
     return {"attention_norm": self.norm(tensors, attention, self.width, bias=True),
             "mlp_norm": self.norm(tensors, mlp, self.width, bias=True)}
 
   def norm(self, tensors: Tensors, name: str, size: int, bias: bool = False) -> Tree:
-    """A norm's gain, and its offset if it has one."""
+    """Reads a norm's gain, and its offset if it has one."""
     tree = {"scale": tensors.take(f"{name}.weight", (size,))}
     if bias:
       tree["bias"] = tensors.take(f"{name}.bias", (size,))
     return tree
 
   def tables(self, tensors: Tensors, token: str, unembedding: str) -> Tree:
-    """Token embedding and unembedding, [vocabulary, width] in the file both."""
+    """Reads the token embedding and the unembedding, [vocabulary, width] in the file both."""
     shape = (self.vocab_size(), self.width)
     table = tensors.take(f"{token}.weight", shape)
     if self.tied:

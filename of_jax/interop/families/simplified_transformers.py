@@ -122,7 +122,7 @@ class SimplifiedTransformers(Family):
     return self.settings.number(_GAINS[ours], 1.0)
 
   def _has_offsets(self, tensors: Tensors) -> bool:
-    """Whether the biases that their code keeps at zero are not."""
+    """Tells whether biases that their code keeps at zero are not zero here."""
     sizes = {"attn.v_attn": self.width, "attn.c_proj": self.width, "mlp.c_fc": self.hidden,
              "mlp.c_proj": self.width}
     found = ((f"h.{layer}.{name}.bias", (size,))
@@ -169,7 +169,7 @@ class SimplifiedTransformers(Family):
     return {"scale": tensors.take(f"{name}.scale", (self.width,))}
 
   def _linear(self, tensors: Tensors, name: str, inputs: int, outputs: int) -> Tree:
-    """Without its bias where that is zero, as their code keeps it, or left out."""
+    """Reads a linear map; a bias that is left out, or zero as their code keeps it, is dropped."""
     tree = self.linear(tensors, name, (inputs,), (outputs,), out_first=False)
     return tree if np.any(tree.get("bias", 0)) else {"kernel": tree["kernel"]}
 

@@ -61,12 +61,12 @@ class Block(nnx.Module):
 
   @classmethod
   def plan(cls, model: ModelConfig) -> list[tuple[type["Block"], int]]:
-    """The stack from the bottom: (class, number of consecutive blocks), together `depth`."""
+    """Plans the stack from the bottom: (class, number of consecutive blocks), together `depth`."""
     return [(cls, model.depth)]
 
   def attention_branch(self, x_BxTxD: jax.Array, context: Context,
                        output_norm: Norm | None = None) -> jax.Array:
-    """gain x output_norm(attention(x)), with dropout."""
+    """Attention branch: gain x output_norm(attention(x)), with dropout."""
     x_BxTxD = context.probe("attn_in", x_BxTxD)
     y_BxTxD = self.attention(x_BxTxD, context)
     y_BxTxD = _finish(y_BxTxD, output_norm, self.attention_gain, context)
@@ -74,22 +74,22 @@ class Block(nnx.Module):
 
   def mlp_branch(self, x_BxTxD: jax.Array, context: Context,
                  output_norm: Norm | None = None) -> jax.Array:
-    """gain x output_norm(MLP(x)), with dropout."""
+    """MLP branch: gain x output_norm(MLP(x)), with dropout."""
     x_BxTxD = context.probe("mlp_in", x_BxTxD)
     y_BxTxD = self.mlp(x_BxTxD, context)
     y_BxTxD = _finish(y_BxTxD, output_norm, self.mlp_gain, context)
     return context.probe("mlp_out", y_BxTxD)
 
   def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    """The stream entering the block -> the stream entering its MLP half."""
+    """Maps the stream entering the block to the stream entering its MLP half."""
     return self.attention_skip(x_BxTxD) + self.attention_branch(x_BxTxD, context)
 
   def mlp_half(self, h_BxTxD: jax.Array, context: Context) -> jax.Array:
-    """The stream entering the MLP half -> the stream leaving the block."""
+    """Maps the stream entering the MLP half to the stream leaving the block."""
     return self.mlp_skip(h_BxTxD) + self.mlp_branch(h_BxTxD, context)
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    """The stream entering the block -> the stream leaving it."""
+    """Maps the stream entering the block to the stream leaving it."""
     h_BxTxD = self.attention_half(x_BxTxD, context)
     return self.mlp_half(context.probe("resid_mid", h_BxTxD), context)
 
@@ -103,12 +103,12 @@ class NormedBlock(Block):
     self.mlp_norm = self.make_norm(rngs, model)
 
   def make_norm(self, rngs: nnx.Rngs, model: ModelConfig, before_attention: bool = False) -> Norm:
-    """The norm of one half."""
+    """Makes the norm of one half."""
     return make_norm(model.norm, rngs, model, before_attention=before_attention)
 
   def half(self, branch: Branch, norm: Norm, skip: Gain, x_BxTxD: jax.Array, context: Context
            ) -> jax.Array:
-    """The stream entering a half -> the stream leaving it."""
+    """Maps the stream entering a half to the stream leaving it."""
     raise NotImplementedError
 
   def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
@@ -120,7 +120,7 @@ class NormedBlock(Block):
 
 
 def plan_stack(model: ModelConfig) -> list[tuple[type[Block], int]]:
-  """What `Block.plan` of the block that a config names says."""
+  """Plans the stack of the block that a config names, see `Block.plan`."""
   return variants.load_class("models/blocks", model.block, Block).plan(model)
 
 

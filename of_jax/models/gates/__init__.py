@@ -9,7 +9,7 @@ from of_jax.models.probe import Context
 
 
 class Gate(nnx.Module):
-  """Base of the gates: (what the heads put out, what attention read) -> gated heads."""
+  """Base of the gates: maps the heads' outputs and the input of attention to gated outputs."""
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     del rngs, model
@@ -19,5 +19,5 @@ class Gate(nnx.Module):
 
 
 def make_gate(rngs: nnx.Rngs, model: ModelConfig) -> Gate:
-  """The gate that a config names."""
+  """Makes the gate that a config names."""
   return variants.load_class("models/gates", model.attention_gate, Gate)(rngs, model)

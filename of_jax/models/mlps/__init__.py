@@ -30,7 +30,7 @@ class MLP(nnx.Module):
       self.norm = make_norm(model.mlp_norm, rngs, model, model.mlp_width, "mlp")
 
   def linear_in(self, rngs: nnx.Rngs, model: ModelConfig) -> Linear:
-    """A map from the width to the hidden units."""
+    """Makes a linear map from the width to the hidden units."""
     assert model.mlp_width is not None, "resolve the config first"
     kind, shape = _linear_kind(model), (model.width, model.mlp_width)
     return kind(rngs, shape, ("embed", "mlp"), self.init_std(model, model.width),
@@ -42,15 +42,15 @@ class MLP(nnx.Module):
     return model.init_std
 
   def activation(self, x_BxTxF: jax.Array) -> jax.Array:
-    """phi, the nonlinearity, entry by entry."""
+    """Nonlinearity phi, entry by entry."""
     raise NotImplementedError
 
   def hidden(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    """The hidden units after the nonlinearity, [batch, time, mlp_width]."""
+    """Hidden units after the nonlinearity, [batch, time, mlp_width]."""
     return self.activate(context.linear("mlp_up", "mlp_in", self.up, x_BxTxD), context)
 
   def activate(self, x_BxTxF: jax.Array, context: Context) -> jax.Array:
-    """phi, behind its norm if it has one."""
+    """Applies phi, behind its norm if it has one."""
     return self.activation(self.norm(x_BxTxF, context) if self.has_norm else x_BxTxF)
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
@@ -73,7 +73,7 @@ class GatedMLP(MLP):
 
 
 def make_mlp(rngs: nnx.Rngs, model: ModelConfig) -> MLP:
-  """The MLP that a config names."""
+  """Makes the MLP that a config names."""
   return variants.load_class("models/mlps", model.mlp, MLP)(rngs, model)
 
 

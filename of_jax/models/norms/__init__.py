@@ -35,19 +35,19 @@ class Norm(nnx.Module):
     self.eps_inside = model.norm_eps_placement == "inside"
 
   def divide_by_rms(self, x: jax.Array) -> jax.Array:
-    """x / sqrt(mean_j x_j^2 + eps), or x / (sqrt(mean_j x_j^2) + eps), in float32."""
+    """Divides by the RMS in float32, sqrt(mean_j x_j^2 + eps) or sqrt(mean_j x_j^2) + eps."""
     x = at_least_float32(x)
     mean_square = jnp.mean(jnp.square(x), -1, keepdims=True)
     return divide_by_root(x, mean_square, self.eps, self.eps_inside)
 
   def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-    """[..., width] -> [..., width]."""
+    """Norms the last axis, [..., width] -> [..., width]."""
     raise NotImplementedError
 
 
 def divide_by_root(x: jax.Array, mean_square: jax.Array, eps: float, eps_inside: bool
                    ) -> jax.Array:
-  """x / sqrt(mean_square + eps), or x / (sqrt(mean_square) + eps)."""
+  """Divides by a root mean square, sqrt(mean_square + eps) or sqrt(mean_square) + eps."""
   if eps_inside:
     return x * jax.lax.rsqrt(mean_square + eps)
   # The root's gradient at 0 is infinite, and an all-zero token is legitimate.
@@ -57,7 +57,7 @@ def divide_by_root(x: jax.Array, mean_square: jax.Array, eps: float, eps_inside:
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-  """`x` in float32, or in float64 where it is."""
+  """Converts `x` to float32; float64 stays."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -1,4 +1,4 @@
-"""From a query's logits to its weights: one class a file, chosen by `model.attention_softmax`."""
+"""Maps from a query's logits to weights: one class a file, chosen by `model.attention_softmax`."""
 
 import jax
 from flax import nnx
@@ -20,10 +20,10 @@ class Softmax(nnx.Module):
     del model
 
   def __call__(self, logits_BxHxTxS: jax.Array) -> jax.Array:
-    """float32 -> float32, a query's keys along the last axis."""
+    """Maps float32 logits to float32 weights, a query's keys along the last axis."""
     raise NotImplementedError
 
 
 def make_softmax(model: ModelConfig) -> Softmax:
-  """The map that a config names."""
+  """Makes the map that a config names."""
   return variants.load_class("models/softmaxes", model.attention_softmax, Softmax)(model)

@@ -20,8 +20,10 @@ _FLOOR = 1e-30
 
 
 class AdaFactorState(NamedTuple):
-  """Attributes:
-    steps: so far.
+  """State of `scale_by_adafactor`.
+
+  Attributes:
+    steps: number of steps so far.
     mu: average of the clipped updates, like the parameters.
     rows, columns: mean squares of each row and column, [batch, rows] and [batch, columns]; of a
       vector, `columns` holds all its squares and `rows` their mean, which is not used.
@@ -35,11 +37,12 @@ class AdaFactorState(NamedTuple):
 
 def scale_by_adafactor(b1: float = 0.9, decay_exponent: float = 0.8, update_clip: float = 1.0,
                        views: Any | None = None) -> optax.GradientTransformation:
-  """AdaFactor's direction (Shazeer & Stern 2018, 1804.04235, Alg. 4 and 5).
+  """Direction of AdaFactor, without the learning rate (Shazeer & Stern 2018, 1804.04235).
 
-  d = 1 - t^-decay_exponent; r <- d r + (1 - d) mean over columns of (g^2 + 1e-30), c likewise over
-  rows; v = r c^T / mean(r); u = g / sqrt(v), over max(1, RMS(u) / update_clip) for each matrix;
-  m <- b1 m + (1 - b1) u without bias correction, as the update. A vector keeps all its squares.
+  Alg. 4 and 5: d = 1 - t^-decay_exponent; r <- d r + (1 - d) mean over columns of (g^2 + 1e-30),
+  c likewise over rows; v = r c^T / mean(r); u = g / sqrt(v), over max(1, RMS(u) / update_clip) for
+  each matrix; m <- b1 m + (1 - b1) u without bias correction, as the update. A vector keeps all its
+  squares.
 
   A gradient of zeros gives an update of zeros. A NaN makes NaN of its whole matrix.
   """
@@ -105,7 +108,7 @@ def adafactor(learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, decay_expo
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
-  """AdaFactor by the layout's matrices; only the leaves that it says decay."""
+  """Builds AdaFactor for the layout's matrices; only the leaves that the layout names decay."""
   assert (optim.b1 is not None and optim.decay_exponent is not None
           and optim.update_clip is not None), "resolve the config first"
   return adafactor(learning_rate, optim.b1, optim.decay_exponent, optim.update_clip,

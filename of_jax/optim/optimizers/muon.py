@@ -46,7 +46,7 @@ def orthogonalize(matrices_BxRxC: jax.Array, steps: int | jax.Array = 5) -> jax.
 
 def accumulate(updates: optax.Updates, trace: optax.Updates, momentum: float | jax.Array,
                nesterov: bool) -> tuple[optax.Updates, optax.Updates]:
-  """(what is orthogonalised, the new trace), see `scale_by_muon`."""
+  """Updates `scale_by_muon`'s momentum; returns the matrix to orthogonalise and the new trace."""
   trace = optax.tree.update_moment(updates, trace, momentum, 1)
   return (optax.tree.update_moment(updates, trace, momentum, 1) if nesterov else trace), trace
 
@@ -54,7 +54,7 @@ def accumulate(updates: optax.Updates, trace: optax.Updates, momentum: float | j
 def scale_by_muon(momentum: float = 0.95, nesterov: bool = True, steps: int | jax.Array = 5,
                   scale: Literal["width", "rms"] = "width", views: Any | None = None
                   ) -> optax.GradientTransformation:
-  """The orthogonalised momentum of matrices.
+  """Orthogonalised momentum of matrices, without the learning rate.
 
   m <- momentum m + (1 - momentum) g; u = momentum m + (1 - momentum) g with Nesterov, else m.
   This is the authors' momentum; optax.contrib.muon corrects both terms for their bias, which
@@ -96,7 +96,7 @@ def muon(learning_rate: optax.ScalarOrSchedule, momentum: float = 0.95, nesterov
          steps: int | jax.Array = 5, scale: Literal["width", "rms"] = "width",
          hidden: Any | None = None, mask: Any | None = None, views: Any | None = None
          ) -> optax.GradientTransformation:
-  """Muon (Jordan et al. 2024, github.com/KellerJordan/Muon) with AdamW for what is not for it.
+  """Muon (Jordan et al. 2024, github.com/KellerJordan/Muon) with AdamW for the rest.
 
   w <- w - lr (u + weight_decay w), see `scale_by_muon`.
 
@@ -126,7 +126,7 @@ def muon(learning_rate: optax.ScalarOrSchedule, momentum: float = 0.95, nesterov
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
-  """Muon for the hidden matrices; only the leaves that the layout says decay."""
+  """Builds Muon for the hidden matrices; only the leaves that the layout names decay."""
   assert (optim.momentum is not None and optim.nesterov is not None and optim.b1 is not None
           and optim.b2 is not None and optim.eps is not None and optim.muon_scale is not None
           and optim.newton_schulz_steps is not None), "resolve the config first"

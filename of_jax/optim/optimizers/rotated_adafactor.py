@@ -19,7 +19,7 @@ def scale_by_rotated_adafactor(
     shampoo_beta: float | jax.Array | None = None, eps: float | jax.Array = 1e-8,
     precondition_frequency: int | jax.Array = 10, max_precond_dim: int = 10_000, *,
     views: Any | None = None, fixed_axes: Any | None = None) -> optax.GradientTransformation:
-  """The direction, without the learning rate; see of_jax.optim.rotated for the equations."""
+  """Direction of rotated AdaFactor, without the learning rate; see of_jax.optim.rotated."""
   return rotated.scale_by_rotated_adam(
       b1, b2, shampoo_beta, eps, precondition_frequency, max_precond_dim,
       rotated.RankOneMoment(), views=views, fixed_axes=fixed_axes)
@@ -32,7 +32,7 @@ def rotated_adafactor(
     precondition_frequency: int | jax.Array = 10, max_precond_dim: int = 10_000, *,
     mask: Any | None = None, views: Any | None = None, fixed_axes: Any | None = None
 ) -> optax.GradientTransformation:
-  """of_jax.optim.soap with V = r c^T / mean(r) in place of the whole second moment.
+  """Rotated AdaFactor: of_jax.optim.soap with the second moment V = r c^T / mean(r).
 
   r and c are moving averages, of decay b2, of the means of G'^2 over columns and rows. As in He et
   al., what else AdaFactor has is left out: the step does not grow with the parameter's norm, the
@@ -47,7 +47,7 @@ def rotated_adafactor(
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
-  """On the matrices that the parameters' axes name, the vocabulary not rotated."""
+  """Builds it for the matrices that the parameters' axes name; the vocabulary is not rotated."""
   assert (optim.b1 is not None and optim.b2 is not None and optim.eps is not None
           and optim.precondition_frequency is not None
           and optim.max_precond_dim is not None), "resolve the config first"

@@ -10,10 +10,10 @@ FIELDS = {"momentum": 0.9, "nesterov": False}
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
-  """m <- g + momentum m; w <- w - lr (m + weight_decay w), Nesterov: g + momentum m for m.
+  """Builds SGD with momentum; only the leaves that the layout names decay.
 
-  The sum starts without dampening. Decay does not pass through the momentum, unlike L2
-  regularisation.
+  m <- g + momentum m; w <- w - lr (m + weight_decay w), Nesterov: g + momentum m for m. The sum
+  starts without dampening. Decay does not pass through the momentum, unlike L2 regularisation.
   """
   return optax.chain(
       optax.trace(optim.momentum, nesterov=optim.nesterov) if optim.momentum else optax.identity(),

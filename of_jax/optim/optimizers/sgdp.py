@@ -18,7 +18,7 @@ def scale_by_sgdp(momentum: float = 0.0, dampening: float = 0.0, nesterov: bool 
                   eps: float = 1e-8, delta: float = 0.1, wd_ratio: float = 0.1,
                   weight_decay: float = 0.0, mask: Any | None = None, views: Any | None = None
                   ) -> optax.GradientTransformation:
-  """The momentum, projected, plus the weight decay that the projection decides.
+  """Momentum, projected, plus the weight decay that the projection decides.
 
   m <- momentum m + (1 - dampening) g, d = m or with Nesterov g + momentum m; see
   of_jax.optim.radial for the projection of d and for r; out comes
@@ -76,7 +76,7 @@ def sgdp(learning_rate: optax.ScalarOrSchedule, momentum: float = 0.0, dampening
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
-  """SGDP by the layout's matrices; only the leaves that it says decay."""
+  """Builds SGDP for the layout's matrices; only the leaves that the layout names decay."""
   assert (optim.momentum is not None and optim.dampening is not None
           and optim.nesterov is not None and optim.eps is not None and optim.delta is not None
           and optim.wd_ratio is not None), "resolve the config first"

@@ -1,5 +1,7 @@
 """Shampoo (Gupta et al. 2018, 1802.09568), with its own power or He et al.'s, and grafting."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,11 +12,12 @@ from of_jax.config import OptimConfig
 from of_jax.optim import preconditioners
 from of_jax.optim.layout import Layout
 from of_jax.optim.moments import averaged_weight
-from of_jax.optim.preconditioners import BySide, Stacks, Vectors, vocabulary_axes
-from of_jax.optim.rotated import compute_dtype
+from of_jax.optim.preconditioners import BySide, Sides, Stacks, Vectors, vocabulary_axes
+from of_jax.optim.rotated import Scalar, compute_dtype
 
 FIELDS = {"b1": 0.95, "b2": 0.95, "eps": 1e-8, "shampoo_beta": None, "precondition_power": -0.5,
           "grafting": "adam", "precondition_frequency": 10, "max_precond_dim": 10_000}
+SUMS_FACTORS = True
 
 Grafting = Literal["none", "sgd", "adam"]
 
@@ -23,11 +26,11 @@ class ShampooState(NamedTuple):
   """State of `scale_by_shampoo`.
 
   Attributes:
-    calls: so far.
+    calls: number of calls so far.
     mu: first moment, shaped like the parameters.
     nu: second moment, likewise, for Adam's norm and for vectors.
     factors: moving averages, or sums, of G G^T and G^T G.
-    roots: their powers, as of the last refresh; zeros before the first call.
+    roots: their powers at the last refresh; zeros before the first call.
     eigenvalues: of the averaged factors at that refresh, for telemetry.
   """
 
@@ -45,7 +48,7 @@ def scale_by_shampoo(
     power: float | jax.Array = -0.5, grafting: Grafting = "adam",
     precondition_frequency: int | jax.Array = 10, max_precond_dim: int = 10_000, *,
     views: Any | None = None, fixed_axes: Any | None = None) -> optax.GradientTransformation:
-  """(L + eps I)^power M (R + eps I)^power, without the learning rate.
+  """Direction of Shampoo, (L + eps I)^power M (R + eps I)^power, without the learning rate.
 
   Call t = 1, 2, ...:
 
@@ -64,15 +67,31 @@ def scale_by_shampoo(
 
   Arguments are those of `shampoo`. A NaN in a gradient stays in the state.
   """
-  beta = b2 if shampoo_beta is None else shampoo_beta
-  plan = preconditioners.planner(views, fixed_axes, max_precond_dim)
   if grafting not in ("none", "sgd", "adam"):
     raise ValueError(f"grafting={grafting!r}: not none, sgd or adam")
+  rule = _Rule(b1, b2, b2 if shampoo_beta is None else shampoo_beta, eps, power, grafting,
+               precondition_frequency,
+               preconditioners.planner(views, fixed_axes, max_precond_dim))
+  return optax.GradientTransformation(rule.init, rule.update)
 
-  def init(params: Any) -> ShampooState:
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+  """The two functions of `scale_by_shampoo` and the pieces of its step; fields as there."""
+
+  b1: Scalar
+  b2: Scalar
+  beta: Scalar
+  eps: Scalar
+  power: Scalar
+  grafting: Grafting
+  precondition_frequency: int | jax.Array
+  plan: Callable[[Any, jax.Array], Sides]
+
+  def init(self, params: Any) -> ShampooState:
     def tree(make: Any) -> Any:
       return jax.tree_util.tree_map_with_path(
-          lambda path, p: make(plan(path, p), compute_dtype(p)), params)
+          lambda path, p: make(self.plan(path, p), compute_dtype(p)), params)
 
     def squares() -> Any:
       return tree(lambda sides, dtype: sides.squares(
@@ -84,58 +103,68 @@ def scale_by_shampoo(
         tree(lambda sides, dtype: Vectors({
             str(i): jnp.zeros((sides.batch, sides.sizes[i]), dtype) for i in sides.factored})))
 
-  def update(updates: Any, state: ShampooState, params: Any = None) -> tuple[Any, ShampooState]:
+  def update(self, updates: Any, state: ShampooState, params: Any = None
+             ) -> tuple[Any, ShampooState]:
     del params
     structure: Any
     paths, structure = jax.tree_util.tree_flatten_with_path(updates)
-    planned = [plan(path, g) for path, g in paths]
+    planned = [self.plan(path, g) for path, g in paths]
     old_mu, old_nu, old_factors, old_roots, old_eigenvalues = (
         structure.flatten_up_to(part) for part in state[1:])
     t = state.calls + 1
     gradients = [g.astype(compute_dtype(g)) for _, g in paths]
-    mu = [b1 * m + (1 - b1) * g for m, g in zip(old_mu, gradients)]
-    nu = [b2 * v + (1 - b2) * jnp.square(g) for v, g in zip(old_nu, gradients)]
-
-    # A sum has weight 1 a step, where an average has 1 - beta.
-    weight = jnp.where(beta == 1, 1, 1 - beta)
-    total = jnp.where(beta == 1, 1, averaged_weight(beta, t))
-    factors = [{side: beta * old.sides[side] + weight * product for side, product in
-                preconditioners.products(sides.split(g), sides).items()}
-               for g, sides, old in zip(gradients, planned, old_factors)]
-
-    def refresh() -> tuple[list[BySide], list[BySide]]:
-      averaged = [{side: f / total for side, f in factor.items()} for factor in factors]
-      exponents = [2 * power / max(1, len(sides.factored)) for sides in planned]
-      return preconditioners.matrix_powers(averaged, exponents, eps)
-
-    def keep() -> tuple[list[BySide], list[BySide]]:
-      return [root.sides for root in old_roots], [values.sides for values in old_eigenvalues]
-
-    roots, eigenvalues = jax.lax.cond((t - 1) % precondition_frequency == 0, refresh, keep)
-
-    def direction(g: jax.Array, sides: preconditioners.Sides, m: jax.Array, v: jax.Array,
-                  root: BySide) -> jax.Array:
-      averaged = sides.split(m) / averaged_weight(b1, t)
-      adam = averaged / (jnp.sqrt(sides.split(v) / averaged_weight(b2, t)) + eps)
-      if not sides.factored:
-        return sides.join(adam).astype(g.dtype)
-      u = preconditioners.precondition(averaged, root)
-      if grafting != "none":
-        norm = jnp.linalg.norm(u, axis=(1, 2), keepdims=True)
-        wanted = jnp.linalg.norm(averaged if grafting == "sgd" else adam, axis=(1, 2),
-                                 keepdims=True)
-        # A matrix whose gradients were all 0 does not move.
-        u = u * jnp.where(norm > 0, wanted / jnp.where(norm > 0, norm, 1), 0)
-      return sides.join(u).astype(g.dtype)
-
-    moved = [direction(g, *parts) for (_, g), *parts in zip(paths, planned, mu, nu, roots)]
+    mu = [self.b1 * m + (1 - self.b1) * g for m, g in zip(old_mu, gradients)]
+    nu = [self.b2 * v + (1 - self.b2) * jnp.square(g) for v, g in zip(old_nu, gradients)]
+    factors, total = self._factors(t, gradients, planned, old_factors)
+    kept = ([root.sides for root in old_roots], [values.sides for values in old_eigenvalues])
+    roots, eigenvalues = self._roots(t, factors, total, planned, kept)
+    moved = [self._direction(t, g, *parts)
+             for (_, g), *parts in zip(paths, planned, mu, nu, roots)]
     whole = structure.unflatten
     return whole(moved), ShampooState(
         optax.safe_increment(state.calls), whole(mu), whole(nu),
         whole([Stacks(factor) for factor in factors]), whole([Stacks(root) for root in roots]),
         whole([Vectors(values) for values in eigenvalues]))
 
-  return optax.GradientTransformation(init, update)
+  def _factors(self, t: jax.Array, gradients: list[jax.Array], planned: list[Sides],
+               old: list[Stacks]) -> tuple[list[BySide], jax.Array]:
+    """The factors with this step's gradients, and the weight that they have gathered."""
+    beta = self.beta
+    # A sum has weight 1 a step, where an average has 1 - beta.
+    weight = jnp.where(beta == 1, 1, 1 - beta)
+    total = jnp.where(beta == 1, 1, averaged_weight(beta, t))
+    return [{side: beta * before.sides[side] + weight * product for side, product in
+             preconditioners.products(sides.split(g), sides).items()}
+            for g, sides, before in zip(gradients, planned, old)], total
+
+  def _roots(self, t: jax.Array, factors: list[BySide], total: jax.Array, planned: list[Sides],
+             kept: tuple[list[BySide], list[BySide]]) -> tuple[list[BySide], list[BySide]]:
+    """Powers and eigenvalues of the averaged factors, new when due, else those that are kept."""
+
+    def refresh() -> tuple[list[BySide], list[BySide]]:
+      averaged = [{side: f / total for side, f in factor.items()} for factor in factors]
+      exponents = [2 * self.power / max(1, len(sides.factored)) for sides in planned]
+      return preconditioners.matrix_powers(averaged, exponents, self.eps)
+
+    result: tuple[list[BySide], list[BySide]] = jax.lax.cond(
+        (t - 1) % self.precondition_frequency == 0, refresh, lambda: kept)
+    return result
+
+  def _direction(self, t: jax.Array, g: jax.Array, sides: Sides, m: jax.Array, v: jax.Array,
+                 root: BySide) -> jax.Array:
+    """U of one parameter, with the grafted norm; Adam's update where no side has a factor."""
+    averaged = sides.split(m) / averaged_weight(self.b1, t)
+    adam = averaged / (jnp.sqrt(sides.split(v) / averaged_weight(self.b2, t)) + self.eps)
+    if not sides.factored:
+      return sides.join(adam).astype(g.dtype)
+    u = preconditioners.precondition(averaged, root)
+    if self.grafting != "none":
+      norm = jnp.linalg.norm(u, axis=(1, 2), keepdims=True)
+      wanted = jnp.linalg.norm(averaged if self.grafting == "sgd" else adam, axis=(1, 2),
+                               keepdims=True)
+      # A matrix whose gradients were all 0 does not move.
+      u = u * jnp.where(norm > 0, wanted / jnp.where(norm > 0, norm, 1), 0)
+    return sides.join(u).astype(g.dtype)
 
 
 def shampoo(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
@@ -145,7 +174,7 @@ def shampoo(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
             precondition_frequency: int | jax.Array = 10, max_precond_dim: int = 10_000, *,
             mask: Any | None = None, views: Any | None = None, fixed_axes: Any | None = None
             ) -> optax.GradientTransformation:
-  """w <- w - lr (U + weight_decay w), U as `scale_by_shampoo` gives it.
+  """Shampoo: w <- w - lr (U + weight_decay w), U as `scale_by_shampoo` gives it.
 
   Args:
     learning_rate: a number, or a schedule of the calls so far.
@@ -171,7 +200,7 @@ def shampoo(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
-  """On the matrices that the parameters' axes name; the vocabulary has no factor."""
+  """Builds Shampoo for the matrices that the parameters' axes name, the vocabulary not factored."""
   assert (optim.b1 is not None and optim.b2 is not None and optim.eps is not None
           and optim.precondition_power is not None and optim.grafting is not None
           and optim.precondition_frequency is not None

@@ -112,7 +112,7 @@ def sinkgd(learning_rate: optax.ScalarOrSchedule, iterations: int | jax.Array = 
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
-  """SinkGD for the hidden matrices; only the leaves that the layout says decay."""
+  """Builds SinkGD for the hidden matrices; only the leaves that the layout names decay."""
   assert (optim.norms is not None and optim.norm_iterations is not None and optim.b1 is not None
           and optim.b2 is not None and optim.eps is not None), "resolve the config first"
   return sinkgd(learning_rate, optim.norm_iterations, optim.norms, layout.weight_decay, optim.b1,

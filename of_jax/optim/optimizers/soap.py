@@ -20,7 +20,7 @@ def scale_by_soap(
     precondition_frequency: int | jax.Array = 10, max_precond_dim: int = 10_000, *,
     merge_dims: bool = False, views: Any | None = None, fixed_axes: Any | None = None
 ) -> optax.GradientTransformation:
-  """SOAP's direction, without the learning rate; see of_jax.optim.rotated for the equations."""
+  """Direction of SOAP, without the learning rate; see of_jax.optim.rotated for the equations."""
   return rotated.scale_by_rotated_adam(
       b1, b2, shampoo_beta, eps, precondition_frequency, max_precond_dim, rotated.WholeMoment(),
       merge_dims=merge_dims, views=views, fixed_axes=fixed_axes)
@@ -32,7 +32,7 @@ def soap(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
          precondition_frequency: int | jax.Array = 10, max_precond_dim: int = 10_000, *,
          mask: Any | None = None, merge_dims: bool = False, views: Any | None = None,
          fixed_axes: Any | None = None) -> optax.GradientTransformation:
-  """The authors' optimiser (github.com/nikhilvyas/SOAP), with their defaults but for the rate.
+  """SOAP as the authors' code has it (github.com/nikhilvyas/SOAP), with its defaults but the rate.
 
   The first call only starts the bases: it moves nothing and decays nothing. An array of two axes
   or more is a stack of matrices [..., in, out]; the authors' would be one tensor, so stacked
@@ -62,7 +62,7 @@ def soap(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
-  """SOAP on the matrices that the parameters' axes name, the vocabulary not rotated."""
+  """Builds SOAP for the matrices that the parameters' axes name; the vocabulary is not rotated."""
   assert (optim.b1 is not None and optim.b2 is not None and optim.eps is not None
           and optim.precondition_frequency is not None
           and optim.max_precond_dim is not None), "resolve the config first"
