@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
+from of_jax.analysis import registry
 from of_jax.config import declared_metrics
 from of_jax.config.kinds import kind_of
 from of_jax.errors import UserError
@@ -55,14 +56,9 @@ _INTERVENE = flags.DEFINE_multi_string(
     "intervene", [], "KIND:SITE:LAYER:NEURONS[:LIMIT], KIND zero, mean, clip or rotate, LAYER a "
     "number from 0 or all, NEURONS as 5,17 or topN; may be given again, all act at once")
 _ANALYSE = flags.DEFINE_list(
-    "analyse", [], "of outlier_dimensions, quantised, sparsity, spectra: leaves a file of "
-    "that name each")
+    "analyse", [], f"of {', '.join(registry.ANALYSES)}: leaves a file of that name each")
 _OUT = flags.DEFINE_string("out", "", "folder to leave results, as measure.json, and figures in")
 _LIST_METRICS = flags.DEFINE_bool("list_metrics", False, "print every metric and stop")
-
-ANALYSES = ("outlier_dimensions", "quantised", "sparsity", "spectra")
-# Those that read data, always the run's own.
-READ_DATA = ("outlier_dimensions", "quantised", "sparsity")
 
 
 def main() -> None:
@@ -71,7 +67,7 @@ def main() -> None:
     return
   steps = _check()
   # Here, because they import jax: a mistake on the command line is reported before that.
-  from of_jax.analysis import interventions, over_training, replay
+  from of_jax.analysis import interventions, replay
   from of_jax.report import panel_plots
   chosen = [interventions.parse(text) for text in _INTERVENE.value]
   run = "" if _MODEL.value else _RUN.value[0]
@@ -89,10 +85,10 @@ def main() -> None:
     print(_line(measurements[-1]), flush=True)
   analyses = {}
   for name in _ANALYSE.value:
-    if name in READ_DATA:
+    if registry.ANALYSES[name].reads_data:
       print(f"{name}: on the run's own evaluation tokens", flush=True)
     begun = time.perf_counter()
-    analyses[name] = over_training.ANALYSES[name](remote.reading(run), wanted)
+    analyses[name] = registry.load(name)(remote.reading(run), wanted)
     print(f"{name}: {(time.perf_counter() - begun) / len(wanted):.2f} s a checkpoint", flush=True)
   if out is None:
     return
@@ -250,8 +246,8 @@ def _check() -> str | list[int]:
     raise UserError(f"--run={_RUN.value[1]}: there is {_RUN.value[0]} already; give one of them")
   _check_names("sites", _SITES.value, list(declared_metrics.SITES))
   own = _own_metrics()
-  _check_names("analyse", _ANALYSE.value, list(ANALYSES))
-  reading = [name for name in _ANALYSE.value if name in READ_DATA]
+  _check_names("analyse", _ANALYSE.value, list(registry.ANALYSES))
+  reading = [name for name in _ANALYSE.value if registry.ANALYSES[name].reads_data]
   if reading and given_data():
     raise UserError(f"--analyse={reading[0]}: reads the run's own evaluation tokens, not "
                     f"--{given_data()[0]}; leave one of them out")

@@ -224,13 +224,13 @@ def analyse_run(path: pathlib.Path, name: str) -> None:
 
   Args:
     path: the run directory.
-    name: an analysis of of_jax.analysis.over_training.
+    name: an analysis of of_jax.analysis.registry.
   """
   # Here, because they import jax, as _trainer does.
-  from of_jax.analysis import over_training, replay
+  from of_jax.analysis import registry, replay
   from of_jax.report import panel_plots, panels
   from of_jax.storage.run_directory import write_json
-  value = over_training.ANALYSES[name](path, replay.checkpoint_steps(path))
+  value = registry.load(name)(path, replay.checkpoint_steps(path))
   panel_plots.save(panels.of_analysis(value), path, name)
   write_json(path / f"{name}.json", value)
 

@@ -24,7 +24,7 @@ class Scale:
     runs: run's name -> its own overrides, in the order in which they are trained.
     claims: declared before the runs.
     paper: config field -> the paper's value in words, so that a page can say what differs.
-    analyses: names of of_jax.analysis.over_training, each made of every checkpoint of each finished
+    analyses: names of of_jax.analysis.registry, each made of every checkpoint of each finished
       run, for the claims to read.
   """
 

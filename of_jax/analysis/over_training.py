@@ -4,7 +4,7 @@ for JSON each, with its definitions beside its numbers.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from of_jax.analysis import sparsity as sparsity_lib
 from of_jax.analysis import spectra as spectra_lib
 from of_jax.analysis.evaluation import Batch, Model, measure, network_of, observed
 from of_jax.analysis.interventions import Intervention
-from of_jax.analysis.quantisation import quantised
 from of_jax.analysis.replay import Restored, corpus_batches, restore
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
@@ -160,11 +159,6 @@ def spectra(run: Path, steps: Sequence[int]) -> dict[str, Any]:
       "analysis": "spectra", "run": remote.name_of(run), "definition": "of every hidden matrix W "
       "of every layer: top singular value s_1, Frobenius norm |W|_F, stable rank |W|_F^2 / s_1^2",
       "steps": found}
-
-
-ANALYSES: Mapping[str, Callable[[Path, Sequence[int]], dict[str, Any]]] = {
-    "outlier_dimensions": outlier_dimensions, "quantised": quantised,
-    "sparsity": sparsity, "spectra": spectra}
 
 
 def unembedding(model: Model) -> npt.NDArray[np.float32]:

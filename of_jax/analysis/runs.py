@@ -181,7 +181,7 @@ def load_run(path: str | pathlib.Path) -> Run:
 
 
 def read_analysis(run: Run, name: str) -> Mapping[str, Any] | None:
-  """What of_jax.analysis.over_training left in the run directory as NAME.json; None without.
+  """Reads what the analysis NAME, see of_jax.analysis.registry, left as NAME.json; None without.
 
   Raises:
     UserError: a file of that name that holds something else.

@@ -17,7 +17,7 @@ from typing import Any
 
 from of_jax.analysis.runs import Run, loss_unit
 from of_jax.claims.study_record import flatten, varying
-from of_jax.report import plots, prose, series, terminal
+from of_jax.report import metrics, plots, prose, series, terminal
 from of_jax.report.page_data import page_data
 
 _CLASSES = {"reproduced": "yes", "not reproduced": "no", "inconclusive": "open"}
@@ -25,7 +25,7 @@ _CLASSES = {"reproduced": "yes", "not reproduced": "no", "inconclusive": "open"}
 
 def render(runs: Mapping[str, Run], study: Mapping[str, Any] | None,
            figures: Sequence[str]) -> str:
-  """The page's text.
+  """Writes the page as one HTML text.
 
   Args:
     runs: at least one.
@@ -88,11 +88,14 @@ def _chip(verdict: str) -> str:
 def _figure(runs: Mapping[str, Run], figures: Sequence[str]) -> str:
   _, condition = plots.headline(runs)
   return (f'<figure class="pair">{"".join(f"<div>{f}</div>" for f in figures)}'
-          "<figcaption>Kurtosis = mean<sub>j</sub> s<sub>j</sub><sup>4</sup> / (mean<sub>j</sub> "
-          "s<sub>j</sub><sup>2</sup>)<sup>2</sup>, where s<sub>j</sub> is the root mean square of "
-          "neuron j of the residual stream over all tokens of a batch. It is 1 where all neurons "
+          f"<figcaption>Kurtosis of the residual stream: {_formula('kurtosis')}; tokens t of a "
+          "batch, neurons j, width d. It is 1 where all neurons "
           "are alike and reaches the width where one neuron holds everything: outlier features."
           f"{' Shown: ' + _text(condition) + '.' if condition else ''}</figcaption></figure>")
+
+
+def _formula(metric: str) -> str:
+  return metrics.as_html(metrics.formula(metric))
 
 
 def _claims(study: Mapping[str, Any] | None) -> str:
@@ -132,9 +135,8 @@ def _runs(runs: Mapping[str, Run]) -> str:
       ["run", "final loss", *(["accuracy"] if images else []), "peak kurtosis", "at layer, step",
        "peak MMR", "seconds", "status"],
       rows) + f'<p class="note">Final loss: last validation loss, {loss_unit(runs)}. Peaks: '
-      "largest over layers and logged steps, in the stream entering each block. MMR: mean over "
-      "tokens of the largest absolute entry over the median one. Seconds: "
-      "of all steps, compilation included, evaluation left out."
+      "largest over layers and logged steps, in the stream entering each block. MMR: "
+      f"{_formula('mmr')}. Seconds: of all steps, compilation included, evaluation left out."
       f"{_text(' ' + ' '.join(notes)) if notes else ''}</p>")
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from of_jax.report import panels as panels_lib
 from of_jax.report import plots
-from of_jax.report.panels import Panel
+from of_jax.report.panel import Panel
 
 _COLUMNS = 2
 _LEGEND = 8
@@ -37,13 +37,13 @@ def save(shown: Sequence[Panel], folder: pathlib.Path, name: str) -> list[pathli
 
 
 def svg(shown: Sequence[Panel], name: str) -> str:
-  """The panels as one `<svg>` element, whose ids begin with `name`."""
+  """Draws the panels as one `<svg>` element, whose ids begin with `name`."""
   with plots.styled():
     return plots.as_element(draw(shown), name, shown[0].title)
 
 
 def draw(shown: Sequence[Panel]) -> Any:
-  """All panels in two columns."""
+  """Draws all panels in two columns, as a matplotlib figure."""
   columns = min(_COLUMNS, len(shown))
   rows = -(-len(shown) // columns)
   figure = Figure(figsize=(4.8 * columns, 3.5 * rows), layout="constrained")

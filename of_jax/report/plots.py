@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from of_jax.analysis.runs import Run, loss_unit
-from of_jax.report import series
+from of_jax.report import metrics, series
 
 FIGURE = "figure"
 _POINTS = 400
@@ -30,7 +30,7 @@ _STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": F
 
 
 def headline(runs: Mapping[str, Run]) -> tuple[list[series.Series], str]:
-  """What is drawn, and what to say of it."""
+  """Chooses what the figure draws, and a few words on the choice."""
   arranged = series.arrange(runs)
   by_condition: dict[str, list[series.Series]] = {}
   for item in arranged:
@@ -52,7 +52,7 @@ def save(runs: Mapping[str, Run], folder: pathlib.Path) -> None:
 
 
 def svg(runs: Mapping[str, Run]) -> list[str]:
-  """The two panels apart, as `<svg>` elements, so that a narrow screen can stack them."""
+  """Draws the two panels apart, as `<svg>` elements, so that a narrow screen can stack them."""
   texts = []
   with styled():
     for panel in ("kurtosis", "loss"):
@@ -62,7 +62,7 @@ def svg(runs: Mapping[str, Run]) -> list[str]:
 
 
 def as_element(figure: Any, name: str, label: str) -> str:
-  """A figure as an `<svg>` element for a page: no size of its own, ids that begin with `name`."""
+  """Turns a figure into an `<svg>` element for a page: no size, ids that begin with `name`."""
   buffer = io.StringIO()
   figure.savefig(buffer, format="svg", metadata={"Date": None})
   text = buffer.getvalue()
@@ -117,7 +117,7 @@ def _kurtosis(axes: Any, items: list[series.Series]) -> None:
   axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 else (1,)))
   axes.yaxis.set_major_formatter("{x:g}")
   axes.yaxis.set_minor_locator(NullLocator())
-  axes.set_ylabel("kurtosis (1 to width)")
+  axes.set_ylabel(metrics.STREAM["kurtosis"].axis)
   axes.set_title("Kurtosis of the stream, worst layer")
 
 
