@@ -1,7 +1,7 @@
 """python -m experiments.variants [--write]
 
-Prints the README's tables of variants, made from the classes and the first lines of their
-docstrings; --write puts them into README.md. A second and a test that the README is up to date.
+Prints the tables of variants of docs/variants.md, made from the classes and the first lines of
+their docstrings; --write puts them there. A test says when that page is not up to date.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from of_jax import variants
 from of_jax.config import ModelConfig, fields
 from of_jax.errors import UserError
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "variants.md"
 BEGIN, END = "<!-- begin: python -m experiments.variants -->", "<!-- end -->"
 # A source has a year or an arXiv number in it, or is somebody's code.
 _SOURCE = re.compile(r"\b(19|20)\d\d\b|\b\d{4}\.\d{5}\b|\bcode\b")
@@ -99,11 +99,11 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
                  for line in lines)
 
 
-def in_readme() -> str:
-  """What stands between the markers of README.md."""
-  text = README.read_text()
+def in_page() -> str:
+  """Reads the tables that stand between the markers of docs/variants.md."""
+  text = PAGE.read_text()
   if BEGIN not in text or END not in text:
-    raise UserError(f"README.md: lacks the lines {BEGIN} and {END}")
+    raise UserError(f"docs/variants.md: lacks the lines {BEGIN} and {END}")
   return text.partition(BEGIN + "\n")[2].partition(END)[0]
 
 
@@ -111,10 +111,10 @@ def main() -> None:
   if not flags.FLAGS.write:
     print(tables())
     return
-  old, new = in_readme(), tables()
-  README.write_text(README.read_text().replace(BEGIN + "\n" + old + END, BEGIN + "\n" + new + END))
+  old, new = in_page(), tables()
+  PAGE.write_text(PAGE.read_text().replace(BEGIN + "\n" + old + END, BEGIN + "\n" + new + END))
 
 
 if __name__ == "__main__":
-  flags.DEFINE_bool("write", False, "put the tables into README.md instead of printing them")
+  flags.DEFINE_bool("write", False, "put the tables into docs/variants.md instead of printing them")
   cli.run(main)

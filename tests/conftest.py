@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, and a corpus of random tokens that needs no tokenizer."""
 
+import fnmatch
 import os
 from importlib.metadata import version
 
@@ -22,6 +23,30 @@ import pytest  # noqa: E402
 from of_jax import config as config_lib  # noqa: E402
 
 VOCAB = 64
+# Where `-m quick` looks, in under two minutes on two cores: fnmatch patterns of test ids.
+QUICK = (
+    "tests/analysis/test_runs.py::*", "tests/config/*", "tests/cost_model/*",
+    "tests/data/test_tokens.py::*", "tests/data/test_loader.py::*",
+    "tests/interop/test_safetensors.py::*", "tests/models/test_conformance.py::*[[]op[]]",
+    "tests/models/test_conformance.py::*[[]pre rms[]]", "tests/models/test_norms.py::*",
+    "tests/objectives/test_losses.py::*", "tests/optim/test_scaling.py::*",
+    "tests/quantise/test_quantisers.py::*", "tests/quantise/test_scheme.py::*",
+    "tests/test_*.py::*", "tests/experiments/test_variants.py::*")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+  """Passes by the files of which `-m quick` has nothing, since importing them takes seconds."""
+  if config.getoption("markexpr") != "quick" or not collection_path.match("test_*.py"):
+    return None
+  name = collection_path.relative_to(config.rootpath).as_posix()
+  return not any(fnmatch.fnmatch(name, pattern.partition("::")[0]) for pattern in QUICK) or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  for item in items:
+    if not item.get_closest_marker("slow") and any(
+        fnmatch.fnmatch(item.nodeid, pattern) for pattern in QUICK):
+      item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(scope="session")

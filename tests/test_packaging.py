@@ -15,6 +15,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = README + "".join(p.read_text() for p in sorted((ROOT / "docs").glob("*.md")))
 
 # Where the name that is imported is not the name that is installed.
 DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
@@ -71,12 +72,15 @@ def test_readme_opens_with_two_commands_and_ci_runs_the_second():
   assert ci_command and ci_command[1] == tests
 
 
-def test_readme_names_only_binaries_and_extras_that_exist():
-  binaries = re.findall(r"-m experiments\.(\w+)", README)
-  table = README.partition("| binary |")[2].partition("\n\n")[0]
-  for name in set(binaries + re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) - {"NAME"}:
+def test_readme_and_docs_name_the_binaries_and_extras_that_exist():
+  table = PAGES.partition("| binary |")[2].partition("\n\n")[0]
+  listed = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+  for name in listed | set(re.findall(r"-m experiments\.(\w+)", PAGES)) - {"NAME"}:
     assert (ROOT / "experiments" / f"{name}.py").is_file(), name
-  extras = re.findall(r"\.\[([a-z,]+)\]", README)
+  binaries = {path.stem for path in (ROOT / "experiments").glob("*.py")
+              if '__name__ == "__main__"' in path.read_text()}
+  assert listed == binaries, "docs/commands.md lists every binary"
+  extras = re.findall(r"\.\[([a-z,]+)\]", PAGES)
   assert extras
   assert {e for group in extras for e in group.split(",")} <= set(all_extras())
 

@@ -1,12 +1,12 @@
-"""The README's tables of variants are what the classes say."""
+"""The tables of variants in docs/ are what the classes say."""
 
 import pytest
 
 from experiments import variants
 
 
-def test_readme_is_up_to_date() -> None:
-  assert variants.in_readme() == variants.tables(), "run python -m experiments.variants --write"
+def test_page_is_up_to_date() -> None:
+  assert variants.in_page() == variants.tables(), "run python -m experiments.variants --write"
 
 
 def test_first_paragraph_becomes_mathematics_and_source() -> None:
