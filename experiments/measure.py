@@ -23,6 +23,7 @@ from experiments import cli
 from of_jax.analysis import registry
 from of_jax.config import declared_metrics
 from of_jax.config.kinds import kind_of
+from of_jax.config.sites import every_own_site, name_of
 from of_jax.errors import UserError
 from of_jax.storage import remote
 from of_jax.storage.run_directory import write_json
@@ -244,7 +245,8 @@ def _check() -> str | list[int]:
   check_data()
   if len(_RUN.value) > 1:
     raise UserError(f"--run={_RUN.value[1]}: there is {_RUN.value[0]} already; give one of them")
-  _check_names("sites", _SITES.value, list(declared_metrics.SITES))
+  _check_names("sites", [name_of(site) for site in _SITES.value],
+               [*declared_metrics.SITES, *every_own_site()])
   own = _own_metrics()
   _check_names("analyse", _ANALYSE.value, list(registry.ANALYSES))
   reading = [name for name in _ANALYSE.value if registry.ANALYSES[name].reads_data]

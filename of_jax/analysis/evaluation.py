@@ -116,9 +116,8 @@ def watch(config: Config, sites: Sequence[str] = (), metrics: Sequence[str] = ()
                       user_metrics=tuple(user_metrics)), config.model.kind)
   chosen = {name: where for name, where in selection.sites.items()
             if selection.families[name].kind in declared_metrics.OF_FORWARD}
-  plan = ((site, tuple(name for name, where in chosen.items() if site in where))
-          for site in (*SITES, declared_metrics.ATTENTION))
-  return Telemetry(tuple((site, names) for site, names in plan if names), selection.ids)
+  return Telemetry(tuple((site, tuple(name for name, where in chosen.items() if site in where))
+                         for site in declared_metrics.ordered_sites(chosen)), selection.ids)
 
 
 @functools.lru_cache(maxsize=16)

@@ -113,6 +113,13 @@ def model_sites(model_kind: str) -> tuple[str, ...]:
   return kind_of(model_kind).sites
 
 
+def ordered_sites(chosen: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+  """The sites of some families, each once: in the order of the layers, variants' own, attention."""
+  found = dict.fromkeys(site for sites in chosen.values() for site in sites)
+  own = (site for site in found if site not in SITES and site != ATTENTION)
+  return tuple(site for site in (*SITES, *own, ATTENTION) if site in found)
+
+
 @dataclasses.dataclass(frozen=True)
 class Selection:
   """What a config measures.
@@ -146,7 +153,7 @@ def select(telemetry: TelemetryConfig, model_kind: str) -> Selection:
   sites = {}
   for name, family in known.items():
     chosen = _chosen_sites(telemetry, family, [
-        site for site in present if SITES[site] in below], present)
+        site for site in present if SITES.get(site) in below], present)
     if family.kind == QUANTISED:
       if telemetry.quantised_perplexity_every:
         ids |= {metric.id for metric in family.metrics}
@@ -175,7 +182,8 @@ def _chosen_sites(telemetry: TelemetryConfig, family: Declared, of_level: list[s
     return tuple(site for site in family.sites if site in present) or tuple(of_level)
   is_named = any(set(telemetry.metrics) & set(names_of(metric)) for metric in family.metrics)
   return tuple(site for site in telemetry.sites
-               if is_named or not family.sites or site in family.sites)
+               if (is_named or not family.sites or site in family.sites)
+               and (family.kind != "gradients" or site in SITES))
 
 
 def cadences(telemetry: TelemetryConfig, model_kind: str) -> dict[str, int]:

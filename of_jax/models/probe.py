@@ -83,10 +83,16 @@ class Context:
     if self.intervene is not None:
       x_BxTxD = self.intervene(site, x_BxTxD, self.layer)
     x_BxTxD = self.at(site, x_BxTxD)
-    if self.observe is None:
-      return x_BxTxD
-    self._keep(site, self.observe(site, jax.lax.stop_gradient(x_BxTxD), self.first_BxT))
+    self.observe_at(site, x_BxTxD)
     return x_BxTxD
+
+  def observe_at(self, site: str, x_BxTxD: jax.Array) -> bool:
+    """Collects the observer's statistics of `x`; whether it wants any at this site."""
+    if self.observe is None:
+      return False
+    kept = self.observe(site, jax.lax.stop_gradient(x_BxTxD), self.first_BxT)
+    self._keep(site, kept)
+    return kept is not None
 
   def probe_heads(self, site: str, x_BxTxHxK: jax.Array) -> jax.Array:
     """As `probe`, of [..., heads, head_dim]: the neurons of the site are those of all heads."""

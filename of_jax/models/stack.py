@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from of_jax.config import Config, ModelConfig
+from of_jax.errors import UserError
 from of_jax.models import partition, splash
 from of_jax.models.norms import Norm
 from of_jax.models.numerics import Numerics
 from of_jax.models.probe import PENALTY, Context, Intervene, Observer, Penalise, Statistics
+from of_jax.models.sow import captured
 
 # Kernels of attention stand for the products that they hold.
 _REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -104,7 +106,9 @@ class StackedNetwork(nnx.Module):
     if dropout_key is not None:
       outer.dropout_key, stack_key = jax.random.split(dropout_key)
       keys_L = jax.random.split(stack_key, self.model.depth)
-    x_BxTxD = outer.dropout(self.enter(x_BxTxD, outer), self.model.embedding_dropout)
+    entering_BxTxD = captured(lambda network: network.enter(x_BxTxD, outer), self, outer,
+                              self.model)
+    x_BxTxD = outer.dropout(entering_BxTxD, self.model.embedding_dropout)
 
     collected: list[dict[str, Statistics]] = []
     start = 0
@@ -116,13 +120,14 @@ class StackedNetwork(nnx.Module):
       collected.append(statistics)
       start += depth
 
-    x_BxTxD = outer.at("resid_post", x_BxTxD)
-    if self.model.final_norm:
-      x_BxTxD = self.final_norm(x_BxTxD, outer)
-    x_BxTxD = outer.probe("final", self.leave(x_BxTxD))
-    statistics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)
-    statistics.update(jax.tree.map(lambda s: s[None], outer.collected))
-    return x_BxTxD, statistics
+    leaving_BxTxD = outer.at("resid_post", x_BxTxD)
+    x_BxTxD = captured(lambda network: network._normed_and_left(leaving_BxTxD, outer), self, outer,
+                       self.model)
+    x_BxTxD = outer.probe("final", x_BxTxD)
+    return x_BxTxD, _joined(collected, outer.collected)
+
+  def _normed_and_left(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
+    return self.leave(self.final_norm(x_BxTxD, context) if self.model.final_norm else x_BxTxD)
 
   def _run_stack(self, stack: nnx.Module, x_BxTxD: jax.Array, keys: jax.Array | None,
                  layers_L: jax.Array, context: MakeContext, penalise: Penalise | None
@@ -133,8 +138,9 @@ class StackedNetwork(nnx.Module):
              ) -> tuple[jax.Array, dict[str, Statistics]]:
       parameters, key, layer = xs
       block_context = context(key, layer)
-      x = block_context.probe("resid_pre", x)
-      x = nnx.merge(graph, parameters)(x, block_context)
+      block = nnx.merge(graph, parameters)
+      entering = block_context.probe("resid_pre", x)
+      x = captured(lambda block: block(entering, block_context), block, block_context, self.model)
       collected: dict[str, Any] = block_context.collected
       if penalise is not None:
         collected[PENALTY] = penalise(x)
@@ -152,6 +158,19 @@ class StackedNetwork(nnx.Module):
       x_BxTxD, statistics = body(x_BxTxD, jax.tree.unflatten(structure, layer_leaves))
       collected.append(statistics)
     return x_BxTxD, jax.tree.map(lambda *s: jnp.stack(s), *collected)
+
+
+def _joined(of_stacks: list[dict[str, Statistics]], outside: dict[str, Statistics]
+            ) -> dict[str, Statistics]:
+  """The statistics of consecutive stacks along the layers, and those outside as one layer."""
+  if apart := set().union(*of_stacks) - set(of_stacks[0]).intersection(*of_stacks):
+    raise UserError(f"{', '.join(sorted(apart))}: a site of some blocks of the network alone")
+  if twice := set(of_stacks[0]) & set(outside):
+    raise UserError(f"telemetry.sites: {', '.join(sorted(twice))} is sown in the blocks and outside "
+                    "of them; name the place, as in telemetry.sites=attention_norm.my_site")
+  statistics: dict[str, Statistics] = jax.tree.map(
+      lambda *parts: jnp.concatenate(parts), *of_stacks)
+  return {**statistics, **jax.tree.map(lambda s: s[None], outside)}
 
 
 def stacked(block: Callable[[nnx.Rngs, ModelConfig], nnx.Module], count: int, model: ModelConfig,

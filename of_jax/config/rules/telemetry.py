@@ -1,8 +1,11 @@
 """Rules of the telemetry section: sites, metrics and cadences that the model has."""
 
+from collections.abc import Sequence
+
 from of_jax.config.declared_metrics import (
     ATTENTION,
     QUANTISED,
+    SITES,
     cadences,
     families,
     metrics,
@@ -13,6 +16,7 @@ from of_jax.config.declared_metrics import (
 from of_jax.config.kinds import kind_of
 from of_jax.config.rules.check import Check
 from of_jax.config.sections import Config, TelemetryConfig
+from of_jax.config.sites import name_of, own_sites
 from of_jax.errors import nearest
 
 
@@ -23,10 +27,7 @@ def validate(config: Config, check: Check) -> None:
                 "quantised_perplexity_every"):
     check(telemetry.level != "off" or not getattr(telemetry, field), f"telemetry.{field}",
           "nothing is measured at telemetry.level=off")
-  present = model_sites(kind)
-  for site in telemetry.sites:
-    check(site in present, "telemetry.sites", f"{site} is not one of {', '.join(present)}"
-          + nearest(site, present))
+  _check_sites(telemetry, (*model_sites(kind), *own_sites(config.model)), check)
   own = [user_family(text) for text in telemetry.user_metrics]
   of_package = {name for metric in metrics().values() for name in names_of(metric)}
   of_user = [name for family in own for metric in family.metrics for name in names_of(metric)]
@@ -45,6 +46,20 @@ def validate(config: Config, check: Check) -> None:
         "telemetry.quantised_perplexity_every",
         "quantisation is of transformers; perplexity is of tokens")
   _check_cadences(telemetry, kind, check)
+
+
+def _check_sites(telemetry: TelemetryConfig, present: Sequence[str], check: Check) -> None:
+  sites = telemetry.sites
+  for site in sites:
+    name = name_of(site)
+    check(site in present or name != site and name in present and name not in SITES,
+          "telemetry.sites", f"{site} is not one of {', '.join(present)}" + nearest(name, present))
+    check(name == site or name not in sites, "telemetry.sites",
+          f"{site} is named twice, as {name} too")
+  of_gradients = [name for name in telemetry.metrics
+                  if name in metrics() and families()[metrics()[name].family].kind == "gradients"]
+  check(not (of_gradients and sites) or bool(set(sites) & set(SITES)), "telemetry.metrics",
+        f"{', '.join(of_gradients)}: no gradient reaches what a module sows, as {', '.join(sites)}")
 
 
 def _check_cadences(telemetry: TelemetryConfig, kind: str, check: Check) -> None:
