@@ -1,4 +1,4 @@
-"""What ends a run early without a fault in it: a user's mistake, or word from the scheduler."""
+"""Ends of a run that are no fault in the code: a user's mistake, or word from the scheduler."""
 
 import difflib
 from collections.abc import Iterable
@@ -21,7 +21,13 @@ class Preempted(Exception):
   status = 75
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-  """`; did you mean NAME?` with the known name that is nearest, or nothing; for a UserError."""
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+  """Finds the known name that is most like `name`; None where none is at least `cutoff` like it."""
   close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-  return f"; did you mean {close[0]}?" if close else ""
+  return close[0] if close else None
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6, otherwise: str = "") -> str:
+  """Ends a UserError's message: `; did you mean NAME?` with the closest name, or `otherwise`."""
+  close = closest(name, known, cutoff)
+  return f"; did you mean {close}?" if close else otherwise

@@ -1,12 +1,11 @@
 """Scheme of a quantisation: sites, bits, ranges. Imports no jax: mistakes are found before it."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 
 from of_jax.config import Config
 from of_jax.config.kinds import kind_of
-from of_jax.errors import UserError
+from of_jax.errors import UserError, closest
 from of_jax.quantise import hadamard
 
 BITS = (4, 6, 8, 16)
@@ -157,6 +156,6 @@ def expand(names: Iterable[str], flag: str) -> tuple[str, ...]:
 def _check_one(field: str, value: object, known: Iterable[object]) -> None:
   words = list(map(str, known))
   if str(value) not in words:
-    close = difflib.get_close_matches(str(value), words, n=1)
-    raise UserError(f"{field}={value}: " + (f"did you mean {close[0]}?" if close else
+    close = closest(str(value), words)
+    raise UserError(f"{field}={value}: " + (f"did you mean {close}?" if close else
                                             f"must be one of {', '.join(words)}"))

@@ -66,7 +66,7 @@ class PowerNorm(Norm):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What does not change in training: eps, the decay a, and the steps of the warmup."""
+  """Constants of PowerNorm in training: eps, the decay a, and the steps of the warmup."""
 
   eps: float
   eps_inside: bool
@@ -76,7 +76,7 @@ class Settings:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def normalise_in_training(settings: Settings, x: jax.Array, running: Running) -> jax.Array:
-  """z of the formulas above.
+  """Computes z of PowerNorm's formulas in training, with the backward pass that they have.
 
   Args:
     settings: see Settings.
