@@ -24,7 +24,7 @@ from experiments.studies import Overrides, Scale
 from of_jax.claims import rules
 from of_jax.claims.rules import Claim
 
-OPTIMISERS: dict[str, Overrides] = {
+OPTIMIZERS: dict[str, Overrides] = {
     "sgd": (("optim.name", "sgd"), ("optim.momentum", "0"), ("optim.learning_rate", "3")),
     "adam": (("optim.name", "adamw"), ("optim.learning_rate", "3e-3")),
     "adam_unwhitened": (("optim.name", "adamw"), ("optim.learning_rate", "3e-3"),
@@ -39,8 +39,8 @@ PAPER = {"model.width": "1,024", "model.depth": "6", "data.corpus": "CIFAR-10",
 _OPEN = "Inconclusive if a run is missing, unfinished, not finite or read other images."
 
 
-def _name(optimiser: str, seed: int) -> str:
-  return f"{optimiser}_seed{seed}"
+def _name(optimizer: str, seed: int) -> str:
+  return f"{optimizer}_seed{seed}"
 
 
 def _pairs(one: str, other: str) -> list[tuple[str, str]]:
@@ -49,8 +49,8 @@ def _pairs(one: str, other: str) -> list[tuple[str, str]]:
 
 def _scale(scale: str) -> Scale:
   # One seed of everything first: half the time gives the first evidence of every claim.
-  runs = {_name(optimiser, seed): own + (("train.seed", str(seed)),)
-          for seed in SEEDS for optimiser, own in OPTIMISERS.items()}
+  runs = {_name(optimizer, seed): own + (("train.seed", str(seed)),)
+          for seed in SEEDS for optimizer, own in OPTIMIZERS.items()}
   return Scale(
       config=f"experiments/configs/mlp_images.py:{scale}",
       common=(),

@@ -30,7 +30,7 @@ from of_jax.claims import rules
 from of_jax.claims.rules import Claim
 
 # Name of a run's optimiser -> fields, learning rates.
-OPTIMISERS: dict[str, tuple[Overrides, tuple[str, ...]]] = {
+OPTIMIZERS: dict[str, tuple[Overrides, tuple[str, ...]]] = {
     "adamw": ((("optim.name", "adamw"),), ("1e-2", "3e-3")),
     "soap": ((("optim.name", "soap"),), ("1e-2", "3e-3")),
     "muon": ((("optim.name", "muon"), ("optim.muon_scale", "rms")), ("1e-2", "3e-3")),
@@ -57,48 +57,48 @@ PAPER = {
 }
 
 
-def _name(optimiser: str, rate: str, seed: int) -> str:
-  return f"{optimiser}_lr{rate}_seed{seed}"
+def _name(optimizer: str, rate: str, seed: int) -> str:
+  return f"{optimizer}_lr{rate}_seed{seed}"
 
 
 def _runs(seeds: Sequence[int]) -> dict[str, Overrides]:
   # The first rate of all before the second, so that what is there early already compares them.
-  return {_name(optimiser, rates[i], seed):
+  return {_name(optimizer, rates[i], seed):
           fields + (("optim.learning_rate", rates[i]), ("train.seed", str(seed)))
-          for seed in seeds for i in range(2) for optimiser, (fields, rates) in OPTIMISERS.items()
+          for seed in seeds for i in range(2) for optimizer, (fields, rates) in OPTIMIZERS.items()
           if i < len(rates)}
 
 
-def _best_rate_claim(optimiser: str, factor: float, seeds: Sequence[int], statement: str,
+def _best_rate_claim(optimizer: str, factor: float, seeds: Sequence[int], statement: str,
                      paper: str) -> Claim:
   def table(name: str) -> dict[str, list[str]]:
     return {f"learning rate {rate}": [_name(name, rate, seed) for seed in seeds]
-            for rate in OPTIMISERS[name][1]}
+            for rate in OPTIMIZERS[name][1]}
 
   return Claim(
-      f"{optimiser}_kurtosis", statement, paper,
+      f"{optimizer}_kurtosis", statement, paper,
       "Best rate of an optimiser: of its two, the one whose final validation loss, averaged over "
       f"seeds {', '.join(map(str, seeds))}, is lowest. Reproduced if, at the best rates, the peak "
       "kurtosis (largest over layers and logged steps, averaged over seeds) of adamw is at least "
-      f"{factor:g} times that of {optimiser}, and {optimiser}'s mean final validation loss exceeds "
+      f"{factor:g} times that of {optimizer}, and {optimizer}'s mean final validation loss exceeds "
       "adamw's by no more than the larger of their half-ranges over seeds, which is 0 where there "
       "is one seed. Inconclusive if a run is missing, unfinished, not finite or read another "
       "corpus.",
-      rules.outliers_at_best(table("adamw"), table(optimiser), factor, "adamw", optimiser))
+      rules.outliers_at_best(table("adamw"), table(optimizer), factor, "adamw", optimizer))
 
 
-def _pair_claim(name: str, optimiser: str, rate: str, others: Sequence[tuple[str, str]],
+def _pair_claim(name: str, optimizer: str, rate: str, others: Sequence[tuple[str, str]],
                 seeds: Sequence[int], statement: str, paper: str) -> Claim:
-  """Declares that `optimiser` at `rate` peaks below each of `others`, (optimiser, rate)."""
-  pairs = [(_name(optimiser, rate, s), _name(*other, s)) for other in others for s in seeds]
+  """Declares that `optimizer` at `rate` peaks below each of `others`, (optimizer, rate)."""
+  pairs = [(_name(optimizer, rate, s), _name(*other, s)) for other in others for s in seeds]
   listed = " and ".join(f"{other} at {its}" for other, its in others)
   return Claim(
       name, statement, paper,
       f"Reproduced if, for every one of the seeds {', '.join(map(str, seeds))}, the peak kurtosis "
-      f"(largest over layers and logged steps) of {optimiser} at learning rate {rate} is below "
+      f"(largest over layers and logged steps) of {optimizer} at learning rate {rate} is below "
       f"that of {listed}. Inconclusive if its final validation loss is more than {_WORSE_BY:g} "
       "above theirs, or if a run is missing, unfinished, not finite or read another corpus.",
-      rules.smaller_peaks(pairs, f"{optimiser} at learning rate {rate}", worse_by=_WORSE_BY))
+      rules.smaller_peaks(pairs, f"{optimizer} at learning rate {rate}", worse_by=_WORSE_BY))
 
 
 def _scale(config: str, common: Overrides, seeds: Sequence[int], factor: float) -> Scale:
@@ -138,7 +138,7 @@ def _scale(config: str, common: Overrides, seeds: Sequence[int], factor: float) 
               "A smaller learning rate gives smaller outlier features.",
               "Section 5: 1e-3 to 3e-4 at 130M at no loss of final convergence."),
           _pair_claim(
-              "sgd", "sgd", OPTIMISERS["sgd"][1][0], [("adamw", "1e-2")], seeds,
+              "sgd", "sgd", OPTIMIZERS["sgd"][1][0], [("adamw", "1e-2")], seeds,
               "SGD grows smaller outlier features than Adam.",
               "Section 5: on CIFAR-10, an MLP's kurtosis falls under SGD where it peaks near 40 "
               "under Adam.")),
