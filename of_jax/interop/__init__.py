@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # It imports jax; what is wrong with a file is reported befor
   from of_jax.interop.pretrained import Pretrained
   from of_jax.interop.source import Source
 
+__all__ = ["load", "open_source"]
+
 
 def load(path: str | Path) -> "Pretrained":
   """Loads the model at `path`, its parameters in float32.
