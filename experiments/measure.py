@@ -10,7 +10,6 @@ way and measures again; --analyse asks for what is more than a number a layer. D
 and figures.
 """
 
-import difflib
 import os
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from of_jax.analysis import registry
 from of_jax.config import declared_metrics
 from of_jax.config.kinds import kind_of
 from of_jax.config.sites import every_own_site, name_of
-from of_jax.errors import UserError
+from of_jax.errors import UserError, closest
 from of_jax.storage import remote
 from of_jax.storage.run_directory import write_json
 
@@ -63,6 +62,7 @@ _LIST_METRICS = flags.DEFINE_bool("list_metrics", False, "print every metric and
 
 
 def main() -> None:
+  """Measures what the command line asks for, and leaves the results."""
   if _LIST_METRICS.value:
     print(declared_metrics.table())
     return
@@ -103,14 +103,14 @@ def main() -> None:
 
 
 def load(run: str, step: int | None) -> Any:
-  """The model that --model names, or else a run's checkpoint, by default the last."""
+  """Loads the model that --model names, or else a run's checkpoint, by default the last."""
   from of_jax.analysis import imported, replay
   return imported.load(_MODEL.value) if _MODEL.value else replay.restore(run, step)
 
 
 def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any]
                 ) -> dict[str, Any]:
-  """What measure.json holds of one model: anything with .config, .params, .step and .path."""
+  """Measures what measure.json holds of one model: anything with .config, .params, .step, .path."""
   from of_jax.analysis import evaluation
   rows = model.training_batch(print) if _TRAINING_BATCH.value else batches
   # One of a run's that is given again, perhaps as it is today, takes that one's place.
@@ -132,7 +132,7 @@ def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any
 
 
 def provenance(model: Any, description: str) -> dict[str, Any]:
-  """Where numbers come from: the machine, the data in words, the model."""
+  """Describes where numbers come from: the machine, the data in words, the model."""
   from of_jax.train.environment import machine
   found = {**machine(), "data": description, "digest": model.digest,
            "digest_agreed": model.is_verified}
@@ -140,7 +140,7 @@ def provenance(model: Any, description: str) -> dict[str, Any]:
 
 
 def data_of(model: Any) -> tuple[Any, str]:
-  """The batches that the flags ask for, and in words what they are."""
+  """Makes the batches that the flags ask for, and says in words what they are."""
   import dataclasses
 
   import numpy as np
@@ -207,7 +207,11 @@ def _check_model() -> None:
 
 
 def check_data() -> None:
-  """Looks at the flags that say which model is read and on which data."""
+  """Checks the flags that say which model is read and on which data.
+
+  Raises:
+    UserError: flags that contradict each other, or a file that is not there.
+  """
   if _MODEL.value:
     _check_model()
   elif not any(_RUN.value):
@@ -228,12 +232,16 @@ def check_data() -> None:
 
 
 def given_data() -> list[str]:
-  """Which of the flags that name data are given, by name."""
+  """Names those flags that name data and are given."""
   return [name for name in ("tokens", "text", "corpus") if flags.FLAGS[name].value]
 
 
 def out_folder() -> Path | None:
-  """What --out names, if anything."""
+  """Finds the folder that --out names, if any.
+
+  Raises:
+    UserError: it is a file.
+  """
   out = Path(_OUT.value).expanduser() if _OUT.value else None
   if out is not None and out.exists() and not out.is_dir():
     raise UserError(f"--out={_OUT.value}: is a file, not a folder")
@@ -304,9 +312,9 @@ def _check_metrics(own: Sequence[str]) -> None:
 def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
   for name in names:
     if name not in known:
-      close = difflib.get_close_matches(name, known, n=1)
+      close = closest(name, known)
       raise UserError(f"--{flag}={name}: " + (
-          f"no such name; did you mean {close[0]}?" if close else f"there are {', '.join(known)}"))
+          f"no such name; did you mean {close}?" if close else f"there are {', '.join(known)}"))
 
 
 def _line(found: dict[str, Any]) -> str:

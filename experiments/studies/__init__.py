@@ -3,13 +3,12 @@ of runs, as overrides of one base config, and its claims with their rules.
 """
 
 import dataclasses
-import difflib
 import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from of_jax.claims.rules import Claim
-from of_jax.errors import UserError
+from of_jax.errors import UserError, nearest
 
 Overrides = tuple[tuple[str, str], ...]
 
@@ -57,5 +56,4 @@ def load(study: str, scale: str) -> Scale:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-  close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-  return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+  return nearest(name, known, cutoff=0.4, otherwise=f"; there are {', '.join(known)}")

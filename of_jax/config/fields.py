@@ -1,14 +1,13 @@
 """Fields of a config by their dotted paths: read, set, compared, written to JSON and described."""
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from of_jax.config import values
 from of_jax.config.sections import Config
-from of_jax.errors import UserError
+from of_jax.errors import UserError, closest
 
 # Of config.json alone: the table of leaves that follows from the config. No section of it.
 PARAMETERS = "parameters"
@@ -93,13 +92,13 @@ def _nearest(path: str) -> str:
   for field, synonyms in _SYNONYMS.items():
     if name in synonyms:
       return f"; did you mean config.{field}?"
-  same_name = [k for k in known if k.rpartition(".")[2] == name]
+  same_name = next((k for k in known if k.rpartition(".")[2] == name), None)
   # A field's own name says more than its section, so `train.learning_rate` finds `optim.`.
-  close = same_name or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+  close = same_name or closest(path, known)
   if not close:
     by_name = {k.rpartition(".")[2]: k for k in known}
-    close = [by_name[n] for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)]
-  return f"; did you mean config.{close[0]}?" if close else "; --help lists all fields"
+    close = by_name.get(closest(name, by_name) or "")
+  return f"; did you mean config.{close}?" if close else "; --help lists all fields"
 
 
 def get(config: Config, path: str) -> Any:
