@@ -46,10 +46,12 @@ class MatrixView:
 
   @property
   def rows(self) -> int:
+    """Number of a matrix's rows, which are its inputs."""
     return self._size(self.row_axes)
 
   @property
   def columns(self) -> int:
+    """Number of a matrix's columns, which are its outputs."""
     return self._size(self.column_axes)
 
   def split(self, x: jax.Array) -> jax.Array:

@@ -63,6 +63,7 @@ class Sides:
 
   @property
   def batch(self) -> int:
+    """Number of tensors."""
     return self.view.batch if self.view else 1
 
   def split(self, x: jax.Array) -> jax.Array:
