@@ -106,33 +106,25 @@ def documented(what: str, head: str = "") -> Place:
 
 
 def row_of(field: str) -> Place:
-  """A row of the table of models in which a field has the name."""
-  default = getattr(ModelConfig, field)
-  path = "tests/models/test_conformance.py"
-
+  """A row of the table of models in which a field has the name, if it may have it."""
   def has(name: str) -> bool:
-    return name in {"none", *(row.get(f"model__{field}", default)
-                              for row in test_conformance.TABLE.values())}
+    path, default = f"model.{field}", getattr(ModelConfig, field)
+    return (name not in values.choices(fields()[path], hints(path)[field])
+            or name in {"none", *(row.get(f"model__{field}", default)
+                                  for row in test_conformance.TABLE.values())})
 
-  return Place("has no row", f'add one with "model__{field}": "{{name}}" to TABLE of {path}', has)
+  return Place(f"has no row of model.{field}", f'add one with "model__{field}": "{{name}}" to '
+               "TABLE of tests/models/test_conformance.py", has)
 
 
-def variant(title: str, folder: str, field: str, table: str) -> Sort:
-  """A sort of part of a model: an oracle, a row, and a line of the generated tables."""
+def variant(title: str, folder: str, table: str, *its_fields: str) -> Sort:
+  """A sort of part of a model: an oracle, a row for each field that may name it, and a line of
+  the generated tables."""
   return Sort(title, f"of_jax/{folder}/{{name}}.py", lambda: variants.names(folder), (
       Place("has no oracle", f"add one named {{name}} to {table} of tests/models/reference.py",
             lambda name: name in getattr(reference, table)),
-      row_of(field),
-      documented("run python -m experiments.variants --write", f"`model.{field}=`")))
-
-
-def inner(field: str) -> Sort:
-  """The norms that a field other than `model.norm` chooses from."""
-  def names() -> list[str]:
-    path = f"model.{field}"
-    return [name for name in values.choices(fields()[path], hints(path)[field]) if name != "auto"]
-
-  return Sort(f"model.{field}", "of_jax/models/norms/{name}.py", names, (row_of(field),))
+      *map(row_of, its_fields),
+      documented("run python -m experiments.variants --write", f"`model.{its_fields[0]}=`")))
 
 
 # Kind of a family of metrics, that of activations apart -> the tests that hold the definitions.
@@ -190,13 +182,11 @@ def in_words(name: str) -> bool:
 
 
 SORTS = {
-    "norm": variant("norm", "models/norms", "norm", "NORMS"),
-    "block": variant("block", "models/blocks", "block", "BLOCKS"),
-    "mlp": variant("MLP", "models/mlps", "mlp", "MLPS"),
-    "softmax": variant("softmax", "models/softmaxes", "attention_softmax", "SOFTMAXES"),
-    "gate": variant("gate", "models/gates", "attention_gate", "GATES"),
-    "qk_norm": inner("qk_norm"),
-    "mlp_norm": inner("mlp_norm"),
+    "norm": variant("norm", "models/norms", "NORMS", "norm", "qk_norm", "mlp_norm"),
+    "block": variant("block", "models/blocks", "BLOCKS", "block"),
+    "mlp": variant("MLP", "models/mlps", "MLPS", "mlp"),
+    "softmax": variant("softmax", "models/softmaxes", "SOFTMAXES", "attention_softmax"),
+    "gate": variant("gate", "models/gates", "GATES", "attention_gate"),
     "optimizer": Sort(
         "optimizer", "of_jax/optim/optimizers/{name}.py",
         lambda: variants.names("optim/optimizers"), (
@@ -243,48 +233,48 @@ def test_everything_has_its_oracle_row_and_line(sort: str) -> None:
   assert not lacking, "\n".join(lacking)
 
 
-ROW = 'has no row: add one with "model__{field}": "planted" to TABLE of ' \
-      "tests/models/test_conformance.py"
-LINE = "has no line of the table `model.{field}=` in " + DOCS + \
-       ": run python -m experiments.variants --write"
-ORACLE = "has no oracle: add one named planted to {table} of tests/models/reference.py"
-# Sort -> the folder that a file `planted.py` is put into, what it says, and what it is said to
-# lack.
-PLANTED = {
-    "norm": ("models/norms", "OVER_ANY_AXIS = False", (
-        ORACLE.format(table="NORMS"), ROW.format(field="norm"), LINE.format(field="norm"))),
-    "qk_norm": ("models/norms", "OVER_ANY_AXIS = True", (ROW.format(field="qk_norm"),)),
-    "mlp_norm": ("models/norms", "OVER_ANY_AXIS = True", (ROW.format(field="mlp_norm"),)),
-    "block": ("models/blocks", "", (
-        ORACLE.format(table="BLOCKS"), ROW.format(field="block"), LINE.format(field="block"))),
-    "mlp": ("models/mlps", "", (
-        ORACLE.format(table="MLPS"), ROW.format(field="mlp"), LINE.format(field="mlp"))),
-    "softmax": ("models/softmaxes", "", (
-        ORACLE.format(table="SOFTMAXES"), ROW.format(field="attention_softmax"),
-        LINE.format(field="attention_softmax"))),
-    "gate": ("models/gates", "", (
-        ORACLE.format(table="GATES"), ROW.format(field="attention_gate"),
-        LINE.format(field="attention_gate"))),
-    "optimizer": ("optim/optimizers", "", (
+def newly_missing(sort: str, before: list[str]) -> list[str]:
+  return [line for line in missing(SORTS[sort]) if line not in before]
+
+
+def part_of_a_model(table: str, *its_fields: str) -> tuple[str, ...]:
+  return (f"has no oracle: add one named planted to {table} of tests/models/reference.py",
+          *(f'has no row of model.{field}: add one with "model__{field}": "planted" to TABLE of '
+            "tests/models/test_conformance.py" for field in its_fields),
+          f"has no line of the table `model.{its_fields[0]}=` in {DOCS}: run python -m "
+          "experiments.variants --write")
+
+
+# Sort, the folder that a file `planted.py` is put into, what it says, what it is said to lack.
+PLANTED = (
+    ("norm", "models/norms", "OVER_ANY_AXIS = False", part_of_a_model("NORMS", "norm")),
+    ("norm", "models/norms", "OVER_ANY_AXIS = True",
+     part_of_a_model("NORMS", "norm", "qk_norm", "mlp_norm")),
+    ("block", "models/blocks", "", part_of_a_model("BLOCKS", "block")),
+    ("mlp", "models/mlps", "", part_of_a_model("MLPS", "mlp")),
+    ("softmax", "models/softmaxes", "", part_of_a_model("SOFTMAXES", "attention_softmax")),
+    ("gate", "models/gates", "", part_of_a_model("GATES", "attention_gate")),
+    ("optimizer", "optim/optimizers", "", (
         "has no oracle: compare it with its formula in a file of tests/optim, and name planted and "
         "that file in ORACLES of tests/optim/test_optimizer_conformance.py",
         "has no row: add one named planted to TABLE of tests/optim/test_optimizer_conformance.py",
         f"has no line of a table in {DOCS}: add one for `planted` to the table of optimizers")),
-    "foreign": ("interop/families", "", (
+    ("foreign", "interop/families", "", (
         "has no oracle: add a form of planted to FORMS of tests/golden/foreign.py and its numbers "
         "to tests/golden/foreign.npz, as that file says",
         f"is not named in {DOCS}: add planted to the table of models")),
-}
+)
 
 
-@pytest.mark.parametrize("sort", PLANTED)
-def test_a_new_file_is_told_where_to_go(sort: str, tmp_path: Path) -> None:
-  folder, text, expected = PLANTED[sort]
-  title = SORTS[sort].title
+@pytest.mark.parametrize("sort, folder, text, expected", PLANTED,
+                         ids=[f"{case[0]} {case[2]}" for case in PLANTED])
+def test_a_new_file_is_told_where_to_go(sort: str, folder: str, text: str,
+                                        expected: tuple[str, ...], tmp_path: Path) -> None:
+  before = missing(SORTS[sort])
   with planted(tmp_path, {f"{folder}/planted.py": text}):
-    assert missing(SORTS[sort]) == [
-        f"{title} `planted` (of_jax/{folder}/planted.py) {line}" for line in expected]
-  assert not missing(SORTS[sort])
+    assert newly_missing(sort, before) == [
+        f"{SORTS[sort].title} `planted` (of_jax/{folder}/planted.py) {line}" for line in expected]
+  assert missing(SORTS[sort]) == before
 
 
 METRICS = '''
@@ -299,8 +289,9 @@ METRICS = {{"of_planted": ("full", "0", "none", "0", "this test")}}
                                   if sort.startswith("metric of ")])
 def test_a_new_metric_is_told_where_to_go(kind: str, tmp_path: Path) -> None:
   """Only its own kind's test says so."""
+  before = {sort: missing(SORTS[sort]) for sort in SORTS if sort.startswith("metric of ")}
   with planted(tmp_path, {"telemetry/families/planted.py": METRICS.format(kind=kind)}):
-    lacking = {sort: missing(SORTS[sort]) for sort in SORTS if sort.startswith("metric of ")}
+    lacking = {sort: newly_missing(sort, before[sort]) for sort in before}
   file = "test_metrics.py" if kind == "activations" else DEFINITIONS[kind]
   oracle, line = lacking.pop(f"metric of {kind}")
   assert oracle.startswith(f"metric of {kind} `of_planted` (of_jax/telemetry/families) has no "
@@ -329,17 +320,18 @@ def test_a_new_name_is_told_where_to_go(sort: str, advice: str) -> None:
     ("norm", reference.NORMS, "rms"), ("block", reference.BLOCKS, "op"),
     ("mlp", reference.MLPS, "swiglu"), ("softmax", reference.SOFTMAXES, "clipped"),
     ("gate", reference.GATES, "head"), ("norm", test_conformance.TABLE, "pre dyt everywhere"),
-    ("qk_norm", test_conformance.TABLE, "pre qk-norm ss linear-bias"),
-    ("mlp_norm", test_conformance.TABLE, "pre power everywhere"),
+    ("block", test_conformance.TABLE, "nap silu"),
+    ("norm", test_conformance.TABLE, "pre layer mlp-norm ss"),
     ("optimizer", test_optimizer_conformance.ORACLES, "muon"),
     ("optimizer", test_optimizer_conformance.TABLE, "soap"),
     ("metric of activations", test_metrics.ORACLES, "kurtosis"),
     ("foreign", foreign.FORMS, "olmo2")), ids=lambda part: part if isinstance(part, str) else "")
 def test_what_is_taken_out_of_a_table_is_missed(sort: str, table: MutableMapping[str, Any],
                                                 key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+  before = missing(SORTS[sort])
   monkeypatch.delitem(table, key)
-  lacking = missing(SORTS[sort])
-  assert len(lacking) == 1 and " has no " in lacking[0] and "tests/" in lacking[0]
+  lacking = newly_missing(sort, before)
+  assert lacking and all(" has no " in line and "tests/" in line for line in lacking)
 
 
 def test_a_line_taken_out_of_the_docs_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
