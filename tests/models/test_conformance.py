@@ -101,7 +101,7 @@ def with_oracle(folder: str, table: Collection[str]) -> list[str]:
 
 NORMS = with_oracle("models/norms", reference.NORMS)
 INNER_NORMS = ["auto", *(name for name in NORMS
-                         if variants.literal("models/norms", name, "OVER_ANY_AXIS"))]
+                         if variants.literal("models/norms", name, "OVER_ANY_AXIS", False))]
 # What the pairs are made of: any two of these meet in some row of `covering_rows`.
 FACTORS: dict[str, list[Any]] = {
     "model__block": with_oracle("models/blocks", reference.BLOCKS),
