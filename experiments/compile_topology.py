@@ -40,7 +40,7 @@ _TABLE = flags.DEFINE_string("table", None, "page for the table of the size ladd
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One size on one slice, its batch where it is not the preset's."""
+  """A size of the ladder on a slice, with its batch where it is not the preset's."""
 
   size: str
   topology: str
@@ -49,9 +49,11 @@ class Row:
 
   @property
   def name(self) -> str:
+    """Key of the row in the table's .json file."""
     return f"{self.size} {self.topology}"
 
   def config(self, level: str) -> Config:
+    """Makes the config of the row at a level of telemetry."""
     fields = [(f"mesh.{axis}", str(size)) for axis, size in
               zip(("data", "fsdp", "tensor"), self.mesh)]
     fields += [("train.batch_size", str(self.batch_size))] if self.batch_size else []
@@ -70,7 +72,7 @@ LADDER = (
 
 
 def compile_levels(configs: Mapping[str, Config], slice_name: str) -> dict[str, Any]:
-  """The report of the first level, with those of all levels under `telemetry`."""
+  """Compiles every level; gives the report of the first, with those of all under `telemetry`."""
   # jax comes with it, so it is imported only once the command line is known to be good.
   from of_jax.train import ahead_of_time
   reports = {}
@@ -81,7 +83,7 @@ def compile_levels(configs: Mapping[str, Config], slice_name: str) -> dict[str, 
 
 
 def faults(report: Mapping[str, Any]) -> list[str]:
-  """A line on everything that a user would not want to find out on the pod."""
+  """Lists what a user would not want to find out on the pod, a line each."""
   lines = []
   for level, own in report["telemetry"].items():
     where = f"{own['topology']}, telemetry {level}: "
@@ -94,7 +96,7 @@ def faults(report: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
-  """The page of the ladder, from what `_table` keeps alone; it need not have every row."""
+  """Writes the page of the ladder, from what `_table` keeps alone; it need not have every row."""
   machine = reports["machine"]
   missing = [row.name for row in rows if {"off", "basic"} - set(_levels(row, reports))]
   rows = [row for row in rows if "off" in _levels(row, reports)]
@@ -138,6 +140,7 @@ def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
+  """Compiles what the command line asks for, and prints or keeps the report."""
   if bool(_TABLE.value) == bool(_CONFIG.value):
     raise UserError("give --config and --topology, or --table; see --help")
   if _TABLE.value:
@@ -225,7 +228,7 @@ def _print(report: Mapping[str, Any]) -> None:
 
 
 def collectives_text(off: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-  """What a level adds in collectives, against 4 bytes for each number that its sites keep."""
+  """Says what a level adds in collectives, against 4 bytes for each number that its sites keep."""
   moved, most = moved_by_telemetry(off, own), statistics_bytes(own)
   sites = "; ".join(
       f"{name} {site['layers']} layers of {site['vectors']} vectors and {site['numbers']} numbers"
@@ -236,12 +239,12 @@ def collectives_text(off: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 
 
 def statistics_bytes(own: Mapping[str, Any]) -> int:
-  """4 x statistics x layers x width, added up over the sites."""
+  """Adds up 4 x statistics x layers x width over the sites."""
   return sum(site["bytes"] for site in own["statistics"].values())
 
 
 def moved_by_telemetry(off: Mapping[str, Any], own: Mapping[str, Any]) -> int:
-  """Bytes of the arrays in collectives, beyond those of the step without telemetry."""
+  """Counts bytes of arrays in collectives beyond those of the step without telemetry."""
   before, after = (sum(kind["bytes"] for kind in report["collectives"].values())
                    for report in (off, own))
   return int(after - before)

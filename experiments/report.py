@@ -56,6 +56,7 @@ def write(root: pathlib.Path, console: Console) -> pathlib.Path:
 
 
 def main() -> None:
+  """Writes the report of the folder that the command line names."""
   if not flags.FLAGS.root:
     raise UserError("--root: needs a value; see --help")
   root = os.path.expanduser(flags.FLAGS.root)

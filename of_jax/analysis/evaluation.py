@@ -1,4 +1,4 @@
-"""What a model does on given batches. Enters: anything with a config and parameters, batches.
+"""Measurements of a model on batches. Enters: anything with a config and parameters, batches.
 Leaves: loss, perplexity, telemetry; or what an observer of one's own keeps.
 
 Everything runs on one device, whatever mesh trained the model.
@@ -28,15 +28,15 @@ Floats = npt.NDArray[np.float64]
 
 
 class Model(Protocol):
-  """What can be measured: a restored checkpoint, or weights from elsewhere."""
+  """Anything that can be measured: a restored checkpoint, or weights from elsewhere."""
 
   @property
   def config(self) -> Config:
-    """Resolved."""
+    """The model's config, resolved."""
 
   @property
   def params(self) -> Parameters:
-    """Of the network that the config builds."""
+    """The parameters of the network that the config builds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +49,13 @@ class Replayed:
 
 @functools.lru_cache(maxsize=8)
 def network_of(config: Config) -> Network:
-  """The network of a config, built once."""
+  """Builds the network of a config, once."""
   return build_network(config)
 
 
 def logits(model: Model, inputs: npt.NDArray[Any]) -> jax.Array:
-  """float32 [batch, time, vocabulary] of tokens [batch, time], or of images [batch, 1, pixels]."""
+  """Computes logits, float32 [batch, time, vocabulary] of tokens [batch, time], or of images
+  [batch, 1, pixels]."""
   result: jax.Array = _logits(model.config)(model.params, jnp.asarray(inputs))
   return result
 
@@ -68,7 +69,7 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
             metrics: Sequence[str] = (), user_metrics: Sequence[str] = (),
             interventions: Sequence[Intervention] = (), references: References = ()
             ) -> dict[str, Any]:
-  """Loss and telemetry over all batches together, weighted by tokens.
+  """Measures loss and telemetry over all batches together, weighted by tokens.
 
   Args:
     model: see Model.
@@ -105,7 +106,7 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
 
 def watch(config: Config, sites: Sequence[str] = (), metrics: Sequence[str] = (),
           user_metrics: Sequence[str] = ()) -> Telemetry:
-  """Everything that a forward pass is enough for: families of activations and of attention.
+  """Plans to watch what a forward pass is enough for: families of activations and of attention.
 
   Args:
     config: of the model.
@@ -139,7 +140,7 @@ def _evaluator(config: Config, telemetry: Telemetry, interventions: tuple[Interv
 
 def observed(model: Model, batches: Iterable[Batch], make_observer: "MakeObserver"
              ) -> Iterator[tuple[Batch, dict[str, dict[str, npt.NDArray[Any]]]]]:
-  """Each batch with what an observer kept of it: site -> name -> [layers, ...].
+  """Yields each batch with what an observer kept of it: site -> name -> [layers, ...].
 
   Args:
     make_observer: hashable, so that what is compiled for it is kept: weights [batch, time] of
@@ -152,7 +153,7 @@ def observed(model: Model, batches: Iterable[Batch], make_observer: "MakeObserve
 
 
 class MakeObserver(Protocol):
-  """See `observed`."""
+  """A function that makes the observer of one batch from its tokens' weights, see `observed`."""
 
   def __call__(self, weights_BxT: jax.Array) -> Observer:
     ...
@@ -190,7 +191,7 @@ class _Moments:
 
 
 def neuron_moments(model: Model, batches: Iterable[Batch], site: str) -> tuple[Floats, Floats]:
-  """Mean and mean square of each neuron at `site` over all tokens, float64 [layers, width]."""
+  """Averages each neuron and its square at `site` over all tokens: two float64 [layers, width]."""
   count = 0.0
   total: Any = 0.0
   total_square: Any = 0.0
@@ -203,7 +204,7 @@ def neuron_moments(model: Model, batches: Iterable[Batch], site: str) -> tuple[F
 
 def top_neurons(model: Model, batches: Iterable[Batch], site: str, layer: int, count: int
                 ) -> tuple[int, ...]:
-  """The neurons of largest mean square at one site and layer, largest first."""
+  """Finds the neurons of largest mean square at one site and layer, largest first."""
   _, mean_square_LxD = neuron_moments(model, batches, site)
   order = np.argsort(-mean_square_LxD[layer], kind="stable")
   return tuple(int(neuron) for neuron in order[:count])
@@ -211,7 +212,7 @@ def top_neurons(model: Model, batches: Iterable[Batch], site: str, layer: int, c
 
 def references(model: Model, batches: Iterable[Batch], interventions: Sequence[Intervention]
                ) -> References:
-  """What `measure` needs beside the interventions: means of neurons that nothing has changed.
+  """Computes what `measure` needs beside interventions: means of neurons that nothing has changed.
 
   Raises:
     UserError: a layer or a neuron that the model does not have.
@@ -229,7 +230,7 @@ def references(model: Model, batches: Iterable[Batch], interventions: Sequence[I
 
 
 def fill_top(model: Model, batches: Iterable[Batch], one: Intervention) -> Intervention:
-  """`one` with the neurons that `topN` stands for, see interventions.parse."""
+  """Replaces `topN` of an intervention by the neurons it stands for, see interventions.parse."""
   if not one.neurons or one.neurons[0] >= 0:
     return one
   shapes = _site_shapes(model.config)

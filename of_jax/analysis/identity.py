@@ -1,4 +1,4 @@
-"""Which neurons are the largest, over training. Enters: a run's metrics with `top_neurons`.
+"""Identity of the largest neurons over training. Enters: a run's metrics with `top_neurons`.
 Leaves: of each layer the neurons by step, when each was born, and what layers share.
 """
 
@@ -34,7 +34,7 @@ class Identity:
   layers: tuple[tuple[Sighting, ...], ...]
 
   def births(self) -> list[dict[int, int]]:
-    """Layer -> neuron -> the logged step from which on it is always among the largest.
+    """Finds layer -> neuron -> the logged step from which on it is always among the largest.
 
     Only neurons that are there at the last logged step were born in this sense.
     """
@@ -54,7 +54,8 @@ class Identity:
     return result
 
   def persistence(self) -> list[float]:
-    """Of each layer but the first, the share of its last top neurons that the layer below has too.
+    """Computes of each layer but the first the share of its last top neurons that the layer below
+    has too.
     """
     last = [{one.neuron for one in sightings if one.step == sightings[-1].step}
             if sightings else set() for sightings in self.layers]
@@ -63,7 +64,7 @@ class Identity:
 
 
 def read(run: Run, site: str = SITE, split: str = "train", points: int = 200) -> Identity | None:
-  """The identity of the largest neurons as the run logged it; None if it did not.
+  """Reads the identity of the largest neurons as the run logged it; None if it did not.
 
   At most `points` steps, evenly spread and with the last, are kept.
   """

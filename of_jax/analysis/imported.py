@@ -30,20 +30,21 @@ class Imported(Restored):
 
   @property
   def tokenizer(self) -> Path | None:
+    """The model's tokenizer.json; None where it came with none."""
     return self.tokenizer_path
 
   def batches(self, split: str = "validation", count: int | None = None,
               log: Log = lambda line: None) -> list[Batch]:
-    """Raises UserError: there is no corpus; of_jax.analysis.replay makes batches of any tokens."""
+    """Refuses with UserError: there is no corpus; of_jax.analysis.replay makes batches of text."""
     raise UserError(f"{self.path}: came without a corpus")
 
   def training_batch(self, log: Log = lambda line: None) -> list[Replayed]:
-    """Raises UserError, as `batches` does."""
+    """Refuses with UserError, as `batches` does."""
     raise UserError(f"{self.path}: came without a corpus")
 
 
 def load(path: str | Path) -> Imported:
-  """The model at `path`, on the first device.
+  """Loads the model at `path` on the first device.
 
   Raises:
     UserError: as of_jax.interop.load.

@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-  """One change.
+  """A change of neurons at a site.
 
   Attributes:
     kind: zero, x_j = 0; mean, x_j = its mean over the tokens of a reference set; clip, x_j brought
@@ -48,9 +48,10 @@ class Intervention:
 
 
 def parse(text: str) -> Intervention:
-  """KIND:SITE:LAYER:NEURONS, and :LIMIT for clip; LAYER a number or all, NEURONS as 3,17 or topN.
+  """Reads KIND:SITE:LAYER:NEURONS, and :LIMIT for clip; LAYER a number or all, NEURONS as 3,17.
 
-  `topN` comes back as N negative neurons, for `of_jax.analysis.evaluation.top_neurons` to fill.
+  `topN` in place of neurons comes back as N negative ones, for
+  `of_jax.analysis.evaluation.top_neurons` to fill.
 
   Raises:
     UserError: what is wrong, and what would be right.
@@ -82,7 +83,11 @@ def parse(text: str) -> Intervention:
 
 
 def check(one: Intervention, layers: int, width: int) -> None:
-  """Raises UserError if a site of `layers` values of `width` neurons cannot have this change."""
+  """Checks that a site of `layers` values of `width` neurons can have this change.
+
+  Raises:
+    UserError: it cannot; the line says why.
+  """
   where = f"intervention {one.kind} at {one.site}"
   if one.layer is not None and not 0 <= one.layer < layers:
     raise UserError(f"{where}: layer {one.layer}; its layers are 0 to {layers - 1}")
@@ -96,10 +101,10 @@ def check(one: Intervention, layers: int, width: int) -> None:
 
 
 def hadamard(size: int) -> Floats:
-  """Orthogonal and symmetric [size, size]: Sylvester's matrices over their roots, block by block.
+  """Builds an orthogonal and symmetric matrix [size, size] of Sylvester's, block by block.
 
-  A block is as large as the largest power of two that divides `size`: all of 64 neurons are one,
-  of 96 there are three of 32.
+  A block is a Hadamard matrix over the root of its size, which is the largest power of two that
+  divides `size`: all of 64 neurons are one, of 96 there are three of 32.
   """
   block = size & -size
   matrix: Floats = np.kron(np.eye(size // block), sylvester(block)).astype(np.float64)
@@ -107,7 +112,7 @@ def hadamard(size: int) -> Floats:
 
 
 def apply(interventions: Sequence[Intervention], references: References) -> "Intervene":
-  """What a model takes as `intervene`; a site that nothing names is given back as it is."""
+  """Makes what a model takes as `intervene`; a site that nothing names is given back as it is."""
   import jax.numpy as jnp
 
   def changed(one: Intervention, reference: Any, old: "jax.Array", layer: Any) -> "jax.Array":

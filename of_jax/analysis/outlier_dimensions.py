@@ -29,7 +29,7 @@ _MEANS = ("surprisal", "entropy", "kl_divergence", "top20_overlap", "accuracy")
 
 
 def outlier_dimensions(h_NxD: Array) -> Ints:
-  """The dimensions whose median magnitude exceeds the 0.99 quantile of all magnitudes.
+  """Finds the dimensions whose median magnitude exceeds the 0.99 quantile of all magnitudes.
 
   That is, those that are among the largest hundredth of all entries for more than half of the
   contexts; sorted by their median, largest first. Quantiles interpolate linearly, as NumPy's do.
@@ -42,7 +42,7 @@ def outlier_dimensions(h_NxD: Array) -> Ints:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-  """What each kept set of dimensions predicts, context by context; see `compare`."""
+  """Predictions of a kept set of dimensions, context by context; see `compare`."""
 
   surprisal: Floats
   entropy: Floats
@@ -53,7 +53,7 @@ class Predictions:
   corpus_counts: Ints
 
   def summary(self) -> dict[str, float | int | None]:
-    """Means over contexts in nats, and how often which token is predicted.
+    """Averages over contexts, in nats, and counts how often which token is predicted.
 
     `frequency_slope` is that of a least-squares line, and `frequency_spearman` the rank
     correlation, between a token's share of the predictions and its share of the corpus, over the
@@ -78,7 +78,7 @@ class Predictions:
 
 def compare(h_NxD: Array, table_DxV: Array, targets_N: Ints, corpus_counts_V: Ints,
             kept: Ints | None = None) -> Predictions:
-  """Predictions from the dimensions `kept` alone, against those from all.
+  """Compares predictions from the dimensions `kept` alone with those from all.
 
   Args:
     h_NxD: what the unembedding reads.
@@ -111,7 +111,7 @@ def compare(h_NxD: Array, table_DxV: Array, targets_N: Ints, corpus_counts_V: In
 
 def ablations(h_NxD: Array, table_DxV: Array, targets_N: Ints, corpus_counts_V: Ints,
               seed: int = 0) -> dict[str, Any]:
-  """The paper's experiment on one set of representations.
+  """Runs the paper's experiment on one set of representations.
 
   Returns:
     `outlier_dimensions` and `unembedding_outlier_dimensions` (the same rule on the unembedding's
@@ -149,7 +149,7 @@ def ablations(h_NxD: Array, table_DxV: Array, targets_N: Ints, corpus_counts_V: 
 
 
 def boost(dimensions: Ints, writes: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
-  """How much more of something the outlier dimensions get than a usual one.
+  """Computes how much more of something the outlier dimensions get than a usual one.
 
   Args:
     dimensions: the outlier dimensions.
@@ -171,14 +171,14 @@ def boost(dimensions: Ints, writes: Mapping[str, Array]) -> dict[str, dict[str, 
 
 
 def log_softmax(logits_NxV: Floats) -> Floats:
-  """log of the softmax over the last axis."""
+  """Computes the log of the softmax over the last axis."""
   shifted = logits_NxV - logits_NxV.max(-1, keepdims=True)
   result: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
   return result
 
 
 def slope(x: Floats, y: Floats) -> float | None:
-  """Of the least-squares line y = a + b x; None where x has fewer than two values."""
+  """Fits the slope b of the line y = a + b x; None where x has fewer than two values."""
   if len(x) < 2 or np.ptp(x) == 0:
     return None
   centred = x - x.mean()
@@ -186,17 +186,12 @@ def slope(x: Floats, y: Floats) -> float | None:
 
 
 def spearman(x: Floats, y: Floats) -> float | None:
-  """Pearson's correlation of the ranks, equal values sharing their mean rank; None without two."""
+  """Computes Spearman's rank correlation, ties sharing their mean rank; None without two values."""
   if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
     return None
-  return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
-
-
-def _ranks(x: Floats) -> Floats:
-  _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-  last = np.cumsum(counts)
-  ranks: Floats = ((last - counts + 1 + last) / 2)[inverse]
-  return ranks
+  # Here, since it is slow to import. Its spearmanr rounds otherwise than what analyses recorded.
+  from scipy.stats import rankdata
+  return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
 def _top(scores_NxV: Floats, count: int) -> npt.NDArray[np.bool_]:

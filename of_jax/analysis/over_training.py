@@ -52,7 +52,7 @@ class _LastToken:
 
 @dataclasses.dataclass(frozen=True)
 class Contexts:
-  """What predicts the token behind each context.
+  """Representations that predict the token behind each context.
 
   Attributes:
     h_NxD: what the unembedding reads at the context's last token.
@@ -66,7 +66,7 @@ class Contexts:
 
 
 def contexts(model: Model, batches: Sequence[Batch]) -> Contexts:
-  """The last token of every sequence of the batches that has any weight."""
+  """Collects the last token of every sequence of the batches where it has any weight."""
   final, mlp, targets = [], [], []
   for batch, kept in observed(model, batches, _LastToken()):
     rows = batch["weights"][:, -1] > 0
@@ -78,7 +78,8 @@ def contexts(model: Model, batches: Sequence[Batch]) -> Contexts:
 
 
 def outlier_dimensions(run: Path, steps: Sequence[int]) -> dict[str, Any]:
-  """Macocco et al.'s analysis of every checkpoint, see of_jax.analysis.outlier_dimensions."""
+  """Analyses outlier dimensions as Macocco et al. do, at checkpoints, see
+  of_jax.analysis.outlier_dimensions."""
   found, corpus, batches, counts_V = [], None, [], np.zeros(0, np.int64)
   for step in steps:
     model = restore(run, step)
@@ -101,7 +102,7 @@ def outlier_dimensions(run: Path, steps: Sequence[int]) -> dict[str, Any]:
 
 
 def sparsity(run: Path, steps: Sequence[int]) -> dict[str, Any]:
-  """Activity of the MLPs' hidden units at every checkpoint, see of_jax.analysis.sparsity."""
+  """Analyses activity of the MLPs' hidden units at checkpoints, see of_jax.analysis.sparsity."""
   found: list[dict[str, Any]] = []
   batches, dead = None, []
   for step in steps:
@@ -127,7 +128,7 @@ def sparsity(run: Path, steps: Sequence[int]) -> dict[str, Any]:
 
 
 def pruning(model: Model, batches: Sequence[Batch]) -> dict[str, Any]:
-  """What zeroing the rarely active hidden units does to the loss.
+  """Measures what zeroing the rarely active hidden units does to the loss.
 
   Which are rare, active for less than RARE of the tokens, is read off the first half of the
   batches; the loss is that of the second half. Empty where there are fewer than two batches.
@@ -150,7 +151,7 @@ def pruning(model: Model, batches: Sequence[Batch]) -> dict[str, Any]:
 
 
 def spectra(run: Path, steps: Sequence[int]) -> dict[str, Any]:
-  """Singular values of the hidden matrices at every checkpoint, see of_jax.analysis.spectra."""
+  """Analyses singular values of hidden matrices at checkpoints, see of_jax.analysis.spectra."""
   found = []
   for step in steps:
     model = restore(run, step)
@@ -162,7 +163,7 @@ def spectra(run: Path, steps: Sequence[int]) -> dict[str, Any]:
 
 
 def unembedding(model: Model) -> npt.NDArray[np.float32]:
-  """[width, vocabulary]."""
+  """Computes the matrix that makes logits of the final representation, [width, vocabulary]."""
   return np.asarray(_unembedding(model.config)(model.params))
 
 
@@ -173,7 +174,7 @@ def _unembedding(config: Config) -> Any:
 
 
 def last_writes(model: Model, mlp_NxD: npt.NDArray[np.float32]) -> dict[str, Floats]:
-  """What may boost a dimension of the final representation, a number a dimension.
+  """Finds what may boost a dimension of the final representation, a number a dimension.
 
   `down_projection`, the norms of the columns of the last MLP's down projection; `mlp_output`, the
   median magnitude of what that MLP adds to the stream; `final_norm_gain`, where there is one.
@@ -193,7 +194,7 @@ def last_writes(model: Model, mlp_NxD: npt.NDArray[np.float32]) -> dict[str, Flo
 
 
 def token_counts(tokens: npt.NDArray[np.integer], vocab_size: int) -> npt.NDArray[np.int64]:
-  """How often each token occurs."""
+  """Counts how often each token occurs: [vocabulary]."""
   counts, chunk = np.zeros(vocab_size, np.int64), 1 << 24
   for start in range(0, len(tokens), chunk):
     counts += np.bincount(tokens[start:start + chunk], minlength=vocab_size)

@@ -1,4 +1,4 @@
-"""What quantisation costs. Enters: anything with a config and parameters, batches, a scheme.
+"""Cost of quantisation. Enters: anything with a config and parameters, batches, a scheme.
 Leaves: perplexity as it is and quantised, over calibration seeds and site by site.
 """
 
@@ -36,7 +36,7 @@ SEEDS = (0, 1, 2)
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """What static quantisation needs to know of a model."""
+  """Bounds and ranges that static quantisation needs to know of a model."""
 
   bounds: Bounds
   ranges: Ranges
@@ -51,7 +51,7 @@ class Rotated:
 
 
 def calibrate(model: Model, batches: Sequence[Batch], scheme: Scheme) -> Calibration:
-  """Bounds of the weights, and ranges of the activations of the unquantised model on batches.
+  """Finds bounds of the weights, and ranges of the unquantised model's activations on batches.
 
   Ranges that are found as tokens pass need no batch, and none is read.
   """
@@ -69,7 +69,7 @@ def calibrate(model: Model, batches: Sequence[Batch], scheme: Scheme) -> Calibra
 
 
 def loss(model: Model, batches: Sequence[Batch], scheme: Scheme, calibration: Calibration) -> float:
-  """Nats a token of the quantised model, over all batches together, weighted by tokens."""
+  """Measures the quantised model's loss, in nats a token over all batches, weighted by tokens."""
   schemes.check_model(scheme, model.config)
   chosen: dict[str, bool] | None = None
   if scheme.arithmetic == "integer":
@@ -86,14 +86,14 @@ def loss(model: Model, batches: Sequence[Batch], scheme: Scheme, calibration: Ca
 
 
 def plain_loss(model: Model, batches: Sequence[Batch]) -> tuple[float, float, int]:
-  """Nats a token as trained, kurtosis of the stream (mean over layers), and tokens."""
+  """Measures nats a token as trained, kurtosis of the stream (mean over layers), and tokens."""
   found = measure(model, batches, ("resid_pre",), ("kurtosis",))
   kurtosis = np.asarray(found["telemetry"]["resid_pre"]["kurtosis"], np.float64)
   return found["loss"], float(kurtosis.mean()), found["num_tokens"]
 
 
 def draw(batches: Sequence[Batch], seed: int, count: int = CALIBRATION_BATCHES) -> list[Batch]:
-  """The batches that a seed calibrates on: `count` of those given, or all there are, in its order.
+  """Draws the batches that a seed calibrates on: `count` of those given, or all, in its order.
   """
   order = np.random.default_rng(seed).permutation(len(batches))
   return [batches[i] for i in order[:count]]
@@ -102,7 +102,7 @@ def draw(batches: Sequence[Batch], seed: int, count: int = CALIBRATION_BATCHES) 
 def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch], scheme: Scheme,
              seeds: Sequence[int] = SEEDS, by_site: bool = False,
              log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-  """What quantise.json holds of one model.
+  """Measures what quantise.json holds of one model.
 
   Args:
     batches: to evaluate on.
@@ -153,7 +153,7 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
 
 
 def quantised(run: Path, steps: Sequence[int]) -> dict[str, Any]:
-  """W8A8 and W4A8 of a run's last checkpoint, on its validation set."""
+  """Analyses W8A8 and W4A8 of a run's last checkpoint, on its validation set."""
   model = replay.restore(run, steps[-1])
   schemes.check_model(Scheme(), model.config)
   corpus = prepare(model.config.data, lambda line: None)
@@ -175,7 +175,7 @@ def quantised(run: Path, steps: Sequence[int]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def sites_of(config: Config) -> tuple[str, ...]:
-  """The sites of scheme.SITES that a model has, by tracing it."""
+  """Finds the sites of scheme.SITES that a model has, by tracing it."""
   network, tokens = network_of(config), jax.ShapeDtypeStruct((1, 1), jnp.int32)
   met = {"unembedding"}
   for finder in (FindBounds(Scheme(weight_range="min_max")),

@@ -36,7 +36,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """One metric at one site: `values` (steps x layers) at `steps`; NaN where undefined."""
+  """A metric at a site: `values` (steps x layers) at `steps`; NaN where undefined."""
 
   steps: Ints
   values: Floats
@@ -44,7 +44,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """The lines of one split, in order of step. Absent numbers are NaN.
+  """Curves of one split, in order of step. Absent numbers are NaN.
 
   What is measured of the optimiser stands in `telemetry` at the site "ROLE parameters".
   """
@@ -59,7 +59,7 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One training run, as far as it got."""
+  """A training run, as far as it got."""
 
   name: str
   path: pathlib.Path
@@ -99,13 +99,13 @@ class Run:
 
   @property
   def diverged(self) -> bool:
-    """Some logged loss, or some measured kurtosis of the stream, is not finite."""
+    """Whether some logged loss, or some measured kurtosis of the stream, is not finite."""
     kurtosis = self.measured("kurtosis").values
     return not all(bool(np.isfinite(a).all())
                    for a in (self.train.loss, self.eval.loss, kurtosis))
 
   def measured(self, metric: str, site: str = SITE) -> Measured:
-    """`metric` at `site` on the training batches, or on the evaluation set where only that is.
+    """Reads `metric` at `site` on training batches, or on the evaluation set where only that is.
 
     A metric that was not measured comes back with no steps.
     """
@@ -116,13 +116,13 @@ class Run:
     return Measured(np.zeros(0, np.int64), np.zeros((0, 0)))
 
   def peak(self, metric: str, site: str = SITE) -> float:
-    """The largest finite value over layers and logged steps; NaN if there is none."""
+    """Finds the largest finite value over layers and logged steps; NaN if there is none."""
     finite = self.measured(metric, site).values
     finite = finite[np.isfinite(finite)]
     return float(finite.max()) if finite.size else math.nan
 
   def peak_at(self, metric: str, site: str = SITE) -> tuple[int, int] | None:
-    """(layer, step) of `peak`; None if there is no finite value."""
+    """Finds (layer, step) of `peak`; None if there is no finite value."""
     measured = self.measured(metric, site)
     finite = np.where(np.isfinite(measured.values), measured.values, -np.inf)
     if not finite.size or np.isneginf(finite.max()):
@@ -131,21 +131,21 @@ class Run:
     return int(layer), int(measured.steps[row])
 
   def mean(self, metric: str, site: str = SITE) -> float:
-    """The mean of the finite values over layers and logged steps; NaN if there is none."""
+    """Averages the finite values over layers and logged steps; NaN if there is none."""
     finite = self.measured(metric, site).values
     finite = finite[np.isfinite(finite)]
     return float(finite.mean()) if finite.size else math.nan
 
 
 def loss_unit(runs: Mapping[str, Run]) -> str:
-  """What the losses of the runs are."""
+  """Names the unit of the runs' losses."""
   units = ["squared error, mean over classes" if run.reads_images else "nats a token"
            for run in runs.values()]
   return " or ".join(dict.fromkeys(units))
 
 
 def find_runs(root: str | pathlib.Path) -> list[pathlib.Path]:
-  """`root` itself if it is a run directory, else every run directory directly in it, by name."""
+  """Finds `root` itself if it is a run directory, else every run directory in it, by name."""
   root = pathlib.Path(root)
   if (root / CONFIG).is_file():
     return [root]
@@ -196,7 +196,7 @@ def read_analysis(run: Run, name: str) -> Mapping[str, Any] | None:
 
 
 def read_config(path: pathlib.Path) -> config_lib.Config:
-  """The config of one run directory, with what fields added since then have for it.
+  """Reads the config of one run directory, with what fields added since then have for it.
 
   Raises:
     UserError: it is none, or the config is broken.
@@ -216,7 +216,7 @@ def read_config(path: pathlib.Path) -> config_lib.Config:
 
 
 def own_metrics(path: pathlib.Path, config: config_lib.Config) -> tuple[str, ...]:
-  """`telemetry.user_metrics`, by the run directory's own copies of the files where they are."""
+  """Lists `telemetry.user_metrics`, by the run directory's own copies of files where they are."""
   texts = config.telemetry.user_metrics
   files = list(dict.fromkeys(text.rpartition(":")[0] for text in texts))
 

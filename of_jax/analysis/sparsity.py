@@ -1,4 +1,4 @@
-"""Which hidden units of the MLPs are active, on a fixed set of tokens (Wild & Anderson 2024,
+"""Activity of the MLPs' hidden units on a fixed set of tokens (Wild & Anderson 2024,
 2407.07848).
 
 Enters: a model and batches. Leaves: per layer the share of units that are active for a token, at
@@ -46,7 +46,7 @@ class _Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Activity:
-  """Of one model on one set of tokens; L layers, F units a layer.
+  """Activity of one model's hidden units on one set of tokens; L layers, F units a layer.
 
   Attributes:
     token_LxN: the share of units that are active, for each token.
@@ -64,12 +64,12 @@ class Activity:
 
   @property
   def dead_LxF(self) -> Bools:
-    """Units that no token of the whole set activates."""
+    """Whether no token of the whole set activates a unit."""
     dead: Bools = self.frequency_LxF == 0
     return dead
 
   def by_layer(self) -> list[dict[str, Any]]:
-    """Means, and percentiles over tokens, sequences and units, layer by layer."""
+    """Summarizes layer by layer: means, and percentiles over tokens, sequences and units."""
     rows = []
     for layer in range(len(self.token_LxN)):
       row: dict[str, Any] = {}
@@ -87,7 +87,7 @@ class Activity:
 
 
 def activity(model: Model, batches: Iterable[Batch], batch_tokens: int = BATCH_TOKENS) -> Activity:
-  """How active the hidden units are; active means not zero.
+  """Measures how active the hidden units are; active means not zero.
 
   With a_tf = 1 where unit f is not zero for token t: a token's share is mean_f a_tf, a sequence's
   mean_f max_{t in sequence} a_tf, a batch's mean_f max_{t in batch} a_tf.
@@ -122,7 +122,7 @@ def activity(model: Model, batches: Iterable[Batch], batch_tokens: int = BATCH_T
 
 
 def turnover(dead: Sequence[Bools]) -> list[list[dict[str, float]]]:
-  """What became of units between consecutive checkpoints.
+  """Computes what became of units between consecutive checkpoints.
 
   Args:
     dead: of each checkpoint, in order, true where a unit is dead, [layers, units].

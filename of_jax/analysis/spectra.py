@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def spectrum(matrix: npt.NDArray[np.floating[Any]]) -> dict[str, float]:
-  """`top_singular_value` s_1, `frobenius_norm` |W|_F, and `stable_rank` |W|_F^2 / s_1^2.
+  """Computes `top_singular_value` s_1, `frobenius_norm` |W|_F, `stable_rank` |W|_F^2 / s_1^2.
 
   In float64. The stable rank of a matrix of zeros is NaN; else it lies between 1 and the rank.
   """
@@ -28,7 +28,7 @@ def spectrum(matrix: npt.NDArray[np.floating[Any]]) -> dict[str, float]:
 
 
 def spectra(config: Config, params: Parameters) -> dict[str, list[dict[str, float]]]:
-  """Of every matrix of role `hidden`: parameter's path -> `spectrum` of each layer.
+  """Computes of every matrix of role `hidden`: parameter's path -> `spectrum` of each layer.
 
   Rows are inputs and columns outputs; the heads' outputs are the columns of one matrix.
   """

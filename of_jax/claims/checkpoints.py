@@ -50,7 +50,7 @@ def in_every_run(analysis: str, names: Sequence[str], read: Read, nothing: str =
 
 
 def dimensions_appear(names: Sequence[str], until: int) -> Judge:
-  """None at the first checkpoint, some at every one from `until` on."""
+  """Judges that outlier dimensions appear: none at the first checkpoint, some from `until` on."""
   def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str]:
     counts = {entry["step"]: len(entry["outlier_dimensions"]) for entry in analysis["steps"]}
     first, last = min(counts), max(counts)
@@ -62,7 +62,8 @@ def dimensions_appear(names: Sequence[str], until: int) -> Judge:
 
 
 def ablation_hurts(names: Sequence[str], least: float, factor: float) -> Judge:
-  """Surprisal rises by `least` nats without the dimensions, `factor` times as by random ones."""
+  """Judges that surprisal rises by `least` nats without outlier dimensions, and `factor` times as
+  much as without random ones."""
   def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str] | None:
     last = analysis["steps"][-1]
     if last["without_outlier_dimensions"] is None or last["without_random"] is None:
@@ -81,7 +82,8 @@ def ablation_hurts(names: Sequence[str], least: float, factor: float) -> Judge:
 
 
 def alone_they_predict_few(names: Sequence[str], share: float) -> Judge:
-  """Alone, at most `share` of the distinct predictions of all, and no rarer tokens."""
+  """Judges that outlier dimensions alone predict at most `share` of the distinct tokens that all
+  dimensions predict, and no rarer ones."""
   def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str] | None:
     last = analysis["steps"][-1]
     alone, full = last["only_outlier_dimensions"], last["full"]
@@ -99,7 +101,7 @@ def alone_they_predict_few(names: Sequence[str], share: float) -> Judge:
 
 
 def boosted(names: Sequence[str], writes: Sequence[str]) -> Judge:
-  """The median outlier dimension gets more of each of `writes` than the median dimension."""
+  """Judges that the median outlier dimension gets more of each of `writes` than the median one."""
   def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str] | None:
     last = analysis["steps"][-1]
     ratios = {name: (last["boost"].get(name) or {}).get("ratios") for name in writes}
@@ -114,7 +116,7 @@ def boosted(names: Sequence[str], writes: Sequence[str]) -> Judge:
 
 
 def first_layer_uses_less(names: Sequence[str], share: float) -> Judge:
-  """At the end the first layer uses at most `share` as many units a batch as the last."""
+  """Judges that at the end the first layer uses at most `share` as many units as the last."""
   def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str]:
     used = [row["active_fraction_batch"] for row in analysis["steps"][-1]["layers"]]
     return (used[0] <= share * used[-1], {"active_fraction_batch_by_layer": used},
@@ -125,7 +127,7 @@ def first_layer_uses_less(names: Sequence[str], share: float) -> Judge:
 
 
 def token_use_falls(names: Sequence[str]) -> Judge:
-  """The share of units active for a token, mean over layers, is lower at the end than at first."""
+  """Judges that the share of units active for a token, mean over layers, is lower at the end."""
   def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str]:
     means = {entry["step"]: statistics.fmean(row["active_fraction_token"]
                                              for row in entry["layers"])
@@ -138,7 +140,7 @@ def token_use_falls(names: Sequence[str]) -> Judge:
 
 
 def units_die(names: Sequence[str], least: float) -> Judge:
-  """In some layer the share of dead units grows by `least`."""
+  """Judges that in some layer the share of dead units grows by `least`."""
   def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str]:
     first, last = ([row["dead_fraction"] for row in analysis["steps"][i]["layers"]]
                    for i in (0, -1))
@@ -153,7 +155,8 @@ def units_die(names: Sequence[str], least: float) -> Judge:
 
 
 def prunable(names: Sequence[str], least: float, most: float) -> Judge:
-  """At least the share `least` of units is rarely active and costs at most `most` nats."""
+  """Judges that at least the share `least` of units is rarely active and costs `most` nats or less.
+  """
   def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str] | None:
     pruned = analysis.get("pruning")
     if not pruned or not math.isfinite(pruned["loss_change"]):

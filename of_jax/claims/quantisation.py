@@ -1,4 +1,4 @@
-"""Rules on what quantisation costs. Enters: runs with quantised.json. Leaves: judges, as
+"""Rules on the cost of quantisation. Enters: runs with quantised.json. Leaves: judges, as
 of_jax.claims.rules makes them of curves.
 """
 
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def spearman(a: Floats, b: Floats) -> Floats:
-  """Spearman's rank correlation along the last axis, [..., n] -> [...]; NaN where one is constant.
+  """Computes Spearman's correlation along the last axis, [..., n] -> [...]; NaN of a constant.
 
   Pearson's correlation of the ranks, equal values sharing the mean of theirs. Many pairs are
   correlated at once, which `scipy.stats.spearmanr` cannot.
@@ -35,7 +35,7 @@ def spearman(a: Floats, b: Floats) -> Floats:
 
 
 def bootstrap_interval(a: Floats, b: Floats, resamples: int = RESAMPLES) -> tuple[float, float]:
-  """Bootstraps the 2.5 % and 97.5 % quantiles of Spearman's correlation over resampled pairs, from seed 0.
+  """Bootstraps the 2.5 % and 97.5 % quantiles of Spearman's correlation, from seed 0.
 
   A resample in which either side is constant has no correlation and is left out.
   """

@@ -18,7 +18,7 @@ Runs = Mapping[str, Run]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What a rule said: `evidence` holds the numbers it read, `summary` one plain sentence."""
+  """A rule's answer: `evidence` holds the numbers it read, `summary` one plain sentence."""
 
   verdict: Literal["reproduced", "not reproduced", "inconclusive"]
   evidence: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Claim:
 
 
 def problems(runs: Runs, names: Sequence[str]) -> dict[str, str]:
-  """Why some of the runs cannot be judged, by name; empty if all can."""
+  """Finds why runs cannot be judged, by name; empty if all can."""
   found = {}
   for name in names:
     run = runs.get(name)
@@ -241,7 +241,7 @@ def growth(names: Sequence[str], factor: float) -> Callable[[Runs], Verdict]:
 
 
 def unjudged(found: Mapping[str, str]) -> Verdict:
-  """Inconclusive, naming the runs at fault."""
+  """Makes the verdict `inconclusive`, which names the runs at fault."""
   reason = "runs missing" if set(found.values()) == {"missing"} else "runs cannot be judged"
   by_why: dict[str, list[str]] = {}
   for name, why in found.items():
@@ -252,12 +252,12 @@ def unjudged(found: Mapping[str, str]) -> Verdict:
 
 
 def verdict(holds: bool) -> Literal["reproduced", "not reproduced"]:
-  """The word for a rule that was judged."""
+  """Chooses the word for a rule that was judged."""
   return "reproduced" if holds else "not reproduced"
 
 
 def span(values: Sequence[float], form: str = ".3g") -> str:
-  """The smallest and the largest, as one number where they print alike."""
+  """Writes the smallest and the largest value, as one number where they print alike."""
   low, high = format(min(values), form), format(max(values), form)
   return low if low == high else f"{low} to {high}"
 

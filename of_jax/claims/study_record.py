@@ -1,4 +1,4 @@
-"""study.json. Enters: the declared claims, the planned configs, the run directories.
+"""The record of a study, study.json. Enters: declared claims, planned configs, run directories.
 Leaves: one object that says what was claimed, by which rule, and what came out.
 
 It is written before the first run, so that the rules are on disk before any number is.
@@ -25,7 +25,7 @@ _COMPUTED = ("optim.warmup_steps", "model.beta_attention", "model.beta_mlp", "mo
 
 
 def varying(configs: Sequence[Config]) -> list[str]:
-  """The dotted fields whose value is not the same in all configs, in order of declaration.
+  """Finds the dotted fields whose value is not the same in all configs, in order of declaration.
 
   A branch's gain is left out where it only follows `model.beta`.
   """
@@ -38,12 +38,12 @@ def varying(configs: Sequence[Config]) -> list[str]:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-  """Dotted path -> value."""
+  """Flattens a config: dotted path -> value."""
   return {f"{s}.{k}": v for s, fields in to_dict(config).items() for k, v in fields.items()}
 
 
 def conflict(path: pathlib.Path, planned: Config) -> str | None:
-  """What the run directory `path` has set otherwise than planned; None if nothing, or no run."""
+  """Names what the run directory `path` has set otherwise than planned; None if nothing."""
   if not (path / CONFIG).is_file():
     return None
   # A run that is to be resumed must agree in everything, a finished one in what it computed.
@@ -61,7 +61,7 @@ def conflict(path: pathlib.Path, planned: Config) -> str | None:
 
 def judge(claims: Iterable[Claim], runs: Runs,
           previous: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-  """Each claim with its verdict as study.json holds it.
+  """Judges each claim, and gives it with its verdict as study.json holds it.
 
   A rule that reads otherwise than in `previous` keeps that one beside it, as `rule_at_start`.
   """
@@ -80,7 +80,7 @@ def judge(claims: Iterable[Claim], runs: Runs,
 
 
 def describe_runs(planned: Mapping[str, Config], runs: Runs) -> list[dict[str, Any]]:
-  """The `runs` list of study.json; numbers are null until a run has them."""
+  """Makes the `runs` list of study.json; numbers are null until a run has them."""
   fields = varying(list(planned.values()))
   return [{
       "name": name, "workdir": name,
@@ -90,7 +90,7 @@ def describe_runs(planned: Mapping[str, Config], runs: Runs) -> list[dict[str, A
 
 
 def numbers(run: Run | None) -> dict[str, Any]:
-  """What study.json says of one run; null where there is no number yet."""
+  """Takes from one run the numbers of study.json; null where there is none yet."""
   if run is None:
     return {"final_loss": None, "peak_kurtosis": None, "peak_mmr": None, "seconds": None,
             "finished": False}
@@ -99,14 +99,18 @@ def numbers(run: Run | None) -> dict[str, Any]:
 
 
 def load_runs(root: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, Run]:
-  """The runs of a folder by name; of `names`, those that exist, in that order."""
+  """Reads the runs of a folder by name; of `names`, those that exist, in that order."""
   if names is None:
     return {run.name: run for run in map(load_run, find_runs(root))}
   return {n: load_run(root / n) for n in names if (root / n / CONFIG).is_file()}
 
 
 def read(root: pathlib.Path) -> dict[str, Any] | None:
-  """The study.json of a folder; None if it has none."""
+  """Reads the study.json of a folder; None if it has none.
+
+  Raises:
+    UserError: it is broken, or no study's record.
+  """
   path = root / STUDY
   if not path.is_file():
     return None

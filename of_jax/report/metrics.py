@@ -1,4 +1,4 @@
-"""How figures show a metric: its name, its axis, its formula in words that HTML can set.
+"""Names, axes and formulas of metrics, as figures show them.
 
 Formulas, units and ranges are those of of_jax.config.declared_metrics. Declared here is what only a
 figure needs to know of the metrics that every page draws of the residual stream.
@@ -55,12 +55,12 @@ STREAM: Mapping[str, Shown] = {
 
 
 def base(metric: str) -> str:
-  """A metric's id without the suffix of its twin that leaves out position 0."""
+  """Strips the suffix of the twin that leaves out position 0 from a metric's id."""
   return metric.removesuffix(NO_FIRST)
 
 
 def formula(metric: str, own: Mapping[str, Metric] | None = None) -> str:
-  """A metric's formula, with its symbols and its range, as its family declares them.
+  """Writes a metric's formula, its symbols and its range, as its family declares them.
 
   Args:
     metric: its id, perhaps with the suffix of the twin.

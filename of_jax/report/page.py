@@ -1,5 +1,5 @@
-"""report.html. Enters: runs, study.json's object, the static figure. Leaves: one HTML text that
-opens as a file: style, data and the plotting library are inside, and nothing is loaded.
+"""The page report.html. Enters: runs, study.json's object, the static figure. Leaves: one HTML text
+that opens as a file: style, data and the plotting library are inside, and nothing is loaded.
 
 The library travels compressed and is unpacked by the browser; until then, and without
 JavaScript, the page shows its text, tables and the static figure.

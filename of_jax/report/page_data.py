@@ -46,7 +46,7 @@ def page_data(runs: Mapping[str, Run]) -> dict[str, Any]:
 
 
 def _others(runs: Mapping[str, Run]) -> dict[str, tuple[str, str]]:
-  """What else was measured, as "METRIC at SITE" -> (site, metric): users' own first, then by name.
+  """Finds what else was measured: "METRIC at SITE" -> (site, metric), users' own first.
   """
   measured_at = {
       (site, metric) for run in runs.values() for curves in (run.train, run.eval)

@@ -10,7 +10,7 @@ Numbers = Sequence[float | None]
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """One curve. With `sizes`, from 0 to 1, it is drawn as dots of these sizes."""
+  """A curve. With `sizes`, from 0 to 1, it is drawn as dots of these sizes."""
 
   name: str
   x: Numbers
@@ -20,7 +20,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """One pair of axes.
+  """A pair of axes with its curves.
 
   Attributes:
     title: what is shown.
@@ -44,5 +44,5 @@ def plain(values: Any) -> list[float | None]:
 
 
 def finite(value: float) -> float | None:
-  """A number, or None where it is not finite."""
+  """Gives the number, or None where it is not finite."""
   return value if math.isfinite(value) else None

@@ -77,7 +77,7 @@ def as_element(figure: Any, name: str, label: str) -> str:
 
 
 def styled() -> Any:
-  """The style of every figure, as a context."""
+  """Sets the style of every figure, as a context."""
   # Text stays text in the SVG: selectable, in the reader's own font, and a small file.
   return matplotlib.rc_context(_STYLE)
 

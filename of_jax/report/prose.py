@@ -17,14 +17,14 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def title(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> str:
-  """The page's heading."""
+  """Makes the page's heading."""
   if study is not None:
     return f"Study {study['study']}, scale {study['scale']}"
   return f"Run {next(iter(runs))}" if len(runs) == 1 else f"{len(runs)} runs"
 
 
 def trained(runs: Mapping[str, Run]) -> str:
-  """What was trained."""
+  """Says what was trained, in a few sentences."""
   configs = [flatten(run.config) for run in runs.values()]
 
   def values(path: str) -> str:
@@ -52,7 +52,7 @@ def trained(runs: Mapping[str, Run]) -> str:
 
 
 def found(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-  """(verdict, sentence) of each claim; without a study, what the kurtosis did."""
+  """Lists (verdict, sentence) of each claim; without a study, of what the kurtosis did."""
   if study is not None:
     # What was not judged must still say what was asked.
     return [(str(c["verdict"]), sentence(str(c.get("summary") or c["statement"]))
@@ -72,7 +72,7 @@ def found(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> list[tupl
 
 def against_paper(runs: Mapping[str, Run],
                   study: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
-  """(field, here, in the paper) where the runs' values are not the paper's."""
+  """Lists (field, here, in the paper) where the runs' values are not the paper's."""
   rows = []
   for path, paper in ((study or {}).get("paper_setup") or {}).items():
     here = list(dict.fromkeys(_value(flatten(run.config)[path]) for run in runs.values()))
@@ -82,7 +82,7 @@ def against_paper(runs: Mapping[str, Run],
 
 
 def small(runs: Mapping[str, Run]) -> str:
-  """How far one experiment of this size reaches."""
+  """Says how far one experiment of this size reaches."""
   tokens = [run.config.train.steps * run.config.train.batch_size
             * run.config.train.sequence_length for run in runs.values()]
   seeds = sorted({run.config.train.seed for run in runs.values()})
@@ -119,7 +119,7 @@ def _listed(items: Any) -> str:
 
 
 def sentence(text: str) -> str:
-  """`text` with a capital and a full stop."""
+  """Makes a sentence of `text`: a capital and a full stop."""
   if not text:
     return text
   # A run's name at the beginning keeps its own spelling.
@@ -130,7 +130,7 @@ def sentence(text: str) -> str:
 
 def evidence_rows(evidence: Mapping[str, Any], prefix: Sequence[str] = ()) -> list[
     tuple[str, str]]:
-  """Nested evidence as (what, value) rows, numbers to four digits."""
+  """Flattens nested evidence into rows (what, value), numbers to four digits."""
   rows: list[tuple[str, str]] = []
   for key, value in evidence.items():
     path = (*prefix, str(key) if "=" in str(key) or prefix else str(key))

@@ -1,4 +1,4 @@
-"""How runs are grouped and thinned for figures. Enters: runs. Leaves: for each run its group
+"""Groups of runs, and curves thinned, for figures. Enters: runs. Leaves: for each run its group
 (what gets a colour), its condition (what gets a panel) and its seed (what gets a dash), and
 curves of few enough points to draw.
 """
@@ -23,7 +23,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """Where one run stands in the figures."""
+  """Place of one run in the figures."""
 
   run: Run
   group: str
@@ -34,7 +34,7 @@ class Series:
 
 
 def arrange(runs: Mapping[str, Run]) -> list[Series]:
-  """One `Series` a run, in the order given.
+  """Gives each run its place in the figures, in the order given.
 
   The group is the block, with its norm where one block is run with several; of residual MLPs, which
   have no block, and where the block is one throughout, it is the optimiser if that varies. A field
@@ -56,7 +56,7 @@ def arrange(runs: Mapping[str, Run]) -> list[Series]:
 
 
 def varied(runs: Mapping[str, Run]) -> list[str]:
-  """The fields that tell the runs apart, less those that follow from the block."""
+  """Finds the fields that tell the runs apart, less those that follow from the block."""
   groups = _groups(runs)
   chosen = set(_inside(runs, groups)) | {"train.seed"}
   if len(set(groups.values())) > 1:
@@ -67,7 +67,7 @@ def varied(runs: Mapping[str, Run]) -> list[str]:
 
 
 def first_settings(items: Sequence[Series]) -> list[Series]:
-  """Of each group the runs of its first run's condition."""
+  """Keeps, of each group, the runs of its first run's condition."""
   first: dict[str, str] = {}
   for item in items:
     first.setdefault(item.group, item.condition)
@@ -100,12 +100,12 @@ def _inside(runs: Mapping[str, Run], groups: Mapping[str, str]) -> list[str]:
 
 
 def field_name(path: str) -> str:
-  """A dotted field as a reader says it."""
+  """Names a dotted field as a reader says it."""
   return "optimiser" if path == "optim.name" else path.rpartition(".")[2].replace("_", " ")
 
 
 def shown(value: Any) -> str:
-  """A config value as a reader types it."""
+  """Writes a config value as a reader types it."""
   if isinstance(value, bool):
     return "true" if value else "false"
   if isinstance(value, list):
@@ -114,7 +114,7 @@ def shown(value: Any) -> str:
 
 
 def thin(steps: Ints, values: Floats, points: int, largest: bool = False) -> tuple[Ints, Floats]:
-  """At most `points` of a curve: in each stretch of steps the mean, or the largest value.
+  """Thins a curve to at most `points`: in each stretch of steps the mean, or the largest value.
 
   Args:
     values: (steps,) or (steps, layers).
@@ -140,7 +140,7 @@ def thin(steps: Ints, values: Floats, points: int, largest: bool = False) -> tup
 
 
 def over_layers(values: Floats, largest: bool) -> Floats:
-  """(steps, layers) -> (steps,): the largest or the mean over the layers; NaN stays NaN."""
+  """Reduces (steps, layers) to (steps,) by the largest or the mean of layers; NaN stays NaN."""
   if not values.size:
     return np.zeros(values.shape[0])
   line: Floats = values.max(axis=1) if largest else values.mean(axis=1)

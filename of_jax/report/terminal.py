@@ -23,12 +23,12 @@ _STYLES = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yell
 
 
 def console() -> Console:
-  """To standard output; in a pipe a line is as long as a table needs, for nothing reflows it."""
+  """Opens standard output; in a pipe a line is as long as a table needs, for nothing reflows it."""
   return Console() if sys.stdout.isatty() else Console(width=110)
 
 
 def duration(seconds: float) -> str:
-  """`seconds` as a reader says it."""
+  """Writes seconds as a reader says them: 12.3 s, 4 min 05 s, 2 h 07 min."""
   if not math.isfinite(seconds):
     return "-"
   if seconds < 60:
@@ -39,33 +39,33 @@ def duration(seconds: float) -> str:
 
 
 def show(value: float) -> str:
-  """A measured number to three significant digits; a dash where there is none."""
+  """Writes a measured number to three significant digits; a dash where there is none."""
   if not math.isfinite(value):
     return "-"
   return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def show_loss(value: float) -> str:
-  """A loss to a thousandth; a small one, as of images, to three significant digits."""
+  """Writes a loss to a thousandth; a small one, as of images, to three significant digits."""
   if not math.isfinite(value):
     return "-"
   return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
 
 
 def show_accuracy(value: float) -> str:
-  """A share in per cent."""
+  """Writes a share in per cent."""
   return f"{value:.2%}" if math.isfinite(value) else "-"
 
 
 def status(run: Run) -> str:
-  """finished, diverged, or how far the run is."""
+  """Says that a run is finished or diverged, or how far it is."""
   if run.diverged:
     return "diverged"
   return "finished" if run.finished else f"step {run.steps_done:,} of {run.config.train.steps:,}"
 
 
 def print_runs(out: Console, runs: Mapping[str, Run]) -> None:
-  """A line a run: final loss, for images accuracy, peak kurtosis, peak MMR, seconds."""
+  """Prints a line a run: final loss, for images accuracy, peak kurtosis, peak MMR, seconds."""
   table = Table()
   table.add_column("run", no_wrap=True)
   images = any(run.reads_images for run in runs.values())
@@ -86,7 +86,7 @@ def print_runs(out: Console, runs: Mapping[str, Run]) -> None:
 
 
 def print_claims(out: Console, claims: Sequence[Mapping[str, Any]]) -> None:
-  """Each claim with its verdict, its rule and what the rule read."""
+  """Prints each claim with its verdict, its rule and what the rule read."""
   for claim in claims:
     verdict = str(claim["verdict"])
     style = _STYLES.get(verdict, "")
@@ -102,7 +102,7 @@ def print_claims(out: Console, claims: Sequence[Mapping[str, Any]]) -> None:
 
 def print_plan(out: Console, planned: Mapping[str, Config],
                root: pathlib.Path | None) -> None:
-  """The runs that a study would train, what tells each from the others, which are finished."""
+  """Prints the runs that a study would train, what tells each apart, and which are finished."""
   flat = {name: flatten(config) for name, config in planned.items()}
   usual = {field: collections.Counter(str(values[field]) for values in flat.values()).most_common(1)
            for field in varying(list(planned.values()))}

@@ -1,4 +1,4 @@
-"""The train step compiled for a TPU slice that is not there, and what the program would cost.
+"""Compiles the train step for a TPU slice that is not there, and says what it would cost.
 
 libtpu holds the real TPU compiler and runs without a TPU. Enters: a config and the name of a
 slice. Leaves: bytes a chip, flops, bytes moved, collectives and an estimate of the time.
@@ -25,7 +25,7 @@ FORMULA = ("sum over operations of trips x max(matrix flops / peak, bytes in HBM
 
 
 def devices(topology: str) -> list[Any]:
-  """Descriptions of the slice's chips, which programs can be compiled for and not run on."""
+  """Describes the slice's chips, which programs can be compiled for and not run on."""
   _, shape = parse_topology(topology)
   # libtpu would look for the machine it runs on, and complain that it is no TPU's host.
   os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
