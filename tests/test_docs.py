@@ -1,7 +1,8 @@
 """The pages say what is true: links lead somewhere, tables are up to date, and every playbook of
 docs/extending.md is followed, word by word, in a copy of the project.
 
-`python -m tests.test_docs` writes the table of rooms into docs/architecture.md.
+`python -m tests.test_docs` writes the table of rooms into docs/architecture.md, and that of metrics
+into docs/metrics.md.
 """
 
 import ast
@@ -17,12 +18,16 @@ from pathlib import Path
 
 import pytest
 
+from of_jax.config import declared_metrics
 from tests.test_layers import ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")])
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-BEGIN, END = "<!-- begin: python -m tests.test_docs -->\n", "<!-- end -->"
+METRICS = ROOT / "docs" / "metrics.md"
+ROOMS_BEGIN = "<!-- begin: python -m tests.test_docs -->\n"
+METRICS_BEGIN = "<!-- begin: python -m experiments.measure --list_metrics -->\n"
+END = "<!-- end -->"
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
 
 
@@ -77,19 +82,21 @@ def rooms_table() -> str:
   return "\n".join(lines) + "\n"
 
 
-def rooms_in_page() -> str:
-  return ARCHITECTURE.read_text().partition(BEGIN)[2].partition(END)[0]
+def between(page: Path, begin: str) -> str:
+  """The table of a page that stands between a marker and the next END."""
+  return page.read_text().partition(begin)[2].partition(END)[0]
 
 
 def test_the_rooms_are_those_of_the_import_test() -> None:
-  assert rooms_in_page() == rooms_table(), "run python -m tests.test_docs"
+  assert between(ARCHITECTURE, ROOMS_BEGIN) == rooms_table(), "run python -m tests.test_docs"
 
 
 # A playbook is a section of the page. It says which files it touches, in a table, and does so:
 # `<!-- new: PATH -->` before a block is a file, `<!-- add to PATH behind: LINE -->` goes behind the
-# first line of that file that is LINE, and `<!-- run -->` is what one types then.
+# one line of that file that begins so, `<!-- change in PATH: LINE -->` takes its place, and
+# `<!-- run -->` is what one types then; `<!-- run slowly -->` waits for `-m slow`.
 _STEP = re.compile(r"^<!-- (?P<what>.+?) -->\n```\w*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
-_ADD = re.compile(r"add to (?P<path>\S+) behind: (?P<line>.*)")
+_ADD = re.compile(r"(?P<verb>add to|change in) (?P<path>[^\s:]+)(?: behind)?: (?P<line>.*)")
 # In place of a user's own choice: the same training in a few seconds.
 SMALL = ("model.width=16", "model.depth=2", "model.heads=2", "data.vocab_size=64", "train.steps=2",
          "train.batch_size=4", "train.sequence_length=16", "train.eval_every=2",
@@ -121,6 +128,8 @@ class Playbook:
         found.add(what.removeprefix("new: "))
       elif "experiments.variants --write" in text:
         found.add("docs/variants.md")
+      elif "tests.test_docs" in text:
+        found.add("docs/metrics.md")
     return found
 
 
@@ -129,12 +138,12 @@ def playbooks() -> Iterator[Playbook]:
     title, _, body = section.partition("\n")
     steps = tuple((m["what"], m["text"]) for m in _STEP.finditer(body))
     if steps:
-      files = re.findall(r"^\| `([\w./]+)` \|", body, re.MULTILINE)
+      files = re.findall(r"^\| `([\w./]+)` \|", body.partition("<!--")[0], re.MULTILINE)
       yield Playbook(title, tuple(files), steps)
 
 
 PLAYBOOKS = {playbook.title: playbook for playbook in playbooks()}
-# The others are as many trainings, and wait for `-m slow`.
+# Always followed, without what is to be run slowly. The rest are as many trainings.
 QUICKEST = ("Add a norm",)
 
 
@@ -169,9 +178,10 @@ def write(folder: Path, what: str, text: str) -> None:
     return
   path = folder / added["path"]
   lines = path.read_text().splitlines(keepends=True)
-  found = [i for i, line in enumerate(lines) if line.strip() == added["line"].strip()]
-  assert found, f"{added['path']} has no line `{added['line']}`"
-  lines.insert(found[0] + 1, text)
+  found = [i for i, line in enumerate(lines) if line.strip().startswith(added["line"])]
+  assert len(found) == 1, f"{added['path']} has {len(found)} lines `{added['line']}`"
+  place = found[0]
+  lines[place:place + 1] = [*([lines[place]] if added["verb"] == "add to" else []), text]
   path.write_text("".join(lines))
 
 
@@ -183,22 +193,23 @@ def run(folder: Path, command: str, token_file: Path) -> None:
     command += "".join(f" --config.{field}" for field in SMALL)
   if "-m pytest" in command:
     command += " -n 0 -p no:cacheprovider"
-  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONDONTWRITEBYTECODE": "1",
-         "OF_JAX_PLAYBOOK": "1"}
+  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONDONTWRITEBYTECODE": "1"}
   done = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True,
                         timeout=900)
   assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
-@pytest.mark.parametrize("title", [
-    pytest.param(title, marks=[] if title in QUICKEST else pytest.mark.slow)
-    for title in PLAYBOOKS])
-def test_a_playbook_works(title: str, tmp_path: Path, token_file: Path) -> None:
+@pytest.mark.parametrize("title, with_all", [
+    *((title, False) for title in QUICKEST),
+    *(pytest.param(title, True, marks=pytest.mark.slow) for title in PLAYBOOKS)])
+def test_a_playbook_works(title: str, with_all: bool, tmp_path: Path, token_file: Path) -> None:
   """Nothing else is written on the way, and every command ends well."""
   playbook, folder = PLAYBOOKS[title], copied(tmp_path)
   before = files_of(folder)
   for what, text in playbook.steps:
-    if what == "run":
+    if what == "run slowly" and not with_all:
+      continue
+    if what.startswith("run"):
       for line in text.replace("\\\n", " ").strip().splitlines():
         run(folder, line, token_file)
     else:
@@ -209,8 +220,10 @@ def test_a_playbook_works(title: str, tmp_path: Path, token_file: Path) -> None:
 
 
 def main() -> None:
-  ARCHITECTURE.write_text(ARCHITECTURE.read_text().replace(
-      BEGIN + rooms_in_page() + END, BEGIN + rooms_table() + END))
+  for page, begin, table in ((ARCHITECTURE, ROOMS_BEGIN, rooms_table()),
+                             (METRICS, METRICS_BEGIN, declared_metrics.table() + "\n")):
+    page.write_text(page.read_text().replace(begin + between(page, begin) + END,
+                                             begin + table + END))
 
 
 if __name__ == "__main__":
