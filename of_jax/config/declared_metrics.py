@@ -241,7 +241,7 @@ def user_family(text: str) -> Declared:
 
 
 def table() -> str:
-  """Every metric as a Markdown table, as the README has it."""
+  """Writes every metric as a Markdown table, as docs/metrics.md has it."""
   lines = ["| id | formula | unit | range | level | where | reference |",
            "| --- | --- | --- | --- | --- | --- | --- |"]
   for family in families().values():

@@ -1,7 +1,7 @@
 """The run directory: file names, and how its JSON is written and read back.
 
 Everything that a run leaves and everything that analysis knows passes through here, so that
-analysis never needs the trainer. See the README for what each file holds.
+analysis never needs the trainer. docs/run_directory.md says what each file holds.
 """
 
 import contextlib
