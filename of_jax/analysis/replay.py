@@ -22,11 +22,11 @@ from of_jax.data.folder import Corpus
 from of_jax.data.images import Images
 from of_jax.data.loader import Shuffled, make_batches
 from of_jax.errors import UserError
-from of_jax.models.functional import Parameters, named_leaves
+from of_jax.models.functional import Parameters
 from of_jax.models.probe import uses_dropout
-from of_jax.storage import remote, run_directory
+from of_jax.storage import checkpoint, remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
-from of_jax.storage.digest import as_text, digest
+from of_jax.storage.digest import as_text
 
 Log = Callable[[str], None]
 
@@ -102,22 +102,14 @@ def restore(run: str | Path, step: int | None = None) -> Restored:
   name = remote.name_of(path)
   config = config_lib.resolve(_with_own_metrics(path, read_config(path)))
   available = checkpoint_steps(path)
-  step = available[-1] if step is None else step
-  if step not in available:
-    raise UserError(f"{name}: no checkpoint at step {step}; there are "
-                    f"{', '.join(map(str, available))}")
+  step = checkpoint.check_step(name, available[-1] if step is None else step, available)
   with Checkpoints(path, reading=True) as checkpoints:
     loaded = checkpoints.load_host(step, ("params", "digest"))
-  _check_shapes(path, step, config, loaded["params"])
+  checkpoint.check_same_shapes(
+      str(path), evaluation.network_of(config).shapes, loaded["params"],
+      f"parameter {{name}} of step {step} is {{saved}}, and its config makes it {{ours}}")
   params = jax.device_put(loaded["params"], jax.devices()[0])
-  computed = jax.device_get(digest(params, step))
-  if "digest" in loaded:
-    there = int(loaded["digest"]["step"])
-    if there != step:
-      raise UserError(f"{name}: the checkpoint of step {step} was written at step {there}")
-    if not np.array_equal(loaded["digest"]["params"], computed["params"]):
-      raise UserError(f"{name}: the parameters of step {step} do not have the digest that was "
-                      "written with them; the checkpoint is damaged")
+  computed = checkpoint.check_digest(name, params, step, loaded)
   return Restored(path, config, params, step, as_text(computed), "digest" in loaded)
 
 
@@ -241,14 +233,3 @@ def special_tokens(config: Config, model_tokenizer: Path | None) -> tuple[int | 
 def _with_own_metrics(path: Path, config: Config) -> Config:
   return dataclasses.replace(config, telemetry=dataclasses.replace(
       config.telemetry, user_metrics=own_metrics(path, config)))
-
-
-def _check_shapes(path: Path, step: int, config: Config, params: Parameters) -> None:
-  """Raises UserError unless the parameters are those of the config's network."""
-  ours = {name: leaf.shape for name, leaf in
-          named_leaves(evaluation.network_of(config).shapes).items()}
-  theirs = {name: leaf.shape for name, leaf in named_leaves(params).items()}
-  for name in sorted({*ours, *theirs}):
-    if ours.get(name) != theirs.get(name):
-      raise UserError(f"{path}: parameter {name} of step {step} is {theirs.get(name, 'absent')}, "
-                      f"and its config makes it {ours.get(name, 'absent')}")

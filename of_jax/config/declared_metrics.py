@@ -4,7 +4,7 @@ A family is a file of of_jax/telemetry/families. It declares in constants what p
 need to know of it, and its class computes:
 
   METRICS: id -> (level, formula, unit, range, reference)
-  KIND: what the family is given, see KINDS
+  KIND: what the family is given, see KINDS, and so which method its class has
   SITES: the sites that it is for; empty for all that a level watches
   EVERY: steps between measurements, for a family that is measured apart from the train step,
     by a program of its own; 0 for those inside the step
@@ -30,10 +30,18 @@ FOLDER = "telemetry/families"
 NO_FIRST = "_no_first"
 OPTIMIZER = "optimizer"
 QUANTISED = "quantised"
-# Of a site's activations, of their gradients, of attention's queries and keys, of the activations
-# before and after a step, of parameters and what the optimiser does with them, of the model
-# quantised.
-KINDS = ("activations", "gradients", "attention", "change", "parameters", QUANTISED)
+# Kind -> what its families are given, and the method of of_jax.telemetry.Family that takes it. How
+# a family of it is measured apart from the step, of_jax.train.kinds.BUILDERS says.
+KINDS = {
+    "activations": "a site's activations: `statistics`",
+    "gradients": "by neuron, sums of squares of the loss's gradients with respect to a site's "
+    "activations: `of_gradients`",
+    "attention": "a layer's queries and keys: `of_attention`",
+    "change": "a site's activations of a fixed batch before and after a step, always apart from "
+    "it: `of_change`",
+    "parameters": "parameters, and what the optimiser does with them, always in the step",
+    QUANTISED: "the model quantised, on a fixed batch after a step",
+}
 # What one forward pass is enough for.
 OF_FORWARD = ("activations", "attention")
 LEVELS = ("off", "basic", "full")
@@ -93,6 +101,12 @@ def families() -> dict[str, Declared]:
 def _declared(name: str, folder: str, file: str) -> Declared:
   kind, sites, every, metrics = (variants.literal(folder, file, constant)
                                  for constant in ("KIND", "SITES", "EVERY", "METRICS"))
+  if kind not in KINDS:
+    raise variants.fault(folder, file, "KIND", f'is "{kind}", not one of {", ".join(KINDS)}'
+                         + nearest(kind, KINDS))
+  if kind == "change" and not every:
+    raise variants.fault(folder, file, "EVERY", "is 0, and a family of kind change is measured "
+                         "apart from the step; say every how many")
   return Declared(name, kind, tuple(sites), every, tuple(
       _metric(id_, name, row, kind == "activations") for id_, row in metrics.items()))
 

@@ -24,25 +24,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from of_jax.config import Config
 from of_jax.config.fields import replaced
-from of_jax.data.corpora import prepare
-from of_jax.data.loader import Shuffled, make_batches
+from of_jax.data.loader import Shuffled
 from of_jax.errors import UserError
-from of_jax.storage import checkpoint, run_directory
+from of_jax.storage import checkpoint
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.sweep import members
-from of_jax.train import environment, init_from, loop, provenance, writers
+from of_jax.train import loop, startup
 from of_jax.train.distributed import Interruption
-from of_jax.train.outputs import Recorder
+from of_jax.train.outputs import RunOutputs
 from of_jax.train.profile import Profile
 from of_jax.train.sharding import AXES, state_shardings
-from of_jax.train.step import (
-    Batch,
-    Functions,
-    Trainer,
-    compile_functions,
-    make_functions,
-    make_trainer,
-)
+from of_jax.train.trainer import Functions, Trainer, compile_functions, make_functions, make_trainer
+from of_jax.train.types import Batch, Log
 
 MEMBERS = "members"
 
@@ -58,7 +51,7 @@ class Number:
     return x * self._value.astype(x.dtype)
 
 
-def train_together(runs: Mapping[Path, Config], log: loop.Log = print) -> None:
+def train_together(runs: Mapping[Path, Config], log: Log = print) -> None:
   """Trains or resumes several runs to their ends; finished ones are left as they are.
 
   Members that are to go on from different checkpoints, as after a kill between two saves, are
@@ -76,66 +69,30 @@ def train_together(runs: Mapping[Path, Config], log: loop.Log = print) -> None:
   if jax.process_count() > 1:
     raise UserError("members of one program are trained by one process; start as many commands")
   members.check({str(path): config for path, config in runs.items()})
-  for workdir, config in runs.items():
-    provenance.check_workdir(workdir, config)
-    provenance.check_user_metrics(workdir, config)
+  going = [workdir for workdir, config in runs.items() if not startup.check(workdir, config)]
   parts: dict[int | None, dict[Path, Config]] = {}
-  for path, config in runs.items():
-    if not (path / run_directory.DONE).exists():
-      parts.setdefault(_latest(path), {})[path] = config
+  for path in going:
+    parts.setdefault(_latest(path), {})[path] = runs[path]
   with Interruption() as interruption:
     for part in parts.values():
       _train(part, log, interruption)
 
 
-def _train(runs: dict[Path, Config], log: loop.Log, interruption: Interruption) -> None:
+def _train(runs: dict[Path, Config], log: Log, interruption: Interruption) -> None:
   workdirs, configs = list(runs), list(runs.values())
-  first, name = configs[0], f"{len(runs)} runs" if len(runs) > 1 else workdirs[0].name
-  writers.check_available(first.train)
-  corpus = prepare(first.data, log)
-  batches = [make_batches(corpus, config.data, config.train) for config in configs]
+  name = f"{len(runs)} runs" if len(runs) > 1 else workdirs[0].name
   sweep = Sweep(configs)
-  with jax.set_mesh(sweep.single_mesh):
-    single = sweep.trainer_of(first)
-    described = environment.describe(first, sweep.single_mesh, corpus, single.network)
-    described["together"] = {"members": [str(path) for path in workdirs],
-                             "devices": sweep.mesh.size}
-    for workdir in workdirs:
-      provenance.check_corpus(workdir, described)
-    provenance.announce_disk(workdirs[0].parent, single, checkpoint.kept_steps(first.train), log,
-                             len(runs))
-    resumes = checkpoint.has_checkpoint(workdirs[0])
-    sources = [None if resumes else init_from.load(
-        config, single.network, single.shardings["params"], log) for config in configs]
-    states = [loop.initial_state(config, sweep.trainer_of(config), source)
-              for config, source in zip(configs, sources)]
+  planned = startup.Planned(runs, name, sweep.single_mesh, sweep.trainer_of, {
+      "together": {"members": [str(path) for path in workdirs], "devices": sweep.mesh.size}})
   with contextlib.ExitStack() as held:
-    for workdir, config in runs.items():
-      workdir.mkdir(parents=True, exist_ok=True)
-      held.enter_context(run_directory.locked(workdir))
-      provenance.write_config(workdir, config, single.network)
-    saved = [held.enter_context(Checkpoints(workdir)) for workdir in workdirs]
-    done = saved[0].latest
-    for i, (workdir, checkpoints) in enumerate(zip(workdirs, saved)):
-      source = sources[i]
-      own = {**described, "init_from": source.record} if source else described
-      provenance.write_environment(workdir, own, corpus, done)
-      loop.open_records(workdir, done or 0)
-      if done is None:
-        checkpoints.save(states[i], 0)
-      else:
-        shapes = jax.eval_shape(lambda state: state, states[i])
-        states[i] = checkpoints.restore(shapes, single.shardings, done)
-    if done is not None:
-      log(f"{name}: resumes after step {done} of {first.train.steps}")
-    recorder = Recorder(
-        workdirs, [loop.run_log(workdir, config, done or 0, single)
-                   for workdir, config in runs.items()], saved, unstacked, log)
-    state = sweep.stacked(states)
-    del states
+    begun = startup.begin(planned, held, log)
+    outputs = RunOutputs(workdirs, begun.logs, begun.checkpoints, unstacked, log)
+    state = sweep.stacked(begun.states)
+    # What is stacked is not kept a second time.
+    begun.states.clear()
     loop.run_steps(
-        first, name, sweep.trainer, StackedFeed(sweep, batches), sweep.keys(),
-        recorder, state, done or 0, interruption, Profile(workdirs[0], None), log)
+        configs[0], name, sweep.trainer, StackedFeed(sweep, begun.batches), sweep.keys(),
+        outputs, state, begun.done, interruption, Profile(workdirs[0], None), log)
   for workdir in workdirs:
     log(f"{workdir}: finished")
 
@@ -183,22 +140,22 @@ class Sweep:
                                               self.sharding)
 
   def trainer_of(self, config: Config) -> Trainer:
-    """What initialises a member, shared by those that begin alike."""
+    """Makes the trainer that initialises a member, shared by those that begin alike."""
     return make_trainer(members.initial(config), self.single_mesh)
 
   def keys(self) -> jax.Array:
-    """[members]."""
+    """Makes the members' keys, [members], from which every step draws."""
     keys: jax.Array = jax.device_put(jnp.stack(
-        [loop.training_key(config) for config in self.configs]), self.sharding)
+        [startup.training_key(config) for config in self.configs]), self.sharding)
     return keys
 
   def stacked(self, trees: Sequence[Any]) -> Any:
-    """One tree of arrays, a member each -> one tree for all, spread over the devices."""
+    """Stacks trees of arrays, a member each, into one tree for all, spread over the devices."""
     return jax.tree.map(lambda *leaves: jax.device_put(
         np.stack([np.asarray(leaf) for leaf in leaves]), self.sharding), *trees)
 
   def _functions(self, template: Functions) -> Functions:
-    """The functions of all members, from what to call for one."""
+    """Makes the functions of all members, from what to call for one."""
 
     def every(call: Callable[[Functions], Any]) -> Any:
       def one(numbers: dict[str, jax.Array], *arguments: Any) -> Any:
@@ -216,17 +173,17 @@ class Sweep:
 
       return run
 
-    def apart(name: str) -> Any:
-      return every(lambda made: made.apart[name])
+    def side_program(name: str) -> Any:
+      return every(lambda made: made.side_programs[name].run)
 
     plain = every(lambda made: made.plain)
     return dataclasses.replace(
         template, plain=plain, measured=plain if template.measured is template.plain else every(
             lambda made: made.measured),
         evaluate=every(lambda made: made.evaluate), add=every(lambda made: made.add),
-        finish=every(lambda made: made.finish), change=every(lambda made: made.change),
-        quantised=every(lambda made: made.quantised),
-        apart={name: apart(name) for name in template.apart})
+        finish=every(lambda made: made.finish),
+        side_programs={name: dataclasses.replace(program, run=side_program(name))
+                       for name, program in template.side_programs.items()})
 
 
 class StackedFeed:
@@ -236,18 +193,18 @@ class StackedFeed:
     self._sweep, self._batches = sweep, batches
 
   def train(self, step: int) -> Batch:
-    """What step `step`, from 1, trains on."""
+    """Gives the batches of step `step`, from 1."""
     batch: Batch = self._sweep.stacked([own.train_batch(step - 1) for own in self._batches])
     return batch
 
   def evaluation(self) -> list[Batch]:
-    """The evaluation set, which all members share."""
+    """Gives the evaluation set, which all members share."""
     return [self._sweep.stacked([batch] * len(self._batches))
             for batch in self._batches[0].eval_batches()]
 
 
 def unstacked(tree: Any) -> list[Any]:
-  """A tree of all members -> one for each, copied to the host."""
+  """Splits a tree of all members into one for each, copied to the host."""
   whole = jax.tree.map(np.asarray, tree)
   members = jax.tree.leaves(whole)[0].shape[0]
   # Copies, since the next step takes the memory that these may be views of.

@@ -1,10 +1,11 @@
-"""What a family of metrics is: sufficient statistics that add up, and metrics made of them.
+"""Families of metrics: sufficient statistics that add up, and metrics made of them.
 
 Statistics are float32 arrays over the tokens of one site on this device's mesh; under jit a sum
 over a sharded batch is already the sum over the mesh. Finished metrics do not add up over
 micro-batches and evaluation batches, so they are made last.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,10 @@ import numpy as np
 from of_jax.telemetry.activations import FIRST, REST, Activations
 
 Statistics = dict[str, jax.Array]
+# (queries [batch, some of the time, heads, head_dim], keys, number of the first query)
+# -> float32 logits that the softmax reads, -inf where attention is not allowed, and its weights,
+# both [batch, heads, queries, keys].
+Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 # An integer cannot be NaN: the smallest one stands for undefined, and is null in JSON.
 UNDEFINED = np.iinfo(np.int32).min
 
@@ -21,8 +26,10 @@ UNDEFINED = np.iinfo(np.int32).min
 class Family:
   """Base of the families: one class a file of of_jax/telemetry/families, or a user's own.
 
-  The file's constants declare the metrics, see of_jax.config.declared_metrics. A user's class
-  declares `metrics` itself, see of_jax.telemetry.user.
+  The file's constants declare the metrics and the kind, see of_jax.config.declared_metrics. A class
+  defines `finish` and the one method that its kind is measured by: `statistics` for `activations`,
+  `of_gradients` for `gradients`, `of_attention` for `attention`, `of_change` for `change`. A user's
+  class is of activations, and declares `metrics` itself, see of_jax.telemetry.user.
 
   Attributes:
     adds_up: whether the merged statistics of micro-batches are those of the whole batch. A family
@@ -32,7 +39,7 @@ class Family:
   adds_up = True
 
   def statistics(self, a: Activations) -> Statistics:
-    """What one site's activations leave behind.
+    """Reduces one site's activations, of a family of kind `activations`.
 
     Returns:
       name -> float32 array. Those whose names begin with `max_` combine by the maximum, all
@@ -40,9 +47,44 @@ class Family:
     """
     raise NotImplementedError
 
+  def of_gradients(self, sum_square_LxD: jax.Array, tokens: jax.Array) -> Statistics:
+    """Takes one site's gradients, for a family of kind `gradients`.
+
+    Args:
+      sum_square_LxD: by layer and neuron, the sum over tokens of (dloss/dX)^2, loss the mean over
+        the batch's tokens.
+      tokens: how many count.
+
+    Returns:
+      name -> float32 array whose first axis is the layers, as `statistics` otherwise.
+    """
+    raise NotImplementedError
+
+  def of_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh,
+                   first_BxT: jax.Array, counts_BxT: jax.Array) -> Statistics:
+    """Reduces one layer's attention, for a family of kind `attention`.
+
+    Args:
+      q_BxTxHxK, k_BxSxGxK: as attention reads them; where there are more keys than queries, the
+        first S - T are no token's.
+      weigh: from queries and keys to weights, see of_jax.telemetry.queries for some at a time.
+      first_BxT: true for the tokens at position 0.
+      counts_BxT: true for the queries that count.
+
+    Returns:
+      as `statistics`.
+    """
+    raise NotImplementedError
+
   def of_change(self, before: Activations, after: Activations) -> Statistics:
-    """In place of `statistics`, of the families of kind `change`: of the same tokens at the same
-    site, before and after a step."""
+    """Reduces what one step did to one site, for a family of kind `change`.
+
+    Args:
+      before, after: of the same tokens, those of a fixed batch, before and after a step.
+
+    Returns:
+      as `statistics`.
+    """
     raise NotImplementedError
 
   def merge(self, a: Statistics, b: Statistics) -> Statistics:

@@ -1,19 +1,19 @@
-"""What a run watches: the observer that a model's probes call, and the metrics it ends in."""
+"""Telemetry of a forward pass: the observer that a model's probes call, and the metrics it ends in.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 
 from of_jax.config import TelemetryConfig, declared_metrics
+from of_jax.errors import UserError
 from of_jax.telemetry import registry
 from of_jax.telemetry.activations import Activations, first_of_rows
-from of_jax.telemetry.families import attention
-from of_jax.telemetry.families.attention import Weigh
-from of_jax.telemetry.family import finish_all
+from of_jax.telemetry.family import Weigh, finish_all
 from of_jax.telemetry.one_pass import read
 from of_jax.xla import placement
 
@@ -23,7 +23,7 @@ SiteStatistics = Mapping[str, Mapping[str, dict[str, jax.Array]]]
 
 @dataclasses.dataclass(frozen=True)
 class Telemetry:
-  """What is watched, and where. Hashable, so that it may be static under jit.
+  """Sites that are watched, with the families of each. Hashable, so that jit may take it as static.
 
   Attributes:
     plan: (site, the families measured there), in the order of the forward pass.
@@ -35,28 +35,35 @@ class Telemetry:
 
   @classmethod
   def of(cls, config: TelemetryConfig, model_kind: str = "transformer",
-         kind: str = "activations", apart: str = "") -> "Telemetry":
-    """What a resolved config watches inside the train step.
+         kinds: Collection[str] = declared_metrics.OF_FORWARD) -> Self:
+    """Reads off a resolved config what it watches inside the train step.
 
     Args:
       config: resolved.
       model_kind: `model.kind`, which has the sites.
-      kind: of the families, see of_jax.config.declared_metrics.KINDS.
-      apart: this one family instead, which is measured apart from the step.
+      kinds: of the families, see of_jax.config.declared_metrics.KINDS; default those that a forward
+        pass is enough for.
     """
+    families = declared_metrics.select(config, model_kind).families
+    return cls._of(config, model_kind, lambda name: (
+        families[name].kind in kinds and not families[name].every))
+
+  @classmethod
+  def apart(cls, config: TelemetryConfig, model_kind: str, name: str) -> Self:
+    """Reads off a resolved config what it watches of one family, apart from the train step."""
+    return cls._of(config, model_kind, lambda family: family == name)
+
+  @classmethod
+  def _of(cls, config: TelemetryConfig, model_kind: str, wanted: Callable[[str], bool]) -> Self:
     selection = declared_metrics.select(config, model_kind)
-    chosen = {name: sites for name, sites in selection.sites.items()
-              if (name == apart if apart else selection.families[name].kind == kind
-                  and not selection.families[name].every)}
-    order = (*declared_metrics.SITES, declared_metrics.ATTENTION)
-    plan = ((site, tuple(name for name, sites in chosen.items() if site in sites))
-            for site in order)
-    return cls(tuple((site, names) for site, names in plan if names), selection.ids)
+    chosen = {name: sites for name, sites in selection.sites.items() if wanted(name)}
+    return cls(tuple((site, tuple(name for name, sites in chosen.items() if site in sites))
+                     for site in declared_metrics.ordered_sites(chosen)), selection.ids)
 
   @classmethod
   def at_level(cls, level: Literal["off", "basic", "full"], model_kind: str = "transformer"
                ) -> "Telemetry":
-    """What `telemetry.level` alone asks for of activations inside the train step."""
+    """Lists what `telemetry.level` alone asks for inside the train step."""
     return cls.of(TelemetryConfig(level=level), model_kind)
 
   @property
@@ -65,16 +72,16 @@ class Telemetry:
     return tuple(site for site, _ in self.plan)
 
   def observer(self, weights_BxT: jax.Array | None = None) -> "Observer":
-    """What to pass as a model's `observe`; tokens of weight 0 are left out."""
+    """Makes what to pass as a model's `observe`; tokens of weight 0 are left out."""
     return Observer(dict(self.plan), weights_BxT)
 
   def merge(self, a: SiteStatistics, b: SiteStatistics) -> dict[str, Any]:
-    """The statistics of both batches together."""
-    return {site: {name: registry.load(name).merge(dict(a[site][name]), dict(b[site][name]))
+    """Combines the statistics of two batches."""
+    return {site: {name: registry.load(name).merge(dict(_met(a, site)[name]), dict(b[site][name]))
                    for name in names} for site, names in self.plan}
 
   def finish(self, statistics: SiteStatistics) -> dict[str, dict[str, jax.Array]]:
-    """site -> metric -> one value a layer, or one list a layer."""
+    """Makes metrics of statistics: site -> metric -> one value a layer, or one list a layer."""
     # Sites whose statistics have the same shapes are finished side by side, by one program; not on
     # a mesh, where the partitioner, given a stack of what is split and what is not, computes
     # another function: its loss was 10.83 and not 10.17, with micro-batches on (2, 2, 2).
@@ -82,7 +89,7 @@ class Telemetry:
     alike: dict[tuple[str, str], list[str]] = {}
     for site, names in self.plan:
       for name in names:
-        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), dict(statistics[site][name]))
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), dict(_met(statistics, site)[name]))
         alike.setdefault((name, site if is_split else str(shapes)), []).append(site)
     finished: dict[tuple[str, str], dict[str, jax.Array]] = {}
     for (name, _), sites in alike.items():
@@ -100,7 +107,7 @@ class Telemetry:
 
 @dataclasses.dataclass(frozen=True)
 class Observer:
-  """What a model's probes call: families of activations at their sites, and those of attention."""
+  """Measures where a model's probes call: activations at their sites, and attention."""
 
   families: Mapping[str, tuple[str, ...]]
   weights_BxT: jax.Array | None = None
@@ -114,17 +121,26 @@ class Observer:
 
   def of_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh,
                    first_BxT: jax.Array | None) -> dict[str, Any] | None:
-    """The statistics of one layer's attention, see of_jax.models.probe.OfAttention."""
+    """Measures one layer's attention, see of_jax.models.probe.OfAttention."""
     names = self.families.get(declared_metrics.ATTENTION, ())
     first_BxT = first_of_rows(first_BxT, q_BxTxHxK.shape[:2])
     counts_BxT = jnp.ones(first_BxT.shape, bool) if self.weights_BxT is None else (
         self.weights_BxT > 0)
-    return {name: attention.statistics(q_BxTxHxK, k_BxSxGxK, weigh, first_BxT, counts_BxT)
-            for name in names} or None
+    return {name: registry.load(name).of_attention(
+        q_BxTxHxK, k_BxSxGxK, weigh, first_BxT, counts_BxT) for name in names} or None
+
+
+def join_metrics(*parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+  """Joins what was measured apart: site -> metric -> values."""
+  found: dict[str, dict[str, Any]] = {}
+  for part in parts:
+    for site, metrics in part.items():
+      found.setdefault(site, {}).update(metrics)
+  return found
 
 
 class ChangeObserver:
-  """Under `jax.vmap` over parameters before and after a step: the families of what it changed.
+  """Measures what a step changed, under `jax.vmap` over the parameters before it and after it.
 
   Both forward passes run side by side, so that no activation is kept.
   """
@@ -143,17 +159,23 @@ class ChangeObserver:
     return {name: registry.load(name).of_change(before, after) for name in self._families[site]}
 
 
+def _met(statistics: SiteStatistics, site: str) -> Mapping[str, dict[str, jax.Array]]:
+  if site not in statistics:
+    raise UserError(f"telemetry.sites: {site} is watched, but no module of this model sows it")
+  return statistics[site]
+
+
 # One site by itself, with every family that an array of activations is enough for.
 _ARRAY = "array"
 
 
 def array_telemetry() -> Telemetry:
-  """What `measure` measures, for statistics that are to be merged before they are finished."""
+  """Telemetry as `measure` has it, for statistics to be merged before they are finished."""
   return Telemetry(((_ARRAY, registry.of_activations()),))
 
 
 def measure(x_BxTxD: jax.Array) -> dict[str, jax.Array]:
-  """Every activation metric of one array.
+  """Measures every activation metric of one array.
 
   Args:
     x_BxTxD: activations [batch, time, width], of any real type; position 0 of the time axis is

@@ -96,7 +96,7 @@ def _fits(needed: int, chip: Chip) -> dict[str, Any]:
 
 
 def _over_memory(message: str) -> dict[str, Any] | None:
-  """What a program needs and a chip has, by the error of a compiler that found no room."""
+  """Reads what a program needs and a chip has off the error of a compiler that found no room."""
   used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", message)
   if used is None:
     return None
@@ -108,7 +108,7 @@ def _over_memory(message: str) -> dict[str, Any] | None:
 
 def _judge(text: str, chip: Chip, chips: int, model_flops: int, config: Config | None = None
            ) -> dict[str, Any]:
-  """What the text of a program says of its cost, with what only the config says of its kernels."""
+  """Reads a program's cost off its text, with what only the config says of its kernels."""
   from of_jax.cost_model import hlo
   program = hlo.read(text, *([functools.partial(_kernel_flops, config)] if config else []))
   seconds = sum(op.trips * max(op.matrix_flops / chip.flops, op.bytes / chip.hbm_bandwidth)
@@ -209,7 +209,7 @@ def _warnings(log: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _captured() -> Iterator[list[str]]:
-  """What libraries write to the process's standard error, as lines, once the block is left."""
+  """Captures lines that libraries write to the process's standard error, until the block is left."""
   lines: list[str] = []
   sys.stderr.flush()
   kept = os.dup(2)

@@ -107,7 +107,7 @@ def _foreign(named: str, source: Source, config: Config, network: Network, shard
   from of_jax.interop.pretrained import read_parameters
   theirs = build_network(config)
   # Before numbers are read: of a large model that takes minutes.
-  checkpoint.check_same_shapes(named, network.shapes, theirs.shapes)
+  checkpoint.check_same_shapes(f"config.train.init_from={named}", network.shapes, theirs.shapes)
   try:
     params, _ = read_parameters(source, theirs)
   except UserError as error:

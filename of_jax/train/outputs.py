@@ -1,4 +1,4 @@
-"""What is written of the runs that one loop trains: of one, or of several that share its steps."""
+"""Outputs of the runs that one loop trains: of one, or of several that share its steps."""
 
 import contextlib
 import math
@@ -10,22 +10,25 @@ from typing import Any, Self
 from of_jax.storage import remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train import distributed
-from of_jax.train.step import State
-from of_jax.train.writers import RunLog
+from of_jax.train.types import Log, Metrics, State
+from of_jax.train.writers import Fetched, RunLog
 
 # A tree that holds all runs -> one for each.
 Split = Callable[[Any], Sequence[Any]]
 
 
-class Recorder:
-  """The logs and checkpoints of the runs; `with` closes them.
+class RunOutputs:
+  """The logs and checkpoints of the runs that one loop trains; `with` closes the logs.
+
+  Of each run it has one of_jax.train.writers.RunLog, which writes its metrics and timing; this says
+  which runs a call is for. The record of a whole study is of_jax.claims.study_record's.
 
   A run whose loss is not finite is over: nothing that it could still do has a number. It is
   evaluated and saved where that is noticed, and is then finished. The others go on.
   """
 
   def __init__(self, workdirs: Sequence[Path], logs: Sequence[RunLog],
-               checkpoints: Sequence[Checkpoints], split: Split, say: Callable[[str], None]):
+               checkpoints: Sequence[Checkpoints], split: Split, say: Log):
     self._workdirs, self._logs, self._checkpoints = workdirs, logs, checkpoints
     self._split, self._say = split, say
     self._going = list(range(len(workdirs)))
@@ -51,7 +54,7 @@ class Recorder:
     """Whether no run goes on."""
     return not self._going
 
-  def train(self, step: int, metrics: Any) -> tuple[int, float, float, float | None]:
+  def train(self, step: int, metrics: Metrics) -> tuple[int, float, float, float | None]:
     """Writes a step; returns it, the runs' mean loss, and their tokens a second and MFU together.
 
     A run's MFU is its share of the peak of all devices, or None where that is not known.
@@ -64,8 +67,8 @@ class Recorder:
     return (step, sum(loss for _, loss, *_ in written) / len(written),
             sum(rate for *_, rate, _ in written), sum(shares) if shares else None)
 
-  def evaluation(self, step: int, metrics: Any, due: bool) -> Any:
-    """Writes an evaluation, where it is not due of the diverged alone; returns one run's."""
+  def evaluation(self, step: int, metrics: Metrics, due: bool) -> Fetched:
+    """Writes an evaluation of every run, or only of the diverged if none is `due`; returns one."""
     parts = self._split(metrics)
     found = [self._logs[i].evaluation(step, parts[i])
              for i in (self._going if due else self._diverged)]
@@ -73,10 +76,10 @@ class Recorder:
     return found[0]
 
   def save(self, state: State, step: int, due: bool) -> None:
-    """Saves, where it is not due the diverged alone."""
+    """Saves every run, or only the diverged if no checkpoint is `due`."""
     # What a checkpoint follows must be on disk before it: a resumed run keeps those lines.
     self._put_back(range(len(self._logs)))
-    parts = self._split({name: state[name] for name in ("params", "opt_state")})
+    parts = self._split({"params": state["params"], "opt_state": state["opt_state"]})
     for i in self._going if due else self._diverged:
       self._checkpoints[i].save(parts[i], step)
 
@@ -120,7 +123,7 @@ class Recorder:
     self._going = [i for i in self._going if i not in runs]
 
   def _put_back(self, runs: Iterable[int]) -> None:
-    """Has what was written on disk, and in the store where the runs live in one."""
+    """Brings what was written to disk, and to the store where the runs live in one."""
     for i in runs:
       self._logs[i].flush()
       if distributed.is_writer():

@@ -1,4 +1,4 @@
-"""What a run directory says of itself: config.json, env.json, and the checks before a run."""
+"""Provenance of a run: config.json, env.json, and the checks before a run begins."""
 
 import os
 import shutil
@@ -16,11 +16,16 @@ from of_jax.models.functional import Network
 from of_jax.optim import describe, lay_out
 from of_jax.storage import checkpoint, remote, run_directory
 from of_jax.train import distributed, environment
-from of_jax.train.step import Trainer
+from of_jax.train.trainer import Trainer
 
 
 def check_workdir(workdir: Path, config: Config) -> None:
-  """Raises UserError if `workdir` cannot hold this config's run."""
+  """Checks that `workdir` can hold this config's run.
+
+  Raises:
+    UserError: not a folder, not writable, held by another process, or full of something else, as
+      another config's run.
+  """
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir}: is a file, not a folder")
   parent = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
@@ -46,7 +51,11 @@ def check_workdir(workdir: Path, config: Config) -> None:
 
 
 def check_user_metrics(workdir: Path, config: Config) -> None:
-  """Raises UserError if the run in `workdir` began with other metrics of the user's."""
+  """Checks that a run to resume has the user's metrics that it began with.
+
+  Raises:
+    UserError: a file of `telemetry.user_metrics` has changed.
+  """
   for source, copy in _user_metrics(workdir, config):
     if copy.exists() and copy.read_bytes() != source.read_bytes():
       raise UserError(f"config.telemetry.user_metrics: {source} is not what the run in {workdir} "
@@ -54,14 +63,18 @@ def check_user_metrics(workdir: Path, config: Config) -> None:
 
 
 def _user_metrics(workdir: Path, config: Config) -> list[tuple[Path, Path]]:
-  """(file, its copy in the run directory) of every file with metrics of the user's."""
+  """Lists (file, its copy in the run directory) of every file with metrics of the user's."""
   files = dict.fromkeys(text.rpartition(":")[0] for text in config.telemetry.user_metrics)
   return [(Path(file), workdir / run_directory.USER_METRICS / f"{i}_{Path(file).name}")
           for i, file in enumerate(files)]
 
 
 def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
-  """Raises UserError if the run in `workdir` began on other data."""
+  """Checks that a run to resume reads the data that it began on.
+
+  Raises:
+    UserError: the corpus or the tokenizer has another hash than env.json says.
+  """
   saved_at = workdir / run_directory.ENVIRONMENT
   if not saved_at.exists():
     return
@@ -74,14 +87,17 @@ def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
 
 def announce_disk(workdir: Path, trainer: Trainer, kept: list[int],
                   log: Callable[[str], None], runs: int = 1) -> None:
-  """Says what the checkpoints will take. Raises UserError if the disk, where it is one, does not
-  have it.
+  """Tells how much disk the checkpoints will take, and checks that it is free.
 
   Args:
-    workdir: of the run, or what holds those of several `runs`.
-    trainer: of one.
-    kept: the steps of its checkpoints.
-    log: takes the line.
+    workdir: the run directory, or the folder that holds those of several `runs`.
+    trainer: the trainer of one run.
+    kept: the steps of a run's checkpoints.
+    log: is given the line.
+    runs: how many runs leave such checkpoints.
+
+  Raises:
+    UserError: the disk has too little room; an object store is not asked.
   """
   shapes = jax.eval_shape(trainer.init, jax.random.key(0))
   each = checkpoint.bytes_of(jax.tree.leaves(shapes))
@@ -104,7 +120,10 @@ def _shorten(steps: list[int]) -> str:
 
 
 def write_config(workdir: Path, config: Config, network: Network) -> None:
-  """config.json: everything, defaults included, and what the optimiser does with each leaf."""
+  """Writes config.json: every field, and what the optimiser does with each parameter.
+
+  The files of the user's own metrics are copied beside it.
+  """
   if distributed.is_writer():
     layout = lay_out(config.optim, network.roles, network.axes, network.shapes)
     run_directory.write_json(workdir / run_directory.CONFIG, {
@@ -116,9 +135,15 @@ def write_config(workdir: Path, config: Config, network: Network) -> None:
 
 def write_environment(workdir: Path, described: dict[str, Any], corpus: Described,
                       resumed_at: int | None) -> None:
-  """env.json, what the code's clone has not committed, and the tokenizer.
+  """Writes env.json, the clone's uncommitted changes as a patch, and the tokenizer.
 
   A resumed run adds to env.json where and how it went on, and a patch of its own if it has one.
+
+  Args:
+    workdir: the run directory.
+    described: what env.json says, from of_jax.train.environment.
+    corpus: the data that the run reads.
+    resumed_at: the step after which the run goes on; None for a new run.
   """
   if not distributed.is_writer():
     return

@@ -1,4 +1,4 @@
-"""Where the records of a run go: JSON lines, TensorBoard, Weights & Biases."""
+"""Writers of one run's records: JSON lines, TensorBoard, Weights & Biases."""
 
 import importlib.util
 import json
@@ -17,13 +17,15 @@ from of_jax.storage import run_directory
 from of_jax.train import distributed
 
 Record = Mapping[str, Any]
+# Metrics on the host.
+Fetched = Mapping[str, Any]
 
 
 class Writer(Protocol):
   """Takes records in the order of their steps."""
 
   def write(self, record: Record) -> None:
-    """One record; its `step` and, for metrics, its `split` say what it is."""
+    """Writes one record; its `step` and, for metrics, its `split` say what it is."""
 
   def flush(self) -> None:
     """Hands everything written to the operating system, so that a killed process loses none."""
@@ -99,7 +101,10 @@ def check_available(train: TrainConfig) -> None:
 
 
 class RunLog:
-  """Turns fetched metrics into records and hands them to every writer; `with` closes them.
+  """The log of one run: turns metrics into records and hands them to its writers; `with` closes it.
+
+  Several runs that share their steps have one each, see of_jax.train.outputs.RunOutputs. What a
+  study records of its finished runs is of_jax.claims.study_record's.
 
   metrics.jsonl holds functions of config, seed and step alone; what a clock says goes to
   timing.jsonl. Only process 0 writes.
@@ -151,21 +156,21 @@ class RunLog:
       writer.write({"step": step, "seconds": seconds, "tokens_per_second": rate, "mfu": mfu})
     return step, float(fetched["loss"]), rate, mfu
 
-  def evaluation(self, step: int, metrics: Record) -> Record:
+  def evaluation(self, step: int, metrics: Record) -> Fetched:
     """Writes what an evaluation found, and returns it fetched."""
-    fetched: Record = jax.device_get(metrics)
+    fetched: Fetched = jax.device_get(metrics)
     for writer in self._metrics:
       writer.write({"step": step, "split": "eval", **fetched})
     return fetched
 
   def flush(self) -> None:
-    """After this a killed process loses nothing that was written."""
+    """Hands everything written on, so that a killed process loses none."""
     for writer in self._metrics + self._timing:
       writer.flush()
 
 
 def scalars(record: Record) -> Iterator[tuple[str, float]]:
-  """Names and values of everything numeric in a record."""
+  """Lists names and values of everything numeric in a record."""
   split = record.get("split", "timing")
   for name, value in record.items():
     if name in ("loss", "accuracy", "learning_rate", "grad_norm", "tweo"):

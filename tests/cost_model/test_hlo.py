@@ -13,7 +13,7 @@ from of_jax.config import Config
 from of_jax.cost_model import hlo, hlo_products
 from of_jax.objectives.tasks import task_of
 from of_jax.train.sharding import make_mesh, place_batch
-from of_jax.train.step import make_trainer
+from of_jax.train.trainer import make_trainer
 
 # The TPU compiler's forms, in a program small enough to count by hand. A loop of 4 (its count is in
 # the condition alone) holds a matrix product, written as a convolution, of [16, 32] and [32, 64],

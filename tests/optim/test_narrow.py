@@ -13,7 +13,7 @@ from of_jax.config import Config
 from of_jax.errors import UserError
 from of_jax.optim.narrow import narrow, round_at_random
 from of_jax.train.sharding import make_mesh
-from of_jax.train.step import make_trainer
+from of_jax.train.trainer import make_trainer
 
 
 def test_rounding_keeps_the_mean() -> None:

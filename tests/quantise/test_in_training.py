@@ -16,7 +16,7 @@ from of_jax.storage import run_directory
 from of_jax.sweep.trainer import train_together
 from of_jax.train import train
 from of_jax.train.sharding import make_mesh
-from of_jax.train.step import make_trainer
+from of_jax.train.trainer import make_trainer
 
 MakeConfig = Callable[..., Config]
 FIELDS: dict[str, Any] = {"model__depth": 1, "train__steps": 4, "train__checkpoint_every": 4,

@@ -19,7 +19,7 @@ from of_jax.sweep import members
 from of_jax.sweep.trainer import Sweep, train_together
 from of_jax.train import train
 from of_jax.train.distributed import Interruption
-from of_jax.train.loop import initial_state
+from of_jax.train.startup import initial_state
 from tests.train.test_processes import saved
 
 pytestmark = pytest.mark.xdist_group("together")

@@ -20,11 +20,10 @@ from of_jax.errors import UserError
 from of_jax.models.attention import masked_logits
 from of_jax.report import page_data
 from of_jax.storage import run_directory
-from of_jax.telemetry import METRICS
-from of_jax.telemetry.families import attention
+from of_jax.telemetry import METRICS, queries, registry
 from of_jax.train.loop import train
 from of_jax.train.sharding import make_mesh, place_batch
-from of_jax.train.step import Trainer, make_trainer
+from of_jax.train.trainer import Trainer, make_trainer
 from tests.telemetry.test_metrics import check, reference
 
 MakeConfig = Callable[..., Config]
@@ -122,11 +121,14 @@ def measured_step(config: Config, compare: bool = True) -> Measured:
     state = trainer.init(jax.random.key(0))
     batch, key = place_batch(mesh, a_batch()), jax.random.key(1)
     params = trainer.copied(state["params"])
-    apart = {name: run(state, batch, key) for name, run in trainer.apart.items()}
+    programs = trainer.side_programs
+    apart = {name: program.run(state, batch, key) for name, program in programs.items()
+             if program.given == "before"}
     before = recorded(trainer, params, batch) if compare else {}
     slopes = slopes_of(trainer, params, batch, before) if compare else {}
     state, metrics = trainer.step_measured(state, batch, key)
-    apart["moment_updates"] = trainer.change(params, state["params"], batch)
+    apart |= {name: program.run(params, state["params"], batch)
+              for name, program in programs.items() if program.given == "across"}
     after = recorded(trainer, state["params"], batch) if compare else {}
     return Measured(jax.device_get(metrics), jax.device_get(apart), before, after, slopes)
 
@@ -302,7 +304,7 @@ def test_a_layer_leaves_sums_behind_and_no_activation(make_config: MakeConfig) -
 def test_attention_of_a_sink_in_documents_some_queries_at_a_time(
     monkeypatch: pytest.MonkeyPatch) -> None:
   """Two documents of 4 tokens, the last token padding; a key before all tokens; a cap."""
-  monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2 * 4 * 9 * 2)
+  monkeypatch.setattr(queries, "_LOGITS_AT_ONCE", 2 * 4 * 9 * 2)
   rng = np.random.default_rng(0)
   q, k = rng.normal(size=(2, 8, 4, 6)) * 3, rng.normal(size=(2, 9, 2, 6))
   document = np.arange(8) // 4
@@ -316,8 +318,9 @@ def test_attention_of_a_sink_in_documents_some_queries_at_a_time(
       logits = masked_logits(q, k, jnp.asarray(same), 5.0, None, start, 8)
       return logits, jax.nn.softmax(logits, -1)
 
-    s = attention.statistics(q, k, weigh, jnp.asarray(first), jnp.asarray(counts))
-    return attention.AttentionStatistics().finish(s, no_first=False)
+    family = registry.load("attention")
+    s = family.of_attention(q, k, weigh, jnp.asarray(first), jnp.asarray(counts))
+    return family.finish(s, no_first=False)
 
   found = jax.jit(run)(q.astype(np.float32), k.astype(np.float32))
   logits = 5 * np.tanh(np.einsum("bthk,bshk->bhts", q, np.repeat(k, 2, 2)) / np.sqrt(6) / 5)
@@ -383,10 +386,10 @@ def test_a_run_measures_what_its_config_names(make_config: MakeConfig, own_file:
     train(config, tmp_path / "run", lines.append)
 
 
-def test_the_readme_has_the_registry() -> None:
-  readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_page_has_the_registry() -> None:
+  page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
   begin = "<!-- begin: python -m experiments.measure --list_metrics -->\n"
-  assert readme.partition(begin)[2].partition("\n<!-- end -->")[0] == declared_metrics.table()
+  assert page.partition(begin)[2].partition("\n<!-- end -->")[0] == declared_metrics.table()
 
 
 def test_undefined_is_null() -> None:

@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from of_jax.telemetry import METRICS, measure
-from of_jax.telemetry.families.gradients import leave_squares
 from of_jax.telemetry.family import finish_all
 from of_jax.telemetry.observe import array_telemetry
 from of_jax.telemetry.registry import load
+from of_jax.telemetry.slots import leave_squares
 
 # Metrics whose definition subtracts numbers near 1: their error is absolute.
 ABSOLUTE = ("input_correlation", "input_correlation_rms", "feature_correlation_rms",

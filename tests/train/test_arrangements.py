@@ -44,7 +44,7 @@ from of_jax.data.loader import make_batches
 from of_jax.models.functional import named_leaves
 from of_jax.train import distributed
 from of_jax.train.sharding import local_rows, make_mesh, place_batch
-from of_jax.train.step import make_trainer
+from of_jax.train.trainer import make_trainer
 job = distributed.Job(coordinator, int(processes), int(process)) if processes != "1" else None
 
 def whole(tree):

@@ -20,7 +20,7 @@ from of_jax.storage import run_directory
 from of_jax.storage.digest import as_text, digest
 from of_jax.train import init_from, train
 from of_jax.train.sharding import make_mesh
-from of_jax.train.step import make_trainer
+from of_jax.train.trainer import make_trainer
 from tests.golden import foreign
 
 LOADED = "experiments/configs/loaded.py"

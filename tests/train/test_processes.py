@@ -293,7 +293,7 @@ from of_jax.data.loader import make_batches
 from of_jax.train import distributed
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train.sharding import local_rows, make_mesh, place_batch
-from of_jax.train.step import make_trainer
+from of_jax.train.trainer import make_trainer
 from tests.train.test_processes import named
 workdir, out, coordinator, processes, process = sys.argv[1:]
 job = distributed.Job(coordinator, int(processes), int(process)) if processes != "1" else None

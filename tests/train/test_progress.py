@@ -10,7 +10,7 @@ import pytest
 
 from of_jax.config import Config
 from of_jax.storage import run_directory
-from of_jax.train.outputs import Recorder
+from of_jax.train.outputs import RunOutputs
 from of_jax.train.progress import TrainingProgress
 from of_jax.train.writers import RunLog
 
@@ -33,11 +33,11 @@ def test_the_line_of_a_step(
   def split(tree: Any) -> list[Any]:
     return [tree] * members
 
-  recorder = Recorder(workdirs, [RunLog(workdir, config, 2, peak, 1000) for workdir in workdirs],
+  outputs = RunOutputs(workdirs, [RunLog(workdir, config, 2, peak, 1000) for workdir in workdirs],
                       [], split, print)
-  with recorder, TrainingProgress("run", 2, 3) as progress:
+  with outputs, TrainingProgress("run", 2, 3) as progress:
     now[0] = 2.0
-    progress.update(*recorder.train(3, {"loss": np.float32(2.5)}))
+    progress.update(*outputs.train(3, {"loss": np.float32(2.5)}))
   assert capsys.readouterr().out.splitlines()[-1] == shown
   timing = list(run_directory.read_lines(workdirs[-1] / run_directory.TIMING))
   assert timing == [{"step": 3, "seconds": 2.0, "tokens_per_second": 16.0,

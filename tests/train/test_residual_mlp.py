@@ -22,7 +22,7 @@ from of_jax.storage import run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train import environment, train
 from of_jax.train.sharding import make_mesh, place_batch
-from of_jax.train.step import make_trainer
+from of_jax.train.trainer import make_trainer
 
 pytestmark = pytest.mark.xdist_group("images")
 

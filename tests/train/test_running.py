@@ -14,7 +14,7 @@ from of_jax.storage import run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train import train
 from of_jax.train.sharding import make_mesh, place_batch
-from of_jax.train.step import make_trainer
+from of_jax.train.trainer import make_trainer
 
 MakeConfig = Callable[..., Config]
 FIELDS: dict[str, Any] = {"model__norm": "power", "model__power_warmup_steps": 0,

@@ -11,7 +11,7 @@ from of_jax.config import Config
 from of_jax.models.functional import named_leaves
 from of_jax.optim import learning_rate_schedule
 from of_jax.train.sharding import make_mesh, place_batch
-from of_jax.train.step import make_trainer
+from of_jax.train.trainer import make_trainer
 
 # Every kind of split; the block with more kinds of parameters has more of them.
 MESHES: dict[str, list[dict[str, int]]] = {

@@ -11,7 +11,7 @@ from of_jax import variants
 from of_jax.config import Config
 from of_jax.errors import UserError
 from of_jax.train.sharding import make_mesh, place_batch
-from of_jax.train.step import make_trainer
+from of_jax.train.trainer import make_trainer
 
 MakeConfig = Callable[..., Config]
 STEPS = 60

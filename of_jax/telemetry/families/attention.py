@@ -1,11 +1,10 @@
 """Where attention's mass lies, and how large its logits are."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.family import Family, Statistics
+from of_jax.telemetry.family import Family, Statistics, Weigh
+from of_jax.telemetry.queries import by_queries
 
 KIND = "attention"
 SITES = ()
@@ -27,16 +26,37 @@ METRICS = {
 }
 
 _SINK = 0.3
-# Logits that one device holds at once.
-_LOGITS_AT_ONCE = 2 ** 22
-
-# (queries [batch, some of the time, heads, head_dim], keys, number of the first query)
-# -> float32 logits that the softmax reads, -inf where attention is not allowed, and its weights.
-Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class AttentionStatistics(Family):
   """Kept by head; the metrics are means over heads."""
+
+  def of_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh,
+                   first_BxT: jax.Array, counts_BxT: jax.Array) -> Statistics:
+    steps, keys = q_BxTxHxK.shape[1], k_BxSxGxK.shape[1]
+    first_BxS = jnp.pad(first_BxT, ((0, 0), (keys - steps, 0))).astype(jnp.float32)
+
+    def of_queries(logits_BxHxTxS: jax.Array, weights_BxHxTxS: jax.Array, chosen_BxT: jax.Array
+                   ) -> Statistics:
+      counted_Bx1xT = chosen_BxT[:, None]
+      entropy_BxHxT = -jnp.sum(jax.scipy.special.xlogy(weights_BxHxTxS, weights_BxHxTxS), -1)
+      mass_BxHxT = jnp.einsum("bhts,bs->bht", weights_BxHxTxS, first_BxS,
+                              precision=jax.lax.Precision.HIGHEST)
+      largest_BxHxT = jnp.max(logits_BxHxTxS, -1)
+      return {"mass": jnp.sum(jnp.where(counted_Bx1xT, mass_BxHxT, 0), -1),
+              "entropy": jnp.sum(jnp.where(counted_Bx1xT, entropy_BxHxT, 0), (0, 2)),
+              "max_logit": jnp.max(jnp.where(counted_Bx1xT, largest_BxHxT, -jnp.inf), (0, 2))}
+
+    parts = by_queries(of_queries, q_BxTxHxK, k_BxSxGxK, weigh, counts_BxT)
+    mass_BxH = jnp.sum(parts["mass"], 0)
+    queries_B = jnp.sum(counts_BxT, 1, dtype=jnp.float32)
+    exists_Bx1 = (queries_B > 0)[:, None]
+    is_sink_BxH = exists_Bx1 & (mass_BxH / queries_B[:, None] > _SINK)
+    return {"queries": jnp.sum(queries_B), "sequences": jnp.sum(exists_Bx1, dtype=jnp.float32),
+            "entropy": jnp.sum(parts["entropy"], 0), "mass": jnp.sum(mass_BxH, 0),
+            # Nothing is above 0.3 that is NaN, and a rate would look like one.
+            "sinks": jnp.sum(jnp.where(jnp.isnan(mass_BxH), jnp.nan, is_sink_BxH), 0),
+            "max_logit": jnp.max(parts["max_logit"], 0)}
 
   def finish(self, s: Statistics, no_first: bool) -> dict[str, jax.Array]:
     del no_first
@@ -46,54 +66,3 @@ class AttentionStatistics(Family):
         "attention_sink_rate": jnp.mean(s["sinks"], -1) / s["sequences"],
         "attention_logit_max": jnp.max(s["max_logit"], -1),
     }
-
-
-def statistics(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh, first_BxT: jax.Array,
-               counts_BxT: jax.Array) -> Statistics:
-  """What one layer's attention leaves behind, some queries at a time.
-
-  Args:
-    q_BxTxHxK, k_BxSxGxK: as attention reads them; where there are more keys than queries, the
-      first S - T are no token's.
-    weigh: from queries and keys to weights.
-    first_BxT: true for the tokens at position 0.
-    counts_BxT: true for the queries that count.
-  """
-  (batch, steps, heads, _), keys = q_BxTxHxK.shape, k_BxSxGxK.shape[1]
-  first_BxS = jnp.pad(first_BxT, ((0, 0), (keys - steps, 0))).astype(jnp.float32)
-  chunks = _number_of_chunks(batch * heads * keys, steps)
-  length = steps // chunks
-
-  def split(x: jax.Array) -> jax.Array:
-    return x.reshape(batch, chunks, length, *x.shape[2:]).swapaxes(0, 1)
-
-  def of_queries(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> Statistics:
-    q, counts, start = chunk
-    logits_BxHxTxS, weights_BxHxTxS = weigh(q, k_BxSxGxK, start)
-    counted_Bx1xT = counts[:, None]
-    entropy_BxHxT = -jnp.sum(jax.scipy.special.xlogy(weights_BxHxTxS, weights_BxHxTxS), -1)
-    mass_BxHxT = jnp.einsum("bhts,bs->bht", weights_BxHxTxS, first_BxS,
-                            precision=jax.lax.Precision.HIGHEST)
-    largest_BxHxT = jnp.max(logits_BxHxTxS, -1)
-    return {"mass": jnp.sum(jnp.where(counted_Bx1xT, mass_BxHxT, 0), -1),
-            "entropy": jnp.sum(jnp.where(counted_Bx1xT, entropy_BxHxT, 0), (0, 2)),
-            "max_logit": jnp.max(jnp.where(counted_Bx1xT, largest_BxHxT, -jnp.inf), (0, 2))}
-
-  parts = jax.lax.map(of_queries, (
-      split(q_BxTxHxK), split(counts_BxT), length * jnp.arange(chunks)))
-  mass_BxH = jnp.sum(parts["mass"], 0)
-  queries_B = jnp.sum(counts_BxT, 1, dtype=jnp.float32)
-  exists_Bx1 = (queries_B > 0)[:, None]
-  is_sink_BxH = exists_Bx1 & (mass_BxH / queries_B[:, None] > _SINK)
-  return {"queries": jnp.sum(queries_B), "sequences": jnp.sum(exists_Bx1, dtype=jnp.float32),
-          "entropy": jnp.sum(parts["entropy"], 0), "mass": jnp.sum(mass_BxH, 0),
-          # Nothing is above 0.3 that is NaN, and a rate would look like one.
-          "sinks": jnp.sum(jnp.where(jnp.isnan(mass_BxH), jnp.nan, is_sink_BxH), 0),
-          "max_logit": jnp.max(parts["max_logit"], 0)}
-
-
-def _number_of_chunks(logits_a_query: int, steps: int) -> int:
-  """The fewest equal chunks of the queries that keep a device's logits within the limit."""
-  mesh = jax.sharding.get_abstract_mesh()
-  wanted = logits_a_query * steps / (1 if mesh.empty else mesh.size) / _LOGITS_AT_ONCE
-  return next(n for n in range(1, steps + 1) if steps % n == 0 and (n >= wanted or n == steps))
