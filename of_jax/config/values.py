@@ -6,6 +6,7 @@ import typing
 from typing import Any, Literal
 
 from of_jax import variants
+from of_jax.config import traits
 
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -55,7 +56,7 @@ def coerce(value: Any, hint: Any) -> Any:
 
 
 def describe(hint: Any) -> str:
-  """What a field of type `hint` takes, for a message."""
+  """Says what a field of type `hint` takes, for a message."""
   hint, optional = _optional(hint)
   if typing.get_origin(hint) is tuple:
     text = "a list of names, as in a,b"
@@ -69,7 +70,7 @@ def choices(field: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
   folder, trait = field.metadata["folder"], field.metadata["trait"]
   if folder and trait:
     return ("auto", *(name for name in variants.names(folder)
-                      if variants.literal(folder, name, trait)))
+                      if getattr(traits.of(folder, name), trait)))
   if folder:
     return variants.names(folder)
   hint, _ = _optional(hint)

@@ -1,31 +1,18 @@
-"""The matrix that a model's residual stream is rotated by, and which models stay the same.
+"""Rotation matrix of a model's residual stream, and which models it leaves the same.
 
-Imports no jax, so that a model that does not is named before it is loaded.
+What blocks, norms and gates let through is a trait of theirs, see of_jax.config.traits. Imports no
+jax, so that a model that does not stay the same is named before it is loaded.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-from of_jax.config import Config, ModelConfig
+from of_jax.config import Config, ModelConfig, traits
 from of_jax.errors import UserError
 
 Floats = npt.NDArray[np.float64]
 
 SEED = 0
-
-# Blocks whose norms are read by linear maps alone, if they have any: gains go into those maps.
-_READ = ("layernorm_scaling", "nap", "op", "parallel", "parallel_two_norms", "pre",
-         "residual_scaled")
-# Blocks whose norms, or some of them, give the stream or what is added to it.
-_WRITTEN = ("deepnorm", "mix", "output", "peri", "post", "post_released")
-# Of those, the ones whose gain of a branch stands behind such a norm.
-_GAIN_BEHIND_NORM = ("output", "peri")
-_WITHOUT_NORM = ("op", "residual_scaled")
-# Norms that a rotation passes through: any, or one that keeps the mean over the neurons.
-_OF_ANY = ("none", "rms", "srms", "ss")
-_OF_MEAN = ("crms", "layer")
-# Of both, those without a number a neuron.
-_WITHOUT_GAINS = ("crms", "none", "srms", "ss")
 
 
 def check(config: Config) -> None:
@@ -41,30 +28,32 @@ def check(config: Config) -> None:
     raise UserError(f"config.model.{field}={getattr(model, field)}: {why}, so no model with a "
                     "rotated stream is the same; leave out --hadamard")
 
-  if model.block not in _READ + _WRITTEN:
+  block = traits.block(model.block)
+  if block.norm_outputs is None:
     refuse("block", "reads or writes the stream neuron by neuron")
   for field, kind, gives_stream in _norms(model):
-    if kind not in _OF_ANY + _OF_MEAN:
+    norm = traits.norm(kind)
+    if norm.rotation is None:
       refuse(field, "acts neuron by neuron")
-    if gives_stream and kind not in _WITHOUT_GAINS:
+    if gives_stream and norm.gain_per_neuron:
       where = f"in block {model.block} " if field == "norm" else ""
       refuse(field, f"{where}its gains act on the stream neuron by neuron")
-  if model.attention_gate == "head":
+  if traits.gate(model.attention_gate).reads != "maps":
     refuse("attention_gate", "each head reads its own neurons of the stream")
   if model.sigma_reparam != "none":
     refuse("sigma_reparam", "the spectral norms of matrices are estimated, and gains would change "
            "them")
   if model.beta_per_channel and model.skip_gain is not None:
     refuse("skip_gain", "skips have a gain a channel")
-  if model.beta_per_channel and model.block in _GAIN_BEHIND_NORM:
+  if model.beta_per_channel and block.norm_outputs == "gain":
     refuse("beta_per_channel", f"in block {model.block} it acts behind a norm")
 
 
 def _norms(model: ModelConfig) -> list[tuple[str, str, bool]]:
-  """(the field that says so, the norm, whether its output is the stream or added to it)."""
-  found = []
-  if model.block not in _WITHOUT_NORM:
-    found.append(("norm", model.norm, model.block in _WRITTEN))
+  """Norms of the stream: (the field that says so, the norm, whether the stream is its output)."""
+  found, block = [], traits.block(model.block)
+  if block.norms != "none":
+    found.append(("norm", model.norm, block.norm_outputs != "maps"))
   if model.embedding_norm:
     found.append(("embedding_norm", model.norm, True))
   if model.first_attention_norm:
@@ -76,7 +65,7 @@ def _norms(model: ModelConfig) -> list[tuple[str, str, bool]]:
 
 def rotation_of(model: ModelConfig) -> Floats:
   """The matrix for a model that `check` accepts."""
-  keeps_mean = any(kind in _OF_MEAN for _, kind, _ in _norms(model))
+  keeps_mean = any(traits.norm(kind).rotation == "keeps_mean" for _, kind, _ in _norms(model))
   return rotation(model.width, keeps_mean)
 
 

@@ -9,6 +9,8 @@ from of_jax.models.norms import Norm
 from of_jax.models.parameter import Linear
 from of_jax.models.probe import Context
 
+NORM_OUTPUTS = "stream"
+
 
 class DeepNorm(NormedBlock):
   """y = Norm(alpha x + f(x)), alpha = (2L)^(1/4), f = MHA, then MLP (Wang et al. 2022, 2203.00555).

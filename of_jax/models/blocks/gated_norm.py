@@ -9,6 +9,8 @@ from of_jax.models.norms import Norm, make_norm
 from of_jax.models.parameter import Linear, constant, parameter
 from of_jax.models.probe import Context
 
+ATTENTION_NORM = True
+
 
 class GatedNormBlock(PreNorm):
   """pre, each norm n sigmoid(W_up swish(W_down n)), n = Norm(lambda_1 x) ("A Unified View of

@@ -7,6 +7,9 @@ from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
+ATTENTION_NORM = True
+NORM_OUTPUTS = "maps"
+
 
 class LayerNormScaling(NormedBlock):
   """y = x + f(Norm(x) / sqrt(l)), l the block's number from 1 (Sun et al. 2025, 2502.05795).

@@ -7,6 +7,8 @@ from of_jax.models.blocks import Block
 from of_jax.models.blocks.post import PostNorm
 from of_jax.models.blocks.pre import PreNorm
 
+NORM_OUTPUTS = "stream"
+
 
 class MixNorm(Block):
   """post in the first floor(alpha L) blocks, pre in the others (Li et al. 2024, 2412.13795).

@@ -2,6 +2,12 @@
 
 from of_jax.models.blocks.pre import PreNorm
 
+ATTENTION_NORM = True
+QK_NORM = "rms"
+MLP_NORM = "rms"
+NORMED_NONLINEARITIES = True
+NORM_OUTPUTS = "maps"
+
 
 class NormBeforeNonlinearities(PreNorm):
   """pre, with softmax(Norm(q) Norm(k)^T) and phi(Norm(n W_up)) (Lyle et al. 2024, 2407.01800).

@@ -8,6 +8,11 @@ from of_jax.models.blocks import Block
 from of_jax.models.norms import make_norm
 from of_jax.models.probe import Context
 
+NORMS = "none"
+QK_NORM = "rms"
+BETA = "inverse_sqrt_2_depth"
+NORM_OUTPUTS = "maps"
+
 
 class OutlierProtected(Block):
   """h = x + beta MHA(x); y = h + beta MLP(alpha h) (He et al. 2024, 2405.19279, Sec. 3).
@@ -36,7 +41,7 @@ class OutlierProtected(Block):
 
 
 class OutlierProtectedNormedInput(OutlierProtected):
-  """The released code's block 0: its attention reads LayerNorm(x), for want of a scaled embedding.
+  """Block 0 of the released code: attention reads LayerNorm(x), for want of a scaled embedding.
 
   (github.com/bobby-he/simplified_transformers, norm_type none.)
   """

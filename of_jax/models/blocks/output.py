@@ -6,6 +6,8 @@ from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
+NORM_OUTPUTS = "gain"
+
 
 class OutputNorm(NormedBlock):
   """h = x + Norm1(MHA(x)); y = h + Norm2(MLP(h)) (OLMo 2, 2501.00656; FOG, 2505.20524).

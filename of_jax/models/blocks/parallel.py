@@ -8,6 +8,9 @@ from of_jax.models.blocks import Block, Gain
 from of_jax.models.norms import make_norm
 from of_jax.models.probe import Context
 
+NORMS = "optional"
+NORM_OUTPUTS = "maps"
+
 
 class Parallel(Block):
   """y = x + MHA(n) + MLP(n), n = Norm(x) (GPT-J, Wang & Komatsuzaki 2021; code of He et al. 2024).

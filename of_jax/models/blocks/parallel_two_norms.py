@@ -7,6 +7,9 @@ from of_jax.config import ModelConfig
 from of_jax.models.blocks import Gain, NormedBlock
 from of_jax.models.probe import Context
 
+ATTENTION_NORM = True
+NORM_OUTPUTS = "maps"
+
 
 class ParallelTwoNorms(NormedBlock):
   """y = x + MHA(Norm1(x)) + MLP(Norm2(x)) (GPT-NeoX, Black et al. 2022, 2204.06745, Sec. 2.1).

@@ -8,6 +8,9 @@ from of_jax.models.blocks.pre import PreNorm
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
+ATTENTION_NORM = True
+NORM_OUTPUTS = "gain"
+
 
 class PeriNorm(PreNorm):
   """y = x + Norm_out(f(Norm_in(x))), f = MHA, then f = MLP (Kim et al. 2025, 2502.02732).

@@ -6,6 +6,8 @@ from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
+NORM_OUTPUTS = "stream"
+
 
 class PostNorm(NormedBlock):
   """h = Norm1(x + MHA(x)); y = Norm2(h + MLP(h)) (Vaswani et al. 2017; He et al. 2024, App. B).

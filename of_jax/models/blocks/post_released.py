@@ -6,6 +6,9 @@ from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
+ATTENTION_NORM = True
+NORM_OUTPUTS = "stream"
+
 
 class PostNormReleased(NormedBlock):
   """u = Norm1(x), h = u + MHA(u); v = Norm2(h), y = v + MLP(v) (code of He et al. 2024).

@@ -6,6 +6,10 @@ from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
+NORMS = "optional"
+ATTENTION_NORM = True
+NORM_OUTPUTS = "maps"
+
 
 class PreNorm(NormedBlock):
   """h = x + MHA(Norm1(x)); y = h + MLP(Norm2(h)) (Xiong et al. 2020; He et al. 2024, App. B).

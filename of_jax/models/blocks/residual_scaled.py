@@ -2,6 +2,10 @@
 
 from of_jax.models.blocks import Block
 
+NORMS = "none"
+BETA = "residual_scale"
+NORM_OUTPUTS = "maps"
+
 
 class ResidualScaled(Block):
   """h = x + lambda MHA(x); y = h + lambda MLP(h) (Dherin & Munn 2025, 2510.03470).

@@ -8,6 +8,8 @@ from of_jax.models.gates import Gate
 from of_jax.models.parameter import Linear
 from of_jax.models.probe import Context
 
+READS = "maps"
+
 
 class ElementGate(Gate):
   """o = sigmoid(x W_g) w v, element by element (Qiu et al. 2025, 2505.06708).

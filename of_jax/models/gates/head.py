@@ -12,6 +12,8 @@ from of_jax.models.gates import Gate
 from of_jax.models.parameter import constant, normal, parameter
 from of_jax.models.probe import Context
 
+READS = "slices"
+
 
 class HeadGate(Gate):
   """o_h = sigmoid(x_h . g_h + b_h) w_h v_h (Bondarenko et al. 2023, 2306.12929, Sec. 4.2).

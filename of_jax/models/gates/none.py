@@ -5,6 +5,8 @@ import jax
 from of_jax.models.gates import Gate
 from of_jax.models.probe import Context
 
+READS = "maps"
+
 
 class NoGate(Gate):
   """o = w v (Vaswani et al. 2017, eq. 1)."""

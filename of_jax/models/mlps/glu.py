@@ -4,6 +4,8 @@ import jax
 
 from of_jax.models.mlps import GatedMLP
 
+GATED = True
+
 
 class GLUMLP(GatedMLP):
   """(sigmoid(x W_gate) * x W_up) W_down (Dauphin et al. 2016, 1612.08083; Shazeer 2020)."""

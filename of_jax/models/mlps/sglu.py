@@ -4,6 +4,9 @@ import jax
 
 from of_jax.models.mlps import GatedMLP
 
+GATED = True
+HAS_NONLINEARITY = False
+
 
 class SGLUMLP(GatedMLP):
   """(x W_gate * x W_up) W_down, no activation (TransNormerLLM, 2307.14995)."""

@@ -8,6 +8,8 @@ from of_jax.models.probe import Context
 
 # Only the residual stream has a neuron that is not stored.
 OVER_ANY_AXIS = False
+GAIN_PER_NEURON = False
+ROTATION = "keeps_mean"
 
 
 class CRMSNorm(Norm):

@@ -10,6 +10,7 @@ from of_jax.models.parameter import constant, parameter
 from of_jax.models.probe import Context
 
 OVER_ANY_AXIS = True
+HAS_EPS = False
 
 
 class DyT(Norm):

@@ -6,6 +6,9 @@ from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
 OVER_ANY_AXIS = True
+HAS_EPS = False
+GAIN_PER_NEURON = False
+ROTATION = "any"
 
 
 class NoNorm(Norm):

@@ -35,9 +35,9 @@ class PowerNorm(Norm):
   divided by the running one, and the warmup renews phi twice a step. Evaluation divides by phi
   and renews nothing. The running values are parameters of role `running`: their gradient is
   their new value, see of_jax.train.step. The statistics are over every token of the batch,
-  padding included, on all devices. Micro-batches each have their own s, and the new running
-  values are averaged over them: phi is linear in s, so what the micro-batches read alike it
-  renews as one batch would.
+  padding included, on all devices; over queries and keys each head of a token counts as a token.
+  Micro-batches each have their own s, and the new running values are averaged over them: phi is
+  linear in s, so what the micro-batches read alike it renews as one batch would.
   """
 
   causal_in_training = False

@@ -9,6 +9,7 @@ from of_jax.models.parameter import constant, parameter
 from of_jax.models.probe import Context
 
 OVER_ANY_AXIS = True
+ROTATION = "any"
 
 
 class RMSNorm(Norm):

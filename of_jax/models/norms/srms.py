@@ -6,6 +6,8 @@ from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
 OVER_ANY_AXIS = True
+GAIN_PER_NEURON = False
+ROTATION = "any"
 
 
 class SRMSNorm(Norm):

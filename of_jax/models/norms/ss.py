@@ -9,6 +9,8 @@ from of_jax.models.parameter import constant, parameter
 from of_jax.models.probe import Context
 
 OVER_ANY_AXIS = True
+GAIN_PER_NEURON = False
+ROTATION = "any"
 
 
 class SSNorm(Norm):

@@ -13,13 +13,14 @@ from of_jax.optim.moments import averaged_weight
 from of_jax.optim.radial import add_decay, channel_views, remove_radial
 
 FIELDS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "delta": 0.1, "wd_ratio": 0.1, "nesterov": False}
+IS_ADAM = True
 
 
 def scale_by_adamp(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, delta: float = 0.1,
                    wd_ratio: float = 0.1, nesterov: bool = False, weight_decay: float = 0.0,
                    mask: Any | None = None, views: Any | None = None
                    ) -> optax.GradientTransformation:
-  """Adam's direction, projected, plus the weight decay that the projection decides.
+  """Direction of Adam, projected, plus the weight decay that the projection decides.
 
   m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2; u = m_hat / (sqrt(v_hat) + eps), with Nesterov
   b1 m + (1 - b1) g in place of m; see of_jax.optim.radial for the projection of u and for r; out
@@ -84,7 +85,7 @@ def adamp(learning_rate: optax.ScalarOrSchedule = 1e-3, b1: float = 0.9, b2: flo
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
-  """AdamP by the layout's matrices; only the leaves that it says decay."""
+  """Builds AdamP for the layout's matrices; only the leaves that the layout names decay."""
   assert (optim.b1 is not None and optim.b2 is not None and optim.eps is not None
           and optim.delta is not None and optim.wd_ratio is not None
           and optim.nesterov is not None), "resolve the config first"

@@ -6,11 +6,12 @@ from of_jax.config import OptimConfig
 from of_jax.optim.layout import Layout
 
 FIELDS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+IS_ADAM = True
 
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
                 layout: Layout) -> optax.GradientTransformation:
-  """AdamW; only the leaves that the layout says decay.
+  """Builds AdamW; only the leaves that the layout names decay.
 
   u = m_hat / (sqrt(v_hat) + eps); w <- w - lr (u + weight_decay w).
   """

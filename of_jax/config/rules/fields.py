@@ -1,0 +1,74 @@
+"""Rules that a field's own declaration states: its type, choices, range and owner."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from of_jax.config import values
+from of_jax.config.declare import Owner
+from of_jax.config.fields import fields, get, hints
+from of_jax.config.rules.check import Check
+from of_jax.config.sections import Config
+from of_jax.errors import UserError
+
+
+def default(path: str) -> Any:
+  """The declared default of a field."""
+  return fields()[path].default
+
+
+def owner(path: str) -> Owner:
+  """The declared owner of a field that has one."""
+  found: Owner = fields()[path].metadata["owner"]
+  return found
+
+
+def check_types(config: Config) -> None:
+  """Raises UserError unless every field has a value of its type and choices, finite if a number."""
+  for path, field in fields().items():
+    value, hint = get(config, path), hints(path)[field.name]
+    try:
+      values.coerce(value, hint)
+    except TypeError:
+      raise UserError(f"config.{path}={value!r}: not {values.describe(hint)}") from None
+    choices = values.choices(field, hint)
+    if choices and value is not None and value not in choices:
+      close = difflib.get_close_matches(str(value), choices, n=1)
+      raise UserError(f"config.{path}={value}: not one of {', '.join(choices)}"
+                      + (f"; did you mean {close[0]}?" if close else ""))
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"config.{path}={value}: not a finite number")
+
+
+def check_ranges(config: Config, check: Check) -> None:
+  """Checks that every number lies in the ranges of its field."""
+  for path, field in fields().items():
+    value = get(config, path)
+    for allowed in field.metadata["ranges"]:
+      check(value is None or value in allowed, path, allowed.words)
+
+
+def check_owners(config: Config, section: str, check: Check,
+                 chosen: Mapping[str, Collection[str]] | None = None) -> None:
+  """Checks that no field of a section is set whose owner is not chosen.
+
+  Args:
+    config: resolved.
+    section: the section's name.
+    check: raises what fails.
+    chosen: the path of an owner -> all choices that are made of it, if more than its value.
+  """
+  part = getattr(config, section)
+  for field in dataclasses.fields(part):
+    owned = field.metadata["owner"]
+    if owned is None or not owned.choices:
+      continue
+    choice = get(config, owned.path)
+    is_read = {*owned.choices} & {choice, *(chosen or {}).get(owned.path, ())}
+    *others, last = owned.choices
+    named = f"{', '.join(others)} or {last}" if others else last
+    check(bool(is_read) or getattr(part, field.name) in (field.default, None),
+          f"{section}.{field.name}",
+          f"is part of {owned.path}={named} and does nothing in {choice}")
