@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from of_jax import variants
 from of_jax.config import Config
@@ -46,7 +47,7 @@ class Network:
             documents_BxT: jax.Array | None = None, *, dropout_key: jax.Array | None = None,
             observe: Observer | None = None, training: bool = False
             ) -> tuple[jax.Array, dict[str, Statistics]]:
-    """float32 logits [batch, time, vocabulary] and statistics, see StackedNetwork.__call__."""
+    """Computes logits [batch, time, vocabulary] and statistics, see StackedNetwork.__call__."""
     return self._merge(parameters)(
         inputs, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
 
@@ -56,7 +57,8 @@ class Network:
              penalise: Penalise | None = None, training: bool = False,
              numerics: Numerics | None = None
              ) -> tuple[jax.Array, jax.Array, dict[str, Statistics]]:
-    """What the unembedding reads, the unembedding, and statistics, see StackedNetwork.stream."""
+    """Computes the input of the unembedding [batch, time, width], the unembedding [width,
+    vocabulary] and statistics, see StackedNetwork.stream."""
     model = self._merge(parameters)
     x_BxTxD, statistics = model.stream(
         inputs, documents_BxT, dropout_key=dropout_key, observe=observe, intervene=intervene,
@@ -64,16 +66,17 @@ class Network:
     return x_BxTxD, model.unembedding_table(), statistics
 
   def trained(self, tree: Parameters) -> Parameters:
-    """The part of a tree like the parameters that is trained: all but the running statistics."""
+    """Selects what is trained of a tree like the parameters: all but the running statistics."""
     return _select(tree, self.roles, lambda role: role != "running")
 
   def running(self, tree: Parameters) -> Parameters:
-    """The part that holds running statistics, whose "gradient" is their new value."""
+    """Selects the running statistics, whose "gradient" is their new value."""
     return _select(tree, self.roles, lambda role: role == "running")
 
   def joined(self, trained: Parameters, running: Parameters) -> Parameters:
-    """The tree of which `trained` and `running` are the parts."""
-    return _union(trained, running)
+    """Joins the parts that `trained` and `running` select."""
+    joined: Parameters = unflatten_dict({**flatten_dict(trained), **flatten_dict(running)})
+    return joined
 
   def _merge(self, parameters: Parameters) -> StackedNetwork:
     state = jax.tree.map(lambda leaf: leaf, self.template)
@@ -83,7 +86,7 @@ class Network:
 
 
 def build_network(config: Config) -> Network:
-  """The network of a resolved config. Allocates nothing.
+  """Builds the network of a resolved config. Allocates nothing.
 
   Raises:
     ValueError: a parameter without a role, or with an axis too few.
@@ -107,39 +110,20 @@ def build_network(config: Config) -> Network:
     stacked = ("layers",) if path[0] == "stacks" else ()
     roles[path], axes[path] = role, stacked + named
   shapes = nnx.to_pure_dict(template)
-  return Network(graph, template, make, shapes, _nest(roles), _nest(axes))
+  return Network(graph, template, make, shapes, unflatten_dict(roles), unflatten_dict(axes))
 
 
 def named_leaves(tree: Parameters, is_leaf: Callable[[Any], bool] | None = None
                  ) -> dict[str, Any]:
-  """The leaves of a tree by their path, as in `stacks/0/mlp/up/kernel`."""
+  """Names the leaves of a tree by their path, as in `stacks/0/mlp/up/kernel`."""
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
   return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
 def _select(tree: Parameters, roles: Parameters, keep: Callable[[str], bool]) -> Parameters:
   """The leaves whose roles are kept; a dictionary that would be empty is left out."""
-  kept = {}
-  for name, role in roles.items():
-    if isinstance(role, dict):
-      if part := _select(tree[name], role, keep):
-        kept[name] = part
-    elif keep(role):
-      kept[name] = tree[name]
-  return kept
-
-
-def _union(a: Parameters, b: Parameters) -> Parameters:
-  """Nested dictionaries without a common leaf, as one."""
-  both = {name: _union(a[name], b[name]) for name in a.keys() & b.keys()}
-  return {**a, **b, **both}
-
-
-def _nest(flat: dict[tuple[Any, ...], Any]) -> Parameters:
-  nested: Parameters = {}
-  for path, value in flat.items():
-    node = nested
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = value
-  return nested
+  flat_roles = flatten_dict(roles)
+  leaves = flatten_dict(tree, is_leaf=lambda path, node: path in flat_roles)
+  selected: Parameters = unflatten_dict(
+      {path: leaves[path] for path, role in flat_roles.items() if keep(role)})
+  return selected

@@ -10,9 +10,10 @@ gradients are watched of goes through them.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from of_jax.config import ModelConfig
@@ -22,12 +23,12 @@ from of_jax.models.probe import Context
 
 ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 # Where a module stands in the one that is called: its attributes, outermost first.
-Place = tuple[str | int, ...]
+Place = tuple[Any, ...]
 
 
 def captured(function: Callable[[ModuleT], jax.Array], module: ModuleT, context: Context,
              model: ModelConfig) -> jax.Array:
-  """`function(module)`; the statistics of what was sown meanwhile go to `context.collected`.
+  """Calls `function(module)` and leaves statistics of what it sows in `context.collected`.
 
   A site is named as it was sown. Where several modules sow one name it is `PLACE.NAME`, PLACE
   being the attributes that lead to the module, as in `attention_norm.my_site`; that form is
@@ -47,8 +48,9 @@ def captured(function: Callable[[ModuleT], jax.Array], module: ModuleT, context:
   sown: dict[str, dict[Place, jax.Array]] = {}
   for (*place, name), variable in nnx.to_flat_state(state):
     if name not in own_sites(model):
-      raise UserError(_undeclared(module, tuple(place), name, model))
-    sown.setdefault(name, {})[tuple(place)] = _tokens(name, variable.get_value(), context)
+      raise UserError(_undeclared(module, tuple(place), str(name), model))
+    sown.setdefault(str(name), {})[tuple(place)] = _tokens(
+        str(name), variable.get_value(), context)
   for name, places in sown.items():
     _observe(name, places, context)
   return result
@@ -66,8 +68,8 @@ def _observe(name: str, places: dict[Place, jax.Array], context: Context) -> Non
                     f"telemetry.sites={full_names[0]}, of {', '.join(full_names)}")
 
 
-def _tokens(name: str, values: object, context: Context) -> jax.Array:
-  """What was sown, as [batch, time, neurons]."""
+def _tokens(name: str, values: Any, context: Context) -> jax.Array:
+  """Checks what was sown and gives it as [batch, time, neurons]."""
   x, *more = values if isinstance(values, tuple) else (values,)
   if more:
     raise UserError(f"{name} is sown {1 + len(more)} times by one module; sow under two names")
@@ -76,7 +78,7 @@ def _tokens(name: str, values: object, context: Context) -> jax.Array:
   if len(shape) < 3 or shape[:2] != tokens:
     raise UserError(f"{name} is sown with the shape {shape}, not [batch, time, ...] with "
                     f"{tokens} in front")
-  return jax.lax.stop_gradient(x).reshape(*tokens, -1)
+  return jnp.reshape(jax.lax.stop_gradient(x), (*tokens, -1))
 
 
 def _undeclared(module: nnx.Module, place: Place, name: str, model: ModelConfig) -> str:

@@ -1,4 +1,4 @@
-"""What every network shares: residual blocks in stacks, an optional norm, an unembedding.
+"""Base of the networks: residual blocks in stacks, an optional norm, an unembedding.
 
 A network says how its inputs enter the stream; from there on the blocks run here, scanned or
 unrolled, rematerialised or not, with their probes.
@@ -51,7 +51,8 @@ class StackedNetwork(nnx.Module):
   def __call__(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
                dropout_key: jax.Array | None = None, observe: Observer | None = None,
                training: bool = False) -> tuple[jax.Array, dict[str, Statistics]]:
-    """As `stream`, but with logits [batch, time, vocabulary], at least float32, in its place."""
+    """Computes logits [batch, time, vocabulary], at least float32; arguments and statistics are
+    those of `stream`."""
     x_BxTxD, statistics = self.stream(
         inputs, documents_BxT, dropout_key=dropout_key, observe=observe, training=training)
     logits_BxTxV = jnp.tensordot(x_BxTxD, self.unembedding_table().astype(x_BxTxD.dtype), 1,
@@ -69,7 +70,7 @@ class StackedNetwork(nnx.Module):
              intervene: Intervene | None = None, penalise: Penalise | None = None,
              training: bool = False, numerics: Numerics | None = None
              ) -> tuple[jax.Array, dict[str, Statistics]]:
-    """Everything before the unembedding.
+    """Computes everything before the unembedding.
 
     Args:
       inputs: tokens int32 [batch, time], below the vocabulary size, or images float32
@@ -84,23 +85,23 @@ class StackedNetwork(nnx.Module):
       numerics: with which numbers to compute, see Numerics; None as they are, as in training.
 
     Returns:
-      what the unembedding reads, [batch, time, width] in the compute type, and site ->
+      the input of the unembedding, [batch, time, width] in the compute type, and site ->
       statistic -> array with a leading axis of layers.
     """
     raise NotImplementedError
 
   def enter(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    """What the inputs became -> the stream entering the first block, before dropout."""
+    """Maps what the inputs became to the stream entering the first block, before dropout."""
     del context
     return x_BxTxD
 
   def leave(self, x_BxTxD: jax.Array) -> jax.Array:
-    """The stream behind the final norm -> what the unembedding reads."""
+    """Maps the stream behind the final norm to what the unembedding reads."""
     return x_BxTxD
 
   def run_stacks(self, x_BxTxD: jax.Array, context: MakeContext, dropout_key: jax.Array | None,
                  penalise: Penalise | None = None) -> tuple[jax.Array, dict[str, Statistics]]:
-    """From what the inputs became to what the unembedding reads; returns as `stream` does."""
+    """Runs everything between the inputs' vectors and the unembedding; returns as `stream` does."""
     keys_L = None
     outer = context(None, 0)
     if dropout_key is not None:
@@ -162,12 +163,12 @@ class StackedNetwork(nnx.Module):
 
 def _joined(of_stacks: list[dict[str, Statistics]], outside: dict[str, Statistics]
             ) -> dict[str, Statistics]:
-  """The statistics of consecutive stacks along the layers, and those outside as one layer."""
+  """Joins the statistics of consecutive stacks along the layers; those outside are one layer."""
   if apart := set().union(*of_stacks) - set(of_stacks[0]).intersection(*of_stacks):
     raise UserError(f"{', '.join(sorted(apart))}: a site of some blocks of the network alone")
   if twice := set(of_stacks[0]) & set(outside):
-    raise UserError(f"telemetry.sites: {', '.join(sorted(twice))} is sown in the blocks and outside "
-                    "of them; name the place, as in telemetry.sites=attention_norm.my_site")
+    raise UserError(f"telemetry.sites: {', '.join(sorted(twice))} is sown in the blocks and "
+                    "outside of them; name the place, as in telemetry.sites=attention_norm.my_site")
   statistics: dict[str, Statistics] = jax.tree.map(
       lambda *parts: jnp.concatenate(parts), *of_stacks)
   return {**statistics, **jax.tree.map(lambda s: s[None], outside)}
@@ -175,7 +176,7 @@ def _joined(of_stacks: list[dict[str, Statistics]], outside: dict[str, Statistic
 
 def stacked(block: Callable[[nnx.Rngs, ModelConfig], nnx.Module], count: int, model: ModelConfig,
             rngs: nnx.Rngs) -> nnx.Module:
-  """`count` blocks as one, each parameter with a leading axis of layers."""
+  """Makes `count` blocks as one, each parameter with a leading axis of layers."""
 
   @nnx.split_rngs(splits=count)
   @nnx.vmap(in_axes=0, out_axes=0)
