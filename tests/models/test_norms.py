@@ -13,6 +13,7 @@ from flax import nnx
 
 from of_jax import variants
 from of_jax.config import Config, ModelConfig
+from of_jax.errors import UserError
 from of_jax.models.functional import build_network, named_leaves
 from of_jax.models.norms import Norm, make_norm
 from of_jax.models.norms.power import Settings, normalise_in_training
@@ -104,6 +105,22 @@ def test_properties(make_config: MakeConfig) -> None:
   bounded = norms(make_config().model)["dyt"](1e30 * x, EVALUATION)
   np.testing.assert_allclose(np.abs(bounded - OFFSET), np.broadcast_to(GAIN, x.shape), rtol=1e-6)
   assert not jax.tree.leaves([nnx.state(made[n], nnx.Param) for n in ("srms", "crms", "none")])
+
+
+@pytest.mark.parametrize("field", ("qk_norm", "mlp_norm"))
+def test_norms_over_other_axes_are_those_whose_files_say_so(field: str, make_config: MakeConfig
+                                                            ) -> None:
+  """Not CRMSNorm, which is for a stream that leaves a neuron out; each reads its fields."""
+  for name in ("dyt", "layer", "none", "power", "rms", "srms", "ss"):
+    assert getattr(make_config(**{f"model__{field}": name}).model, field) == name
+  with pytest.raises(UserError, match="not one of auto, dyt, layer.*; did you mean rms"):
+    make_config(**{f"model__{field}": "crms"})
+  model = make_config(**{f"model__{field}": "dyt", "model__dyt_alpha": 0.3}).model
+  assert model.dyt_alpha == 0.3
+  model = make_config(**{f"model__{field}": "power", "model__power_decay": 0.5}).model
+  assert model.power_decay == 0.5
+  with pytest.raises(UserError, match="is part of model.norm=dyt and does nothing in rms"):
+    make_config(**{f"model__{field}": "dyt", "model__dyt_alpha_attention": 0.3})
 
 
 def test_running_statistics_are_renewed_once_a_step_wherever_they_stand(
