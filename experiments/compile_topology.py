@@ -25,6 +25,7 @@ from experiments import cli
 from of_jax import config as config_lib
 from of_jax.config import Config, presets
 from of_jax.cost_model import topology
+from of_jax.cost_model.chips import GIB
 from of_jax.errors import UserError
 from of_jax.storage import run_directory
 
@@ -88,8 +89,8 @@ def faults(report: Mapping[str, Any]) -> list[str]:
   for level, own in report["telemetry"].items():
     where = f"{own['topology']}, telemetry {level}: "
     if not own["fits"]:
-      lines.append(f"{where}needs {own['bytes_per_chip'] / 2 ** 30:.1f} GiB a chip, and there are "
-                   f"{own['hbm_bytes'] / 2 ** 30:.1f}")
+      lines.append(f"{where}needs {own['bytes_per_chip'] / GIB:.1f} GiB a chip, and there are "
+                   f"{own['hbm_bytes'] / GIB:.1f}")
     lines += [f"{where}the compiler warns: {warning}" for warning in own["warnings"]]
     lines += [f"{where}{what} could not be counted" for what in own["uncounted"]]
   return lines
@@ -209,7 +210,7 @@ def _print(report: Mapping[str, Any]) -> None:
                 "s a step", "MFU", "cycles")
   for level, own in report["telemetry"].items():
     moved = own["collectives"] and sum(kind["bytes"] for kind in own["collectives"].values())
-    cells = ((own["bytes_per_chip"] / 2 ** 30, ".2f"), (own["hbm_bytes"] / 2 ** 30, ".2f"),
+    cells = ((own["bytes_per_chip"] / GIB, ".2f"), (own["hbm_bytes"] / GIB, ".2f"),
              (own["flops"], ".4g"), (own["bytes_accessed"], ".4g"), (moved, ".4g"),
              (own["predicted_seconds"], ".4g"), (own["predicted_mfu"], ".1%"),
              (own["cycles"], ".4g"))
@@ -260,7 +261,7 @@ def _ladder_line(row: Row, report: Mapping[str, Any]) -> str:
   off = report["telemetry"]["off"]
   cells = [row.size, row.topology, " x ".join(map(str, row.mesh)),
            f"{config.train.batch_size} x {config.train.sequence_length}",
-           f"{off['bytes_per_chip'] / 2 ** 30:.1f} of {off['hbm_bytes'] / 2 ** 30:.2f}",
+           f"{off['bytes_per_chip'] / GIB:.1f} of {off['hbm_bytes'] / GIB:.2f}",
            "yes" if off["fits"] else "no"]
   if off["flops"] is None or off["predicted_seconds"] is None:
     return "| " + " | ".join([*cells, *["-"] * 7]) + " |"

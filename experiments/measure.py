@@ -196,7 +196,7 @@ def _with_length(config: Any) -> Any:
 
 
 def _check_model() -> None:
-  """What --model goes with; that there is a model."""
+  """Checks what --model goes with, and that there is a model."""
   for name in ("run", "step", "analyse", "training_batch"):
     if flags.FLAGS[name].value:
       raise UserError(f"--{name}: is of runs, and --model={_MODEL.value} is none; leave it out")
@@ -296,7 +296,7 @@ def _names_of(texts: Sequence[str]) -> list[str]:
 
 
 def _check_metrics(own: Sequence[str]) -> None:
-  """That --metrics are what a forward pass is enough for, or one of the user's own."""
+  """Checks that --metrics are what a forward pass is enough for, or one of the user's own."""
   of_forward, of_step = ([
       name for family in declared_metrics.families().values()
       if (family.kind in declared_metrics.OF_FORWARD) == is_of_forward
@@ -318,8 +318,10 @@ def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _line(found: dict[str, Any]) -> str:
+  from of_jax.analysis.runs import SITE
+
   def kurtosis(measured: dict[str, Any]) -> str:
-    values = measured["telemetry"].get("resid_pre", {}).get("kurtosis")
+    values = measured["telemetry"].get(SITE, {}).get("kurtosis")
     return "" if values is None else f"  kurtosis of the stream at most {max(values):.4g}"
 
   last = f"accuracy {found['accuracy']:.4f}" if "accuracy" in found else (

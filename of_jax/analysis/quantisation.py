@@ -16,6 +16,7 @@ import numpy as np
 
 from of_jax.analysis import replay
 from of_jax.analysis.evaluation import Batch, Model, measure, network_of
+from of_jax.analysis.runs import SITE
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
 from of_jax.errors import UserError
@@ -87,8 +88,8 @@ def loss(model: Model, batches: Sequence[Batch], scheme: Scheme, calibration: Ca
 
 def plain_loss(model: Model, batches: Sequence[Batch]) -> tuple[float, float, int]:
   """Measures nats a token as trained, kurtosis of the stream (mean over layers), and tokens."""
-  found = measure(model, batches, ("resid_pre",), ("kurtosis",))
-  kurtosis = np.asarray(found["telemetry"]["resid_pre"]["kurtosis"], np.float64)
+  found = measure(model, batches, (SITE,), ("kurtosis",))
+  kurtosis = np.asarray(found["telemetry"][SITE]["kurtosis"], np.float64)
   return found["loss"], float(kurtosis.mean()), found["num_tokens"]
 
 
@@ -217,7 +218,7 @@ def _program(config: Config, scheme: Scheme) -> Any:
 
 
 def _of_weights(scheme: Scheme) -> Scheme:
-  """What decides bounds, so that schemes that agree on it share a program."""
+  """Keeps what decides bounds, so that schemes that agree on it share a program."""
   return Scheme(weight_bits=scheme.weight_bits, weight_granularity=scheme.weight_granularity,
                 weight_range=scheme.weight_range, group_size=scheme.group_size)
 

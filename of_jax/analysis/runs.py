@@ -28,6 +28,7 @@ from of_jax.storage.run_directory import (
     read_lines,
 )
 
+# The site that claims and pages speak of: the stream entering each block.
 SITE = "resid_pre"
 
 Floats = npt.NDArray[np.float64]

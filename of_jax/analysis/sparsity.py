@@ -29,7 +29,7 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 @dataclasses.dataclass(frozen=True)
 class _Counts:
-  """Of each token how many units are not zero, of each unit in each sequence on how many tokens."""
+  """Counts of units that are not zero: of each token, and of each unit in each sequence."""
 
   def __call__(self, weights_BxT: jax.Array) -> Observer:
     def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None

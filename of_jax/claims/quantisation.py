@@ -48,7 +48,7 @@ def bootstrap_interval(a: Floats, b: Floats, resamples: int = RESAMPLES) -> tupl
 
 def _analyses(runs: Runs, names: Sequence[str]
               ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
-  """What the last checkpoint of each run lost, and the runs that cannot be judged with why."""
+  """Reads what each run's last checkpoint lost, and why runs cannot be judged."""
   found = problems(runs, names)
   last: dict[str, Mapping[str, Any]] = {}
   for name in names:

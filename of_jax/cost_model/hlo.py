@@ -208,7 +208,7 @@ class _Reader:
             self._traffic.of(instruction, computation), int(cycles.group(1)) if cycles else 0))
 
   def _trip_count(self, loop: Instruction, computation: Computation) -> int:
-    """How often a loop runs its body: as the compiler notes it, else as its counter says."""
+    """Runs of a loop's body: as the compiler notes them, else as its counter says."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
     if known:
       return int(known.group(1))

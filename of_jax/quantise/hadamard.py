@@ -99,8 +99,7 @@ def rotation(width: int, keeps_mean: bool = False) -> Floats:
 
 def sylvester(size: int) -> Floats:
   """Sylvester's Hadamard matrix over sqrt(size), a power of two: orthogonal and symmetric."""
-  matrix: Floats = np.ones((1, 1))
-  while len(matrix) < size:
-    matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-  scaled: Floats = matrix / np.sqrt(size)
+  # Here, since it is slow to import and most commands do without.
+  from scipy.linalg import hadamard
+  scaled: Floats = hadamard(size, dtype=np.float64) / np.sqrt(size)
   return scaled

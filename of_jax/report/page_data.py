@@ -65,7 +65,7 @@ def _about_stream() -> dict[str, dict[str, Any]]:
 
 
 def _about(runs: Mapping[str, Run], site: str, metric: str) -> dict[str, Any]:
-  """As `_about_stream`, of one metric at a site, from what its family or the user's file says."""
+  """Describes a metric at a site as `_about_stream` does, from its family or the user's file."""
   own: dict[str, declared_metrics.Metric] = {}
   for text in {text for run in runs.values() for text in own_metrics(run.path, run.config)}:
     try:

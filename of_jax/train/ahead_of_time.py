@@ -209,7 +209,7 @@ def _warnings(log: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _captured() -> Iterator[list[str]]:
-  """Captures lines that libraries write to the process's standard error, until the block is left."""
+  """Captures lines that libraries write to the process's standard error while the block runs."""
   lines: list[str] = []
   sys.stderr.flush()
   kept = os.dup(2)
