@@ -33,7 +33,7 @@ _SIZES = flags.DEFINE_list("sizes", ["smoke"], f"of: smoke, {', '.join(presets.S
 _WIDTHS = flags.DEFINE_list("widths", [], "model widths in place of each size's own")
 _TELEMETRY = flags.DEFINE_list("telemetry", ["off", "basic"],
                                "levels; ratios are to the first row of a width")
-_OPTIMISERS = flags.DEFINE_list(
+_OPTIMIZERS = flags.DEFINE_list(
     "optimisers", [], "optim.name of each, and fields of optim as in soap:max_precond_dim=512; "
     "default: the size's own")
 _MEMBERS = flags.DEFINE_integer(
@@ -47,7 +47,16 @@ _OUT = flags.DEFINE_string("out", None, "folder to leave benchmark.json in; defa
 
 @dataclasses.dataclass
 class Variant:
-  """One compiled step with its own state."""
+  """Compiled train step with a state of its own, and the times of its blocks.
+
+  Attributes:
+    label: its row's name.
+    tokens: tokens of a step.
+    compile_s: seconds of compiling.
+    peak_memory_bytes: of one step, as the compiler says.
+    step, state, batch: the step is called as step(state, *batch).
+    wall, cpu: seconds a step, and of CPU over all threads, for each block that was run.
+  """
 
   label: str
   tokens: int
@@ -60,7 +69,7 @@ class Variant:
   cpu: list[float] = dataclasses.field(default_factory=list)
 
   def run(self, steps: int) -> None:
-    """Runs a block and notes seconds a step."""
+    """Runs a block of `steps` steps and notes its seconds a step."""
     import jax
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
@@ -70,7 +79,7 @@ class Variant:
     self.cpu.append((time.process_time() - cpu) / steps)
 
   def row(self, base: "Variant") -> dict[str, Any]:
-    """As benchmark.json holds it; ratios are medians over rounds, paired with `base`."""
+    """Returns the row of benchmark.json; ratios are medians over rounds, paired with `base`."""
     def ratio(ours: list[float], theirs: list[float]) -> float:
       return statistics.median(a / b for a, b in zip(ours, theirs))
 
@@ -87,7 +96,7 @@ def prepare(label: str, config: Config) -> Variant:
   import jax
 
   from of_jax.train.sharding import make_mesh, place_batch
-  from of_jax.train.step import make_trainer
+  from of_jax.train.trainer import make_trainer
   mesh = make_mesh(config)
   batch = place_batch(mesh, random_batch(config))
   with jax.set_mesh(mesh):
@@ -98,7 +107,7 @@ def prepare(label: str, config: Config) -> Variant:
 
 
 def random_batch(config: Config) -> dict[str, Any]:
-  """Random tokens of the config's sizes."""
+  """Draws a batch of random tokens of the config's sizes, int32 [batch, length]."""
   import numpy as np
   shape = (config.train.batch_size, config.train.sequence_length)
   tokens = np.random.default_rng(0).integers(0, config.data.vocab_size, shape).astype(np.int32)
@@ -107,7 +116,16 @@ def random_batch(config: Config) -> dict[str, Any]:
 
 def compiled_variant(label: str, config: Config, step: Any, state: Any, arguments: Any,
                      members: int = 1) -> Variant:
-  """Compiles a step. It must be called where its mesh is set."""
+  """Compiles a step; call it where the step's mesh is set.
+
+  Args:
+    label: the row's name.
+    config: resolved; says how many tokens a step reads.
+    step: a jitted function of the state and the arguments.
+    state: what it begins with.
+    arguments: the others, such as the batch.
+    members: how many runs the step trains.
+  """
   begun = time.perf_counter()
   compiled = step.lower(state, *arguments).compile()
   compile_s = time.perf_counter() - begun
@@ -119,7 +137,7 @@ def compiled_variant(label: str, config: Config, step: Any, state: Any, argument
 
 
 def prepare_members(label: str, config: Config, count: int) -> list[Variant]:
-  """`count` runs that differ in seed and rate: one after another, in turn, and at once.
+  """Compiles `count` runs that differ in seed and rate: one after another, in turn, and at once.
 
   The first compiles one of its programs, which all runs take: its compile_s and memory are that
   one's.
@@ -127,7 +145,7 @@ def prepare_members(label: str, config: Config, count: int) -> list[Variant]:
   import jax
 
   from of_jax.sweep.trainer import Sweep
-  from of_jax.train.loop import initial_state
+  from of_jax.train.startup import initial_state
   configs = [config_lib.apply_overrides(config, [
       ("train.seed", str(i)), ("mesh.data", "1"),
       ("optim.learning_rate", str(config.optim.learning_rate * (1 + i / count)))])
@@ -135,7 +153,7 @@ def prepare_members(label: str, config: Config, count: int) -> list[Variant]:
   made = []
   for at_once in (False, True):
     sweep = Sweep(configs, at_once=at_once)
-    states = [initial_state(own, sweep.trainer_of(own)) for own in configs]
+    states = [initial_state(own, sweep.trainer_of(own), None) for own in configs]
     arguments = (sweep.stacked([random_batch(own) for own in configs]), sweep.keys())
     how = "at once" if at_once else "in turn"
     made.append(compiled_variant(f"{label}, {count} {how}", config, sweep.trainer.step_measured,
@@ -155,7 +173,11 @@ def prepare_members(label: str, config: Config, count: int) -> list[Variant]:
 
 
 def configs(size: str) -> list[tuple[str, Config]]:
-  """(label, config) of every width of a size, each with every optimiser and telemetry level."""
+  """Lists (label, config) of every width of a size with every optimiser and telemetry level.
+
+  Raises:
+    UserError: no such size, a bad field, or an override of what a flag decides.
+  """
   if size != "smoke" and size not in presets.SIZES:
     raise UserError(f"--sizes={size}: no such size; there are smoke, {', '.join(presets.SIZES)}")
   cli.refuse_overrides({"model.width": "--widths", "optim.name": "--optimisers",
@@ -163,21 +185,21 @@ def configs(size: str) -> list[tuple[str, Config]]:
   base = presets.smoke() if size == "smoke" else presets.preset(size)
   result = []
   for width in _WIDTHS.value or [str(base.model.width)]:
-    for optimiser in _OPTIMISERS.value or [base.optim.name]:
-      name, *own = optimiser.split(":")
+    for optimizer in _OPTIMIZERS.value or [base.optim.name]:
+      name, *own = optimizer.split(":")
       fields = [tuple(field.partition("=")[::2]) for field in own]
       for level in _TELEMETRY.value:
         overrides = [("model.width", width), ("optim.name", name),
                      *((f"optim.{field}", text) for field, text in fields), *cli.overrides(),
                      ("telemetry.level", level)]
-        label = f" {optimiser}" if _OPTIMISERS.value else ""
+        label = f" {optimizer}" if _OPTIMIZERS.value else ""
         result.append((f"{size} width {width}{label} {level}",
                        config_lib.apply_overrides(base, overrides)))
   return result
 
 
 def block_steps(compared: list[Config]) -> int:
-  """Steps of a block: whole periods of every optimiser's refresh."""
+  """Returns the steps of a block: whole periods of every optimiser's refresh."""
   period = math.lcm(*(config.optim.precondition_frequency or 1 for config in compared))
   return math.ceil(_BLOCK.value / period) * period
 
@@ -188,7 +210,7 @@ def main() -> None:
   from rich.table import Table
   rows, block = [], block_steps([config for group in groups for _, config in group])
   for group in groups:
-    compared = len(_TELEMETRY.value) * max(1, len(_OPTIMISERS.value))
+    compared = len(_TELEMETRY.value) * max(1, len(_OPTIMIZERS.value))
     for start in range(0, len(group), compared):
       variants = [variant for item in group[start:start + compared] for variant in (
           prepare_members(*item, _MEMBERS.value) if _MEMBERS.value else [prepare(*item)])]

@@ -37,7 +37,11 @@ QUANTITIES = {"stream_rms": "RMS of what the unembedding reads",
 
 
 def configs() -> list[tuple[str, int, Config]]:
-  """(scaling, width, config), resolved."""
+  """Lists (scaling rule, width, resolved config) of every rule at every width.
+
+  Raises:
+    UserError: a width that is no multiple of a head's, or an override of what a flag decides.
+  """
   cli.refuse_overrides({"model.width": "--widths", "optim.scaling": "--scalings",
                         "train.steps": "--steps", "optim.base_width": "--widths",
                         "model.heads": "--widths"})
@@ -66,7 +70,12 @@ def configs() -> list[tuple[str, int, Config]]:
 
 
 def check(config: Config) -> dict[str, Any]:
-  """Loss and QUANTITIES after the first and the last step of one config."""
+  """Trains one config on one random batch.
+
+  Returns:
+    The loss (nats a token) and `stream_rms` of every step, and the other QUANTITIES after the first
+    and the last step.
+  """
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -74,7 +83,7 @@ def check(config: Config) -> dict[str, Any]:
   from of_jax.models.functional import named_leaves
   from of_jax.optim.matrices import views
   from of_jax.train.sharding import make_mesh, place_batch
-  from of_jax.train.step import make_trainer
+  from of_jax.train.trainer import make_trainer
   mesh = make_mesh(config)
   shape = (config.train.batch_size, config.train.sequence_length)
   tokens = np.random.default_rng(0).integers(
@@ -113,7 +122,7 @@ def check(config: Config) -> dict[str, Any]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-  """One panel a quantity, one line a rule, against the width."""
+  """Draws a panel a quantity, a line a rule, against the width."""
   from matplotlib.figure import Figure
   from matplotlib.ticker import NullLocator
   figure = Figure(figsize=(12, 3.2), layout="constrained")
