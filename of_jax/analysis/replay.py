@@ -76,7 +76,7 @@ class Restored:
     return corpus_batches(self.config, prepare(self.config.data, log), split, count)
 
   def training_batch(self, log: Log = lambda line: None) -> list[Replayed]:
-    """What the training step after this checkpoint reads, a micro-batch each.
+    """Batches that the training step after this checkpoint reads, a micro-batch each.
 
     `measure` of it is what metrics.jsonl logs at `step` + 1: a step's numbers are those of the
     parameters that it began with.

@@ -1,4 +1,4 @@
-"""What a config may measure: the metrics, read off their families' files without importing jax.
+"""Metrics that a config may measure, read off their families' files without importing jax.
 
 A family is a file of of_jax/telemetry/families. It declares in constants what people and configs
 need to know of it, and its class computes:
@@ -81,7 +81,7 @@ def names_of(metric: Metric) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-  """What the file of a family declares."""
+  """Declaration of a family of metrics, read off its file."""
 
   name: str
   kind: str
@@ -136,7 +136,7 @@ def ordered_sites(chosen: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """What a config measures.
+  """Metrics that a config measures, and their families and sites.
 
   Attributes:
     ids: the metrics by their full names, `_no_first` included.
@@ -210,7 +210,7 @@ def cadences(telemetry: TelemetryConfig, model_kind: str) -> dict[str, int]:
 
 
 def user_family(text: str) -> Declared:
-  """What PATH.py:NAME declares, without running the file.
+  """Reads the declaration of PATH.py:NAME, without running the file.
 
   A function is one metric of its name, whose formula is the first line of its docstring; a class
   states `metrics`, id -> (formula, unit, range, reference).

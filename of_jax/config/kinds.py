@@ -52,7 +52,7 @@ class Kind:
 
 @functools.cache
 def kind_of(name: str) -> Kind:
-  """What the task's file of a kind declares.
+  """Reads the declaration of a kind of model off its task's file.
 
   Raises:
     LookupError: a constant is missing.

@@ -168,7 +168,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where the tokens or images come from."""
+  """Source of the tokens or images."""
 
   corpus: str = field(
       "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH; images: "
@@ -207,7 +207,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TelemetryConfig:
-  """What is measured of a run.
+  """Measurements of a run.
 
   Most metrics come out of the train step itself. Costly families (attention, gram, massive,
   moment_updates) have programs and cadences of their own.

@@ -41,7 +41,7 @@ PENALTY = "penalty"
 
 @dataclasses.dataclass
 class Context:
-  """What one block needs beside its input, and what its probes collected.
+  """Context of a block: what it needs beside its input, and what its probes collected.
 
   Attributes:
     positions_BxT: position of each token, from 0 in its window or in its document.
@@ -95,11 +95,11 @@ class Context:
     return kept is not None
 
   def probe_heads(self, site: str, x_BxTxHxK: jax.Array) -> jax.Array:
-    """As `probe`, of [..., heads, head_dim]: the neurons of the site are those of all heads."""
+    """Probes [..., heads, head_dim] like `probe`: the site's neurons are those of all heads."""
     return self.probe(site, flatten_heads(x_BxTxHxK)).reshape(x_BxTxHxK.shape)
 
   def at(self, site: str, x: jax.Array) -> jax.Array:
-    """[..., neurons] as the numerics have it; `x` itself without any."""
+    """Replaces [..., neurons] as the numerics have it; `x` itself without any."""
     if self.numerics is None:
       return x
     y, kept = self.numerics.activation(site, x, self.layer)
@@ -107,7 +107,7 @@ class Context:
     return y
 
   def at_heads(self, site: str, x_BxTxHxK: jax.Array) -> jax.Array:
-    """As `at`, of [..., heads, head_dim]."""
+    """Replaces [..., heads, head_dim] like `at`."""
     if self.numerics is None:
       return x_BxTxHxK
     return self.at(site, flatten_heads(x_BxTxHxK)).reshape(x_BxTxHxK.shape)

@@ -75,7 +75,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-  """The same scalars in a Weights & Biases project; the run's id is kept for a resumed run."""
+  """Writes the scalars to a Weights & Biases project; a resumed run keeps the run's id."""
 
   def __init__(self, workdir: Path, project: str, config: Record):
     import wandb

@@ -1,1 +1,1 @@
-"""What a resolved config must satisfy, a file a section; `common.validate` asks them all."""
+"""Rules that a resolved config must satisfy, a file a section; `common.validate` asks them all."""

@@ -1,7 +1,6 @@
 """Rules that a field's own declaration states: its type, choices, range and owner."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from of_jax.config.declare import Owner
 from of_jax.config.fields import fields, get, hints
 from of_jax.config.rules.check import Check
 from of_jax.config.sections import Config
-from of_jax.errors import UserError
+from of_jax.errors import UserError, nearest, nearest
 
 
 def default(path: str) -> Any:
@@ -35,9 +34,8 @@ def check_types(config: Config) -> None:
       raise UserError(f"config.{path}={value!r}: not {values.describe(hint)}") from None
     choices = values.choices(field, hint)
     if choices and value is not None and value not in choices:
-      close = difflib.get_close_matches(str(value), choices, n=1)
       raise UserError(f"config.{path}={value}: not one of {', '.join(choices)}"
-                      + (f"; did you mean {close[0]}?" if close else ""))
+                      + nearest(str(value), choices))
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f"config.{path}={value}: not a finite number")
 

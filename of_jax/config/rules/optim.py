@@ -4,7 +4,6 @@ An optimiser's file states `FIELDS`, its own fields with their defaults, see of_
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -55,10 +54,8 @@ def parse_multipliers(texts: Iterable[str], roles: Sequence[str]) -> dict[str, f
   for text in texts:
     role, _, number = text.partition("=")
     if role not in roles:
-      close = difflib.get_close_matches(role, roles, n=1)
-      raise UserError(f"config.optim.lr_multipliers={text}: {role} is not a parameter role; "
-                      + (f"did you mean {close[0]}?" if close
-                         else f"they are {', '.join(roles)}"))
+      raise UserError(f"config.optim.lr_multipliers={text}: {role} is not a parameter role"
+                      + nearest(role, roles, otherwise=f"; they are {', '.join(roles)}"))
     try:
       factor = float(number)
     except ValueError:

@@ -15,17 +15,19 @@ from of_jax.config.declared_metrics import (
 )
 from of_jax.config.kinds import kind_of
 from of_jax.config.rules.check import Check
+from of_jax.config.rules.fields import default
 from of_jax.config.sections import Config, TelemetryConfig
 from of_jax.config.sites import name_of, own_sites
 from of_jax.errors import nearest
 
 
 def validate(config: Config, check: Check) -> None:
-  """What the telemetry of a config must satisfy; `check` raises what fails."""
+  """Checks the rules for the telemetry of a resolved config; `check` raises the one that fails."""
   telemetry, kind = config.telemetry, config.model.kind
   for field in ("optimizer", "sites", "metrics", "cadences", "user_metrics",
                 "quantised_perplexity_every"):
-    check(telemetry.level != "off" or not getattr(telemetry, field), f"telemetry.{field}",
+    path = f"telemetry.{field}"
+    check(telemetry.level != "off" or getattr(telemetry, field) == default(path), path,
           "nothing is measured at telemetry.level=off")
   _check_sites(telemetry, (*model_sites(kind), *own_sites(config.model)), check)
   own = [user_family(text) for text in telemetry.user_metrics]
