@@ -280,7 +280,7 @@ def test_a_new_file_is_told_where_to_go(sort: str, folder: str, text: str,
 METRICS = '''
 KIND = "{kind}"
 SITES = ()
-EVERY = 0
+EVERY = 100
 METRICS = {{"of_planted": ("full", "0", "none", "0", "this test")}}
 '''
 

@@ -69,7 +69,7 @@ def test_the_readme_is_a_front_door() -> None:
 
 
 def rooms_table() -> str:
-  """Lists the rooms of of_jax, what each holds, in its docstring's first sentence, and what it may import."""
+  """Lists the rooms of of_jax: what each holds, by its docstring, and what it may import."""
   lines = ["| room | holds | imports from |", "| --- | --- | --- |"]
   order = [*ROOMS]
   for room, below in ROOMS.items():
