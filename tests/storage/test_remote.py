@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -96,8 +97,7 @@ def test_a_run_there_is_the_run_in_a_folder(make_config: MakeConfig, tmp_path: P
   assert (there / "metrics.jsonl").read_bytes() == (
       tmp_path / "here" / "metrics.jsonl").read_bytes()
   for step in (0, 2, 4):
-    jax.tree.map(np.testing.assert_array_equal, parameters(URL, step),
-                 parameters(tmp_path / "here", step))
+    chex.assert_trees_all_equal(parameters(URL, step), parameters(tmp_path / "here", step))
   assert {"config.json", "env.json", "timing.jsonl"} <= set(os.listdir(there))
 
   lines.clear()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,7 +220,7 @@ def test_a_run_learns_and_resumes_to_the_same_bits(make_images: MakeConfig, tmp_
   train(config, tmp_path / "run", quiet)
   assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
   with Checkpoints(tmp_path / "run") as checkpoints:
-    jax.tree.map(np.testing.assert_array_equal, checkpoints.load_host(24), whole)
+    chex.assert_trees_all_equal(checkpoints.load_host(24), whole)
 
 
 @pytest.mark.parametrize("kind, roles", (("transformer", "norm"), ("images", "norm,unembedding")))
