@@ -246,9 +246,9 @@ def _site_shapes(config: Config) -> dict[str, tuple[int, int]]:
   """site -> (layers, neurons), by tracing the network."""
   network, inputs = network_of(config), task_of(config.model.kind).inputs(config, (1, 1))
 
-  def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None) -> Statistics:
-    del site, first_BxT
-    return {"token": x_BxTxD[0, 0]}
+  def observe(site: str, x_BxTxD: jax.Array, first_BxT: jax.Array | None) -> Statistics | None:
+    del first_BxT
+    return {"token": x_BxTxD[0, 0]} if site in SITES else None
 
   kept = jax.eval_shape(lambda params, x: network.stream(params, x, observe=observe)[2],
                         network.shapes, inputs)

@@ -128,7 +128,7 @@ def model_sites(model_kind: str) -> tuple[str, ...]:
 
 
 def ordered_sites(chosen: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-  """The sites of some families, each once: in the order of the layers, variants' own, attention."""
+  """Orders the sites of some families: those of the layers, variants' own, attention."""
   found = dict.fromkeys(site for sites in chosen.values() for site in sites)
   own = (site for site in found if site not in SITES and site != ATTENTION)
   return tuple(site for site in (*SITES, *own, ATTENTION) if site in found)

@@ -13,7 +13,7 @@ from of_jax.config.sections import ModelConfig
 
 
 def chosen_files(model: ModelConfig) -> tuple[tuple[str, str], ...]:
-  """The files of variants that a resolved model is made of: (folder, name), each once."""
+  """Lists the files of variants that a resolved model is made of: (folder, name), each once."""
   found = [(folder, name) for field in dataclasses.fields(model)
            if (folder := field.metadata["folder"])
            and (name := getattr(model, field.name)) in variants.names(folder)]
@@ -21,7 +21,7 @@ def chosen_files(model: ModelConfig) -> tuple[tuple[str, str], ...]:
 
 
 def own_sites(model: ModelConfig) -> tuple[str, ...]:
-  """The sites beyond those of every model that the files of a model's variants declare.
+  """Lists the sites that the files of a model's variants declare, beyond those of every model.
 
   Raises:
     BadVariant: a declaration that is not a tuple of identifiers, or takes a name of the package.
@@ -30,14 +30,14 @@ def own_sites(model: ModelConfig) -> tuple[str, ...]:
 
 
 def every_own_site() -> tuple[str, ...]:
-  """The sites that any variant declares, chosen or not."""
+  """Lists the sites that any variant declares, chosen or not."""
   return tuple(dict.fromkeys(
       site for folder in variants.FOLDERS for name in variants.names(folder)
       for site in _own(folder, name)))
 
 
 def name_of(site: str) -> str:
-  """The declared name in a site, which may have the place of the module that sows it in front.
+  """Strips a site of the place of the module that sows it, if that stands in front.
 
   `attention_norm.my_site` is what the block's attribute `attention_norm` sows as `my_site`.
   """

@@ -1,4 +1,4 @@
-"""A model as pure functions of a dictionary of parameters.
+"""Models as pure functions of a dictionary of parameters.
 
 The train step is plain JAX over dictionaries; the NNX module exists only inside `init` and
 `apply`. Roles and axes are read off the parameters, which state both when they are created.
@@ -24,7 +24,7 @@ Parameters = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A model without its parameters.
+  """Model without its parameters.
 
   Attributes:
     shapes: tree of jax.ShapeDtypeStruct.
@@ -40,7 +40,7 @@ class Network:
   axes: Parameters
 
   def init(self, key: jax.Array) -> Parameters:
-    """Fresh parameters, a function of the key alone."""
+    """Draws fresh parameters, a function of the key alone."""
     return nnx.to_pure_dict(nnx.state(self.make(key), nnx.Param))
 
   def apply(self, parameters: Parameters, inputs: jax.Array,
@@ -121,7 +121,7 @@ def named_leaves(tree: Parameters, is_leaf: Callable[[Any], bool] | None = None
 
 
 def _select(tree: Parameters, roles: Parameters, keep: Callable[[str], bool]) -> Parameters:
-  """The leaves whose roles are kept; a dictionary that would be empty is left out."""
+  """Selects the leaves whose roles are kept; a dictionary that would be empty is left out."""
   flat_roles = flatten_dict(roles)
   leaves = flatten_dict(tree, is_leaf=lambda path, node: path in flat_roles)
   selected: Parameters = unflatten_dict(

@@ -35,13 +35,13 @@ STATE_AXES: dict[str, tuple[str, ...]] = {
 
 
 def parameter_spec(axes: tuple[str, ...]) -> PartitionSpec:
-  """The PartitionSpec of a parameter. Raises KeyError on an axis that the table lacks."""
+  """Gives the PartitionSpec of a parameter. Raises KeyError on an axis that the table lacks."""
   return PartitionSpec(*(PARAMETER_AXES[axis] for axis in axes))
 
 
 def state_spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mapping[str, int]
                ) -> PartitionSpec:
-  """The PartitionSpec of an optimiser's own array, by the rule of STATE_AXES.
+  """Gives the PartitionSpec of an optimiser's own array, by the rule of STATE_AXES.
 
   Args:
     axes: logical axes, one an axis of the array.
@@ -59,22 +59,22 @@ def state_spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mapping[str,
 
 
 def batch_spec(rank: int) -> PartitionSpec:
-  """The PartitionSpec of an activation or batch of `rank` axes whose first is the batch."""
+  """Gives the PartitionSpec of an activation or batch of `rank` axes whose first is the batch."""
   return PartitionSpec(BATCH_AXES, *([None] * (rank - 1)))
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-  """`x`, split over its first axis alone."""
+  """Splits `x` over its first axis alone."""
   return _constrain(x, batch_spec(x.ndim))
 
 
 def constrain_replicated(x: jax.Array) -> jax.Array:
-  """`x`, whole on every device."""
+  """Places `x` whole on every device."""
   return _constrain(x, PartitionSpec(*([None] * x.ndim)))
 
 
 def constrain_vocabulary(x: jax.Array) -> jax.Array:
-  """`x` [..., width, vocabulary] split over its vocabulary, and a third axis as a batch is."""
+  """Splits `x` [..., width, vocabulary] over its vocabulary, and a third axis as a batch is."""
   return _constrain(x, PartitionSpec(
       *([BATCH_AXES] if x.ndim == 3 else []), None, PARAMETER_AXES["vocab"]))
 

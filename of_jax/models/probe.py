@@ -1,13 +1,14 @@
-"""The one place that takes statistics out of a forward pass, and where analysis changes one.
+"""Probes take statistics out of a forward pass, and are where an analysis changes one.
 
 A layer says where (`x = context.probe("resid_mid", x)`), the observer says what. The observer's
 result, never the activation, leaves the layer: under a scan an activation would be kept for
 every layer. The layer goes on with what the probe gives back, which is `x` itself unless an
-analysis intervenes. Site names are public: see SITES.
+analysis intervenes. Site names are public: see SITES. A variant adds names of its own by Flax's
+`sow`, see of_jax.models.sow.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,7 +76,7 @@ class Context:
   _dropouts: int = 0
 
   def probe(self, site: str, x_BxTxD: jax.Array) -> jax.Array:
-    """`x`, or what the intervention makes of it; its statistics are collected on the way.
+    """Returns `x`, or what the intervention makes of it, and collects its statistics on the way.
 
     No gradient flows through the statistics.
     """
@@ -113,7 +114,7 @@ class Context:
     return self.at(site, flatten_heads(x_BxTxHxK)).reshape(x_BxTxHxK.shape)
 
   def linear(self, name: str, site: str, linear: Linear, x: jax.Array) -> jax.Array:
-    """`linear(x)` as the numerics have it: the linear map `name`, which reads `site`."""
+    """Applies the linear map `name`, which reads `site`, as the numerics have it."""
     if self.numerics is None:
       return linear(x)
     y, kept = self.numerics.product(name, site, linear, x, self.layer)
@@ -140,7 +141,7 @@ class Context:
       self.collected["attention"] = statistics
 
   def dropout(self, x: jax.Array, rate: float | None = None) -> jax.Array:
-    """`x` with entries dropped and the rest scaled up, in training; `x` in evaluation.
+    """Drops entries of `x` and scales up the rest, in training; gives `x` in evaluation.
 
     What is dropped is a function of the key, the number of such calls in this context before and
     the shape: of seed, step, block and place.
@@ -158,13 +159,13 @@ class Context:
 
 
 def uses_dropout(model: ModelConfig) -> bool:
-  """Whether training needs a key."""
+  """Tells whether training needs a key."""
   return bool(model.dropout or model.embedding_dropout or model.attention_dropout)
 
 
 @jax.custom_vjp
 def _gathered(x: jax.Array) -> jax.Array:
-  """x. Its gradient is summed over what reads it here before what else reads `x` is added.
+  """Returns x, whose gradient is summed over its readers here before those elsewhere are added.
 
   Watching gradients at a site needs that sum. Without it the sum of all that reads `x`, a block's
   input that is also its skip's, would have another order and other bits when nothing is watched.
@@ -176,10 +177,5 @@ _gathered.defvjp(lambda x: (x, None), lambda _, g: (g,))
 
 
 def flatten_heads(x_BxTxHxK: jax.Array) -> jax.Array:
-  """[..., heads, head_dim] -> [..., heads x head_dim], the neurons of a per-head site."""
+  """Maps [..., heads, head_dim] to [..., heads x head_dim], the neurons of a per-head site."""
   return x_BxTxHxK.reshape(*x_BxTxHxK.shape[:-2], -1)
-
-
-def site_order(statistics: Mapping[str, Statistics]) -> list[str]:
-  """The sites of `statistics` in the order of the forward pass."""
-  return [site for site in SITES if site in statistics]

@@ -22,7 +22,7 @@ from of_jax.models.stack import StackedNetwork, stacked
 
 
 class ResidualLayer(nnx.Module):
-  """y = x + gain MLP(Norm(x)): a Pre-Norm layer without attention; no gain by default.
+  """Pre-Norm layer without attention: y = x + gain MLP(Norm(x)); no gain by default.
 
   It probes `mlp_in`, `mlp_hidden` and `mlp_out`; the network probes `resid_pre` and `final`.
   """
@@ -39,7 +39,7 @@ class ResidualLayer(nnx.Module):
 
 
 class ResidualMLP(StackedNetwork):
-  """He et al. 2024's MLP (2405.19279, App. D, CIFAR-10): f(x) = W_out h_L(W_in x) / sqrt(width).
+  """MLP of He et al. 2024 (2405.19279, App. D, CIFAR-10): f(x) = W_out h_L(W_in x) / sqrt(width).
 
   W_out starts at zero, so that every output does. The paper does not give the hidden width of a
   layer: `model.mlp_width` = width makes its six layers of width 1024 on CIFAR-10 the 15.7 million
@@ -68,7 +68,7 @@ class ResidualMLP(StackedNetwork):
     return cls(config.model, config.data.input_size, config.data.classes, rngs)
 
   def unembedding_table(self) -> jax.Array:
-    """[width, classes], with the output's 1 / sqrt(width) in it."""
+    """Returns [width, classes], with the output's 1 / sqrt(width) in it."""
     return self.unembedding.kernel[...] / math.sqrt(self.model.width)
 
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,

@@ -45,7 +45,7 @@ class StackedNetwork(nnx.Module):
 
   @classmethod
   def of_config(cls, config: Config, rngs: nnx.Rngs) -> "StackedNetwork":
-    """The network of a resolved config, its parameters drawn from the stream `params`."""
+    """Makes the network of a resolved config, its parameters drawn from the stream `params`."""
     raise NotImplementedError
 
   def __call__(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,
@@ -62,7 +62,7 @@ class StackedNetwork(nnx.Module):
     return logits_BxTxV if cap is None else cap * jnp.tanh(logits_BxTxV / cap), statistics
 
   def unembedding_table(self) -> jax.Array:
-    """[width, vocabulary or classes]: logits are the stream times this, before any cap."""
+    """Returns [width, vocabulary or classes]: logits are the stream times this, before any cap."""
     raise NotImplementedError
 
   def stream(self, inputs: jax.Array, documents_BxT: jax.Array | None = None, *,

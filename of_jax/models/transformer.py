@@ -16,7 +16,7 @@ from of_jax.models.stack import StackedNetwork, stacked
 
 
 class Embedding(nnx.Module):
-  """scale x (token table + position table): [batch, time] -> [batch, time, width].
+  """Embedding, scale x (token table + position table): [batch, time] -> [batch, time, width].
 
   The scale acts on the sum. The paper's 50 brings its mean square to 1 from token tables of
   standard deviation 0.02 (He et al. 2024, App. D), or to 1.25 with the position table on top.
@@ -43,7 +43,7 @@ class Embedding(nnx.Module):
 
 
 class Transformer(StackedNetwork):
-  """Embedding, a stack of blocks, an optional norm, and an unembedding without bias.
+  """Transformer: embedding, stack of blocks, optional norm, and an unembedding without bias.
 
   The embedding may be projected and then normed, what the unembedding reads normed and then
   projected.
@@ -77,7 +77,7 @@ class Transformer(StackedNetwork):
     return cls(config.model, config.data.vocab_size, config.train.sequence_length, rngs)
 
   def unembedding_table(self) -> jax.Array:
-    """[width, vocabulary]: logits are the stream times this."""
+    """Returns [width, vocabulary]: logits are the stream times this."""
     if self.model.tied_embeddings:
       return self.embedding.token[...].T
     return self.unembedding.kernel[...]
