@@ -82,7 +82,7 @@ _FINISH: dict[str, Callable[[Sums, jax.Array], jax.Array]] = {
 def measure_step(layout: Layout, params: Any, gradients: Any, updates: Any, state: Any,
                  rate: jax.Array, ids: Collection[str] = tuple(METRICS)
                  ) -> dict[str, dict[str, jax.Array]]:
-  """The metrics of one step; NaN where undefined.
+  """Measures one step, by role and metric; NaN where undefined.
 
   `nu_tail` is there for optimisers whose state has a second moment `nu` of each entry,
   `projection_factor` for projected roles, `preconditioner_condition` where factors precondition.
@@ -155,7 +155,7 @@ def _finish(leaves: list[_Leaf], rate: jax.Array) -> dict[str, jax.Array]:
 
 
 def _sums(leaf: _Leaf) -> Sums:
-  """What one parameter adds to its role's sums, [layers] each."""
+  """Sums over one parameter, [layers] each, that are added to its role's."""
   view = leaf.view
   given = {"w": leaf.weight, "g": leaf.gradient, "u": leaf.update, "v": leaf.nu}
   split = {name: view.split(x.astype(jnp.float32)) for name, x in given.items() if x is not None}
@@ -201,7 +201,7 @@ def _sums_of_matrix(arrays: dict[str, jax.Array]) -> Sums:
 
 
 def _together(parts: list[Sums]) -> Sums:
-  """The sums of several parts, each in units of its own largest entry, in units of all's."""
+  """Adds up several parts, each in units of its own largest entry, in units of all's."""
   total = {name: functools.reduce(jnp.maximum, [part[name] for part in parts if name in part])
            for name in _LARGEST if any(name in part for part in parts)}
   for part in parts:
@@ -215,7 +215,7 @@ def _together(parts: list[Sums]) -> Sums:
 
 
 def _blocks(view: MatrixView) -> int | None:
-  """How many blocks of rows a matrix is measured in; None for all matrices at once."""
+  """Counts the blocks of rows that a matrix is measured in; None for all matrices at once."""
   is_small = view.batch * view.rows * view.columns <= _BLOCK
   if is_small or placement.platform() != "cpu" or placement.devices() > 1:
     return None
@@ -224,12 +224,12 @@ def _blocks(view: MatrixView) -> int | None:
 
 
 def _sum(each: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-  """The sum of each(*arrays), arrays [rows, columns]."""
+  """Sums each(*arrays), arrays [rows, columns]."""
   return jnp.sum(_fold(lambda total, *parts: plus(total, each(*parts)), 0., *arrays))
 
 
 def _size(x: jax.Array) -> jax.Array:
-  """The largest |entry| of [rows, columns]; NaN if there is one."""
+  """Finds the largest |entry| of [rows, columns]; NaN if there is one."""
   return as_float(jnp.max(
       _fold(lambda largest, piece: jnp.maximum(largest, as_bits(piece)), 0, x)))
 
@@ -246,7 +246,7 @@ def _named(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
 
 
 def _conditions(state: Any, params: dict[tuple[Any, ...], Any]) -> dict[tuple[Any, ...], jax.Array]:
-  """Parameter -> [matrices], the largest condition number of a matrix's factors."""
+  """Maps each parameter to [matrices], the largest condition number of a matrix's factors."""
   found: dict[tuple[Any, ...], jax.Array] = {}
   nodes = {attribute: {path: node.sides for path, node in _of_state(
       state, attribute, params, (Stacks, Vectors)).items()}
@@ -263,7 +263,7 @@ def _conditions(state: Any, params: dict[tuple[Any, ...], Any]) -> dict[tuple[An
 
 def _of_state(state: Any, attribute: str, params: dict[tuple[Any, ...], Any],
               kind: Any = jax.Array) -> dict[tuple[Any, ...], Any]:
-  """The state's nodes of a kind under `attribute`, by the path of the parameter they belong to."""
+  """Finds the state's nodes of a kind under `attribute`, by the path of their parameter."""
   found = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(
       state, is_leaf=lambda node: isinstance(node, (Stacks, Vectors))):

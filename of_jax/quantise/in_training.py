@@ -1,5 +1,5 @@
-"""What quantisation would cost, measured while a model trains. Enters: parameters, an evaluation
-batch. Leaves: its perplexity when quantised, and by how much the loss is higher.
+"""The cost of quantisation, measured while a model trains. Enters: parameters, an evaluation batch.
+Leaves: its perplexity when quantised, and by how much the loss is higher.
 
 A range is a token's own, so that nothing has to be calibrated; else the default scheme of
 of_jax.quantise. It is a program of its own: the train step is the same whether this runs or not.

@@ -1,4 +1,4 @@
-"""What is measured of activations, and how it adds up.
+"""Telemetry: metrics of activations, attention and gradients, and how they add up.
 
 `measure` gives every activation metric of one array; inside a run, `Telemetry` says which metrics
 are watched at which sites. A metric belongs to a family, a file of `families`: statistics that add

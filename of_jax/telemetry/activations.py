@@ -6,6 +6,18 @@ centred values, sums by group) is computed here, once.
 Every statistic is kept for two groups of tokens, those at position 0 and all others: one massive
 first token can change kurtosis ninefold, and it cannot be subtracted afterwards without losing
 the digits of the rest.
+
+How it works. A probe makes one `Activations` of its site while the step is traced. Everything in it
+is a cached property: what no family reads is never traced, and what several read is traced once.
+Sizes are compared as integers, since the bits of |x| are ordered as |x| is and NaN is above all, so
+that a maximum is NaN exactly where there is one. A sum over tokens (`totals`) is taken row by row
+and then over rows, so that few roundings follow one another; a token too large to be squared is
+selected away and makes its own group NaN, never the other. The median of a token is found without
+sorting: the 31 bits of the middle value are decided from the top by counting how many |x| lie below
+a bound. The counts are over int8 codes, 8 bits of the value at a time, of which a vector register
+holds four times as many as floats; after 22 bits the rest of the bucket is told by its largest
+member. The arrays are folded before they are reduced (see of_jax.xla.reductions), so that one read
+of memory serves a loop over vectors and not one over numbers.
 """
 
 import functools
@@ -107,7 +119,7 @@ class Activations:
 
   @functools.cached_property
   def mean_BxT(self) -> jax.Array:
-    """Of each token, over the width; of one whose squares are not finite, anything."""
+    """Mean of each token over the width; of one whose squares are not finite, anything."""
     return jnp.mean(self.raw_BxTxD, -1)
 
   def totals(self, each: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:

@@ -88,12 +88,12 @@ class Family:
     raise NotImplementedError
 
   def merge(self, a: Statistics, b: Statistics) -> Statistics:
-    """The statistics of both sets of tokens together."""
+    """Combines the statistics of two sets of tokens."""
     return {name: jnp.maximum(a[name], b[name]) if name.startswith("max_") else a[name] + b[name]
             for name in a}
 
   def finish(self, s: Statistics, no_first: bool) -> dict[str, jax.Array]:
-    """The metrics of statistics that may have leading axes, of layers.
+    """Makes metrics of statistics, which may have leading axes, of layers.
 
     Args:
       s: as `statistics` returns them.
@@ -106,7 +106,7 @@ class Family:
 
 
 def group(s: Statistics, name: str, no_first: bool, axis: int = -1) -> jax.Array:
-  """A statistic whose `axis` is that of the groups FIRST and REST: of REST alone, or of both."""
+  """Takes of a statistic with the groups FIRST and REST on `axis` that of REST, or of both."""
   value = s[name]
   first, rest = jnp.take(value, FIRST, axis), jnp.take(value, REST, axis)
   if no_first:
@@ -115,13 +115,13 @@ def group(s: Statistics, name: str, no_first: bool, axis: int = -1) -> jax.Array
 
 
 def defined(value: jax.Array) -> jax.Array:
-  """NaN in place of infinities; integers as they are."""
+  """Puts NaN in place of infinities; leaves integers as they are."""
   return jnp.where(jnp.isfinite(value), value, jnp.nan) if jnp.issubdtype(
       value.dtype, jnp.floating) else value
 
 
 def finish_all(family: Family, s: Statistics, has_no_first: bool) -> dict[str, Any]:
-  """Every metric of a family, with and, where there is such a thing, without position 0."""
+  """Makes every metric of a family, with and, where there is such a thing, without position 0."""
   found = {id_: defined(value) for id_, value in family.finish(s, no_first=False).items()}
   if has_no_first:
     found |= {id_ + "_no_first": defined(value)

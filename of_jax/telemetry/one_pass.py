@@ -1,8 +1,18 @@
-"""What the basic metrics need of a site's activations, read once from a TPU's main memory.
+"""Sums for the basic metrics of a site, by a kernel that reads a TPU's main memory once.
 
 As XLA has it, each pass of the median's bisection reads the whole array again, 11 times in all,
 and each sum over tokens once more. This kernel brings a block of tokens on the chip and does all
 of it there; only sums leave. Other platforms, and sites that it does not fit, have `Activations`.
+
+How it works. `ReadOnce` is an `Activations` whose costly properties come out of the kernel; what
+they have in common is computed at the first use, what is not asked for still comes from the base.
+The kernel's grid goes over blocks of 128 tokens. A block is [128, width] in registers and on-chip
+memory: its largest |x|, its median (the same bisection, a bit at a time, since a pass costs no
+memory here) and its centred values are computed there. The sums over tokens by group are a matrix
+product of [8, 128] weights, of which rows 0 and 1 are the groups FIRST and REST as 0 and 1, with
+the block. All blocks of the grid write to the same output block, which therefore stays on the chip
+until the last; what is one number a token is kept by lane and reduced outside. On a mesh each
+device runs the kernel on its own tokens (`shard_map`), and the sums of all are added.
 """
 
 import functools
@@ -200,7 +210,7 @@ def _unresolved(dtype: Any) -> int:
 
 
 def _median(bits_NxD: jax.Array, unresolved: int, width_axis: int) -> jax.Array:
-  """As of_jax.telemetry.activations has it, but a bit at a time: passes here are over registers."""
+  """Finds the median as `Activations` has it, a bit at a time: passes here are over registers."""
   width = bits_NxD.shape[width_axis]
   lower_rank = (width - 1) // 2
   shape_Nx1 = tuple(1 if axis == width_axis else n for axis, n in enumerate(bits_NxD.shape))

@@ -17,18 +17,18 @@ METRICS: dict[str, Metric] = declared_metrics.metrics()
 
 @functools.cache
 def load(name: str) -> Family:
-  """The family of a name: of a file of of_jax/telemetry/families, or a user's PATH:NAME."""
+  """Loads the family of a name: of a file of of_jax/telemetry/families, or a user's PATH:NAME."""
   if ":" in name:
     return user.load(name)
   return variants.load_class(FOLDER, name, Family)()
 
 
 def declared(name: str) -> Declared:
-  """What a family declares."""
+  """Reads what a family declares."""
   return declared_metrics.user_family(name) if ":" in name else declared_metrics.families()[name]
 
 
 def of_activations() -> tuple[str, ...]:
-  """The families that an array of activations is enough for."""
+  """Lists the families that an array of activations is enough for."""
   return tuple(name for name, family in declared_metrics.families().items()
                if family.kind == "activations")

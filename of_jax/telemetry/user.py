@@ -35,7 +35,7 @@ from of_jax.telemetry.family import Family, Statistics
 
 
 def load(text: str) -> Family:
-  """The family that PATH.py:NAME stands for.
+  """Loads the family that PATH.py:NAME stands for.
 
   Raises:
     UserError: the file fails to run, or NAME is neither a function nor a Family.
@@ -58,7 +58,7 @@ def load(text: str) -> Family:
 
 
 class OfSequences(Family):
-  """The mean over sequences of a function of one, [time, width] -> a number.
+  """Mean over sequences of a function of one, [time, width] -> a number.
 
   Sequences of padding alone are left out.
   """

@@ -29,7 +29,7 @@ def objective_of(config: Config, x_BxTxD: jax.Array, table_DxV: jax.Array, batch
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-  """What a config minimises.
+  """The objective of a config, on a whole batch or part by part.
 
   Attributes:
     config: resolved.

@@ -25,7 +25,7 @@ from of_jax.train.types import Batch, Metrics, State
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-  """What a measured step measures.
+  """Telemetry of a measured step.
 
   Attributes:
     forward: what one forward pass is enough for.

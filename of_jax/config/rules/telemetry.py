@@ -42,8 +42,9 @@ def validate(config: Config, check: Check) -> None:
     check(name not in metrics() or metrics()[name].family != QUANTISED, "telemetry.metrics",
           f"{name} is measured by telemetry.quantised_perplexity_every, as in "
           "telemetry.quantised_perplexity_every=100")
-    check(kind_of(kind).has_attention or not name.startswith(ATTENTION + "_"), "telemetry.metrics",
-          f"{name} is of attention, which model.kind={kind} has not")
+    family = next((metric.family for metric in metrics().values() if name in names_of(metric)), "")
+    check(kind_of(kind).has_attention or not family or families()[family].kind != ATTENTION,
+          "telemetry.metrics", f"{name} is of attention, which model.kind={kind} has not")
   check(kind_of(kind).is_quantisable or not telemetry.quantised_perplexity_every,
         "telemetry.quantised_perplexity_every",
         "quantisation is of transformers; perplexity is of tokens")

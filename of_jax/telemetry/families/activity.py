@@ -1,4 +1,4 @@
-"""How many units are active: the sparsity of hidden units."""
+"""Sparsity of hidden units: how many are active."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ _PERCENTILES = (5, 25, 50, 75, 95)
 
 
 class Activity(Family):
-  """A NaN or infinity of a counted token makes its group's counts NaN."""
+  """Counts of active units. A NaN or infinity of a counted token makes its group's counts NaN."""
 
   def statistics(self, a: Activations) -> Statistics:
     # How often each unit was active in each sequence.
@@ -68,12 +68,12 @@ def _number(flags: jax.Array) -> jax.Array:
 
 
 def _some(times: jax.Array) -> jax.Array:
-  """1 where a count is above 0, 0 where it is 0, and NaN where it is."""
+  """Gives 1 where a count is above 0, 0 where it is 0, and NaN where it is NaN."""
   return jnp.where(jnp.isnan(times), times, (times > 0).astype(jnp.float32))
 
 
 def _percentiles(rate_D: jax.Array) -> jax.Array:
-  """Of the last axis, as NumPy's default."""
+  """Computes quantiles over the last axis, as NumPy does by default."""
   width = rate_D.shape[-1]
   ordered = jax.lax.top_k(-rate_D, width)[0] * -1
   points = []

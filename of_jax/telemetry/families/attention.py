@@ -1,4 +1,4 @@
-"""Where attention's mass lies, and how large its logits are."""
+"""Attention: where its mass lies, and how large its logits are."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ _SINK = 0.3
 
 
 class AttentionStatistics(Family):
-  """Kept by head; the metrics are means over heads."""
+  """Statistics by head; the metrics are means over heads."""
 
   def of_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh,
                    first_BxT: jax.Array, counts_BxT: jax.Array) -> Statistics:

@@ -20,7 +20,7 @@ METRICS = {
 
 
 class Gradients(Family):
-  """Kept by neuron; the metrics are over the neurons of a layer."""
+  """Statistics by neuron; the metrics are over the neurons of a layer."""
 
   def of_gradients(self, sum_square_LxD: jax.Array, tokens: jax.Array) -> Statistics:
     return {"sum_square": sum_square_LxD, "count": jnp.full(sum_square_LxD.shape[:1], tokens)}

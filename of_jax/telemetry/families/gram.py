@@ -20,7 +20,7 @@ METRICS = {
 
 
 class Gram(Family):
-  """|X X^T|^2 = |X^T X|^2 (Frobenius), so the tokens x tokens matrix is never formed.
+  """Gram matrices: |X X^T|^2 = |X^T X|^2 (Frobenius), so tokens x tokens is never formed.
 
   The statistics of a layer are two matrices width x width, and cost as many operations as a
   product of X with two square matrices: which is why they are measured apart.
@@ -68,7 +68,7 @@ class Gram(Family):
 
 def _joined(scale_a: jax.Array, sum_a: jax.Array, scale_b: jax.Array, sum_b: jax.Array
             ) -> tuple[jax.Array, jax.Array]:
-  """Sums of squares over the square of a scale each, over that of the larger scale."""
+  """Adds sums of squares over the square of a scale each, over that of the larger scale."""
   scale = jnp.maximum(scale_a, scale_b)
   divisor = jnp.where(scale > 0, scale, 1)
   return scale, (sum_a * jnp.square(scale_a / divisor) + sum_b * jnp.square(scale_b / divisor))

@@ -23,7 +23,7 @@ _BASE_BITS = 12
 
 
 class Massive(Family):
-  """The median of a batch is exact. It takes 32 passes over the site: it is measured apart, and,
+  """Exact median of a batch. It takes 32 passes over the site: it is measured apart, and,
   since medians do not add up, on the whole batch also where gradients accumulate."""
 
   adds_up = False
@@ -44,7 +44,7 @@ class Massive(Family):
 
 
 def _median(bits_BxTxD: jax.Array, counted_BxT: jax.Array) -> jax.Array:
-  """The median of non-negative floats given as bits: bit by bit, from the highest."""
+  """Finds the median of non-negative floats given as bits: bit by bit, from the highest."""
   total = _normal(jnp.sum(counted_BxT, 1) * bits_BxTxD.shape[-1])
   # (total - 1) // 2, the rank of the lower middle value.
   high, low = total[0], total[1] - 1
@@ -71,7 +71,7 @@ def _median(bits_BxTxD: jax.Array, counted_BxT: jax.Array) -> jax.Array:
 
 
 def _normal(counts_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The sum of int32 counts as (multiples of 4096, rest)."""
+  """Adds up int32 counts as (multiples of 4096, rest)."""
   low = jnp.sum(counts_B & ((1 << _BASE_BITS) - 1))
   return jnp.sum(counts_B >> _BASE_BITS) + (low >> _BASE_BITS), low & ((1 << _BASE_BITS) - 1)
 

@@ -15,7 +15,7 @@ METRICS = {
 
 
 class MaxMedianRatio(Family):
-  """The median of an even width is the mean of the two middle values; exact to 1e-4."""
+  """Ratios by token; of an even width the median is the mean of both middle values, to 1e-4."""
 
   def statistics(self, a: Activations) -> Statistics:
     return {"count": a.count_G, "sum_ratio": a.sum_ratio_G}

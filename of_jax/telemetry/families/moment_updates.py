@@ -1,4 +1,4 @@
-"""What one optimiser step does to the second and fourth moments of a fixed batch's activations."""
+"""Changes of the second and fourth moments of a fixed batch's activations by one step."""
 
 import jax
 import jax.numpy as jnp

@@ -36,7 +36,7 @@ _TOP = 5
 
 
 class Moments(Family):
-  """s2_j in its many readings."""
+  """Metrics of s2_j, the mean square of each neuron."""
 
   def statistics(self, a: Activations) -> Statistics:
     return {"count": a.count_G, "sum": a.sum_GxD, "sum_square": a.sum_square_GxD,
@@ -64,7 +64,7 @@ class Moments(Family):
 
 
 def _largest(values_D: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-  """The largest non-negative values of the last axis, the largest first, and their places, of
+  """Finds the largest non-negative values of the last axis, in order, and their places, of
   equals the first; NaN, and no place, where there is a NaN. Faster on CPU than to sort."""
   width = values_D.shape[-1]
   places_D = jax.lax.broadcasted_iota(jnp.int32, values_D.shape, values_D.ndim - 1)
@@ -80,7 +80,7 @@ def _largest(values_D: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 
 def kurtosis(square_D: jax.Array) -> jax.Array:
-  """mean(v^2) / mean(v)^2 over the last axis, of sums of squares."""
+  """Computes mean(v^2) / mean(v)^2 over the last axis, of sums of squares."""
   # Scaled to a largest entry of 1, so that the fourth power can neither overflow nor vanish.
   share = square_D / jnp.max(square_D, -1, keepdims=True)
   return jnp.mean(jnp.square(share), -1) / jnp.square(jnp.mean(share, -1))

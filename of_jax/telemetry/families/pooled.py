@@ -25,7 +25,7 @@ METRICS = {
 
 
 class Pooled(Family):
-  """Both follow from the sums of the first four powers of each token's entries.
+  """Two kurtoses. Both follow from the sums of the first four powers of each token's entries.
 
   Powers of a token's entries are taken about its mean and over its largest entry, so that none
   overflows or vanishes and nothing cancels: moved to another centre m, with u = mean - m, they are
@@ -80,7 +80,7 @@ class Pooled(Family):
 
 def _about(c2: jax.Array, c3: jax.Array, c4: jax.Array, width: int, u: jax.Array
            ) -> tuple[jax.Array, jax.Array]:
-  """Sums of the second and fourth powers about a centre that lies u below the mean."""
+  """Computes sums of the second and fourth powers about a centre that lies u below the mean."""
   square = jnp.square(u)
   return (c2 + width * square,
           c4 + 4 * u * c3 + 6 * square * c2 + width * jnp.square(square))
