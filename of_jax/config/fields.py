@@ -1,6 +1,7 @@
 """Fields of a config by their dotted paths: read, set, compared, written to JSON and described."""
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +15,14 @@ PARAMETERS = "parameters"
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-  """Plain dictionaries and lists, for JSON."""
+  """Converts a config to plain dictionaries and lists, for JSON."""
   sections = dataclasses.asdict(config)
   return {s: {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
           for s, fields in sections.items()}
 
 
 def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
-  """The inverse of `to_dict`, of config.json too. Raises UserError on an unknown field or type."""
+  """Inverts `to_dict`, of config.json too. Raises UserError on an unknown field or type."""
   config = Config()
   for section, fields in sections.items():
     if section == PARAMETERS:
@@ -56,11 +57,22 @@ def field_help() -> str:
 
 
 def hints(path: str) -> dict[str, Any]:
-  section = path.partition(".")[0]
-  return typing.get_type_hints(typing.get_type_hints(Config)[section])
+  """Type hints of all fields of the section that a path begins with."""
+  section = type(getattr(Config(), path.partition(".")[0]))
+  return _hints(section)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _hints(section: type) -> dict[str, Any]:
+  return typing.get_type_hints(section)
 
 
 def set_field(config: Config, path: str, value: Any, parse: bool = False) -> Config:
+  """Sets one field by its dotted path, from text with `parse`.
+
+  Raises:
+    UserError: no such field, or a value that is not of its type.
+  """
   if path not in fields():
     raise UserError(f"config.{path}: no such field{_nearest(path)}")
   section, name = path.split(".")
@@ -73,7 +85,7 @@ def set_field(config: Config, path: str, value: Any, parse: bool = False) -> Con
   return dataclasses.replace(config, **{section: part})
 
 
-# What other libraries call a field.
+# Names of fields in other libraries.
 _SYNONYMS = {
     "model.depth": ("layers", "n_layer", "n_layers", "num_layers", "num_hidden_layers"),
     "model.width": ("d_model", "dim", "embed_dim", "emb_dim", "hidden_size", "n_embd"),
@@ -108,8 +120,7 @@ def get(config: Config, path: str) -> Any:
 
 
 def replaced(config: Config, values: Mapping[str, Any]) -> Config:
-  """`config` with fields set by their dotted paths, whatever the type: neither resolved nor
-  checked."""
+  """Sets fields by their dotted paths, whatever the type; the result is not resolved or checked."""
   for path, value in values.items():
     section, name = path.split(".")
     part = dataclasses.replace(getattr(config, section), **{name: value})

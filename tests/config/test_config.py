@@ -1,20 +1,13 @@
-"""Configs: overrides, one-line errors, resolution, and that every field is read."""
+"""Configs: overrides, one-line errors, and resolution."""
 
 import dataclasses
-import inspect
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from of_jax import config as config_lib
 from of_jax.config import Config, apply_overrides, fields, from_dict, presets, resolve, to_dict
 from of_jax.errors import UserError
-
-MakeConfig = Callable[..., Config]
 
 
 def test_overrides_are_typed() -> None:
@@ -258,56 +251,3 @@ def test_every_field_is_described() -> None:
   help_text = config_lib.field_help()
   assert all(f"--config.{path}=" in help_text and field.metadata["doc"]
              for path, field in fields().items())
-
-
-def test_every_field_is_read(make_config: MakeConfig, tmp_path: Path, token_file: Path,
-                             monkeypatch: pytest.MonkeyPatch) -> None:
-  """Runs that use every part of the system; a field that none of them reads does nothing."""
-  from of_jax.config.declared_metrics import select
-  from of_jax.data.corpora import prepare
-  from of_jax.train import train
-  select.cache_clear()  # What it answers for an equal section is read nowhere.
-  read: set[str] = set()
-  outside = str(Path(config_lib.__file__))
-  for section in dataclasses.fields(Config):
-    kind = type(getattr(Config(), section.name))
-    names = {f.name for f in dataclasses.fields(kind)}
-
-    def spy(self: Any, name: str, names: set[str] = names, section: str = section.name) -> Any:
-      caller = inspect.currentframe().f_back  # type: ignore[union-attr]
-      # config.py reads every field to check it, dataclasses to copy and compare: neither uses it.
-      if name in names and caller.f_code.co_filename not in (  # type: ignore[union-attr]
-          outside, dataclasses.__file__, "<string>"):
-        read.add(f"{section}.{name}")
-      return object.__getattribute__(self, name)
-
-    monkeypatch.setattr(kind, "__getattribute__", spy)
-  # mesh is read by axis name, which is a loop over a tuple: the spy sees it all the same.
-  train(make_config(model__block="op", model__beta_trainable=True, model__positions="rotary",
-                    model__tied_embeddings=True, train__tensorboard=True, train__steps=2,
-                    data__cross_documents=False, data__end_token_id=0, data__begin_token=True,
-                    data__begin_token_id=1), tmp_path / "op", log=lambda line: None)
-  train(make_config(optim__schedule="wsd", train__steps=3), tmp_path / "pre",
-        log=lambda line: None)
-  rows = np.random.default_rng(0).integers(0, 10, (8, 3073)).astype(np.uint8)
-  for stem in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-    (tmp_path / f"{stem}.bin").write_bytes(rows.tobytes())
-  train(apply_overrides(Config(), [
-      ("model.kind", "residual_mlp"), ("model.width", "8"), ("model.depth", "1"),
-      ("data.corpus", f"cifar10:{tmp_path}"), ("data.input_size", "4"),
-      ("data.eval_sequences", "8"), ("data.cache_dir", str(tmp_path / "images")),
-      ("train.sequence_length", "1"), ("train.steps", "1"), ("train.batch_size", "8"),
-      ("train.tensorboard", "false"), ("optim.name", "sgd"), ("optim.momentum", "0.9"),
-      ("mesh.data", "1")]), tmp_path / "mlp", log=lambda line: None)
-  with pytest.raises(UserError):
-    train(make_config(train__init_from=str(tmp_path / "op")), tmp_path / "fine", lambda line: None)
-  raw = tmp_path / "raw.bin"
-  raw.write_bytes(bytes(4096))
-  prepare(make_config(data__corpus=f"tokens:{raw}").data, lambda line: None)
-  text = tmp_path / "text.txt"
-  text.write_text("".join(f"line {i} of a small text\n" for i in range(2000)))
-  prepare(make_config(data__corpus=f"text:{text}", data__vocab_size=300,
-                      data__cache_dir=str(tmp_path / "cache")).data, lambda line: None)
-  # `resolve` turns them into others.
-  computed_away = {"model.beta", "optim.warmup_fraction", "optim.decay_fraction"}
-  assert set(fields()) - read - computed_away == set(), sys.version

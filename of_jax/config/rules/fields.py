@@ -10,7 +10,7 @@ from of_jax.config.declare import Owner
 from of_jax.config.fields import fields, get, hints
 from of_jax.config.rules.check import Check
 from of_jax.config.sections import Config
-from of_jax.errors import UserError, nearest, nearest
+from of_jax.errors import UserError, nearest
 
 
 def default(path: str) -> Any:

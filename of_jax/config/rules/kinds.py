@@ -5,6 +5,7 @@ import dataclasses
 from of_jax.config.images import IMAGE_CORPORA, holds_images, image_shape
 from of_jax.config.kinds import Kind, kind_of, kinds_on, readers_of
 from of_jax.config.rules.check import Check
+from of_jax.config.rules.fields import default
 from of_jax.config.sections import Config, DataConfig
 
 
@@ -26,7 +27,8 @@ def validate(config: Config, check: Check) -> None:
   length = kind.sequence_length
   check(length is None or config.train.sequence_length == length, "train.sequence_length",
         f"must be {length} for {named}: an image is one token")
-  check(config.train.z_loss == 0 or kind.loss == "cross-entropy", "train.z_loss",
+  check(kind.loss == "cross-entropy" or config.train.z_loss == default("train.z_loss"),
+        "train.z_loss",
         f"is part of cross-entropy; {named} has a {kind.loss}")
   check(not kind.starts_at_zero or "unembedding" in config.optim.train_roles, "optim.train_roles",
         f"leaves out unembedding, which starts at zero in {named}: nothing before it would get a "
@@ -65,8 +67,7 @@ def _check_tokens(kind: Kind, data: DataConfig, check: Check) -> None:
         or (source in ("text", "tfds", "tokens") and bool(rest)), "data.corpus",
         "not python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH")
   for name in ("input_size", "classes", "whitening"):
-    is_default = getattr(data, name) == DataConfig.__dataclass_fields__[name].default
-    check(is_default, f"data.{name}", for_images)
+    check(getattr(data, name) == default(f"data.{name}"), f"data.{name}", for_images)
   if source == "tokens":
     for path in ("data.begin_token_id", "data.end_token_id"):
       token = getattr(data, path.split(".")[1])
