@@ -26,12 +26,14 @@ VOCAB = 64
 # Where `-m quick` looks, in under two minutes on two cores: fnmatch patterns of test ids.
 QUICK = (
     "tests/analysis/test_runs.py::*", "tests/config/*", "tests/cost_model/*",
-    "tests/data/test_tokens.py::*", "tests/data/test_loader.py::*",
-    "tests/interop/test_safetensors.py::*", "tests/models/test_conformance.py::*[[]op[]]",
+    "tests/data/test_cache.py::*", "tests/data/test_loader.py::*", "tests/data/test_tokens.py::*",
+    "tests/experiments/test_variants.py::*", "tests/interop/test_safetensors.py::*",
+    "tests/models/test_conformance.py::*[[]op[]]",
     "tests/models/test_conformance.py::*[[]pre rms[]]", "tests/models/test_norms.py::*",
-    "tests/objectives/test_losses.py::*", "tests/optim/test_scaling.py::*",
+    "tests/objectives/test_losses.py::*", "tests/optim/test_matrices.py::*",
+    "tests/optim/test_radial.py::*", "tests/optim/test_scaling.py::*",
     "tests/quantise/test_quantisers.py::*", "tests/quantise/test_scheme.py::*",
-    "tests/test_*.py::*", "tests/experiments/test_variants.py::*")
+    "tests/test_[!d]*.py::*", "tests/test_docs.py::test_[elt]*")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
