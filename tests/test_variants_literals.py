@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from of_jax import variants
+from of_jax.config.declared_metrics import user_family
 from of_jax.errors import UserError
 from tests.planted import planted
 
@@ -65,3 +66,11 @@ def test_a_fault_is_one_line_that_names_file_and_line(text: str, message: str, t
 def test_a_fault_in_the_package_names_the_file_in_it() -> None:
   with pytest.raises(UserError, match=r"^of_jax/models/norms/rms\.py:1: states no WANTED"):
     variants.literal(FOLDER, "rms", "WANTED")
+
+
+@pytest.mark.parametrize("annotation", ("", ": dict[str, tuple[str, ...]]"))
+def test_a_users_class_may_annotate_its_metrics(annotation: str, tmp_path: Path) -> None:
+  file = tmp_path / "mine.py"
+  file.write_text(f"class Mine:\n  metrics{annotation} = {{'own': ('f', '', '', 'me')}}\n")
+  (metric,) = user_family(f"{file}:Mine").metrics
+  assert (metric.id, metric.reference) == ("own", "me")

@@ -240,8 +240,8 @@ def user_family(text: str) -> Declared:
   else:
     try:
       rows = next(ast.literal_eval(part.value) for part in node.body
-                  if isinstance(part, ast.Assign)
-                  and [ast.unparse(target) for target in part.targets] == ["metrics"])
+                  if isinstance(part, (ast.Assign, ast.AnnAssign)) and part.value is not None
+                  and ast.unparse(part).partition("=")[0].partition(":")[0].strip() == "metrics")
       rows = {id_: (*map(str, row),) for id_, row in rows.items()}
       is_right = bool(rows) and all(len(row) == 4 for row in rows.values())
     except (StopIteration, ValueError, AttributeError, TypeError):

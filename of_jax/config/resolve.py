@@ -46,7 +46,7 @@ def resolve(config: Config) -> Config:
 
 
 def _beta(model: ModelConfig) -> float | None:
-  """The gain of the branches: what is set, else what the block's trait says."""
+  """Gain of the branches: what is set, else what the block's trait says."""
   rule: str = traits.block(model.block).beta
   if model.beta is not None or rule == "none":
     return model.beta

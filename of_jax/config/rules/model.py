@@ -4,7 +4,7 @@ from of_jax import variants
 from of_jax.config import traits
 from of_jax.config.kinds import kind_of
 from of_jax.config.rules.check import Check
-from of_jax.config.rules.fields import check_owners, default
+from of_jax.config.rules.fields import check_owners, default, owner
 from of_jax.config.sections import Config, ModelConfig
 
 
@@ -26,9 +26,10 @@ def validate(config: Config, check: Check) -> None:
 def _check_norms(model: ModelConfig, check: Check) -> None:
   """Checks that what is set of norms has a norm to act on."""
   # The norms of queries, keys and hidden units have dyt_alpha.
-  check(model.norm == "dyt" or model.dyt_alpha_attention in (model.dyt_alpha, None),
+  (reader,) = owner("model.dyt_alpha").choices
+  check(model.norm == reader or model.dyt_alpha_attention in (model.dyt_alpha, None),
         "model.dyt_alpha_attention",
-        f"is part of model.norm=dyt and does nothing in {model.norm}")
+        f"is part of model.norm={reader} and does nothing in {model.norm}")
   for name in ("norm_eps", "norm_eps_placement"):
     path = f"model.{name}"
     check(_has_eps(model) or getattr(model, name) == default(path), path,

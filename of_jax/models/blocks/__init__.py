@@ -1,4 +1,7 @@
-"""Residual blocks: one class a file, chosen by `model.block`."""
+"""Residual blocks: one class a file, chosen by `model.block`.
+
+A file states the traits of its block, see of_jax.config.traits.Block.
+"""
 
 from typing import Protocol
 

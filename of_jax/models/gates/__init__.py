@@ -1,4 +1,7 @@
-"""Gates on the heads' outputs: one class a file, chosen by `model.attention_gate`."""
+"""Gates on the heads' outputs: one class a file, chosen by `model.attention_gate`.
+
+A file states how its gate reads the stream, see of_jax.config.traits.Gate.
+"""
 
 import jax
 from flax import nnx

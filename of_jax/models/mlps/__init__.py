@@ -1,4 +1,7 @@
-"""The MLP of a block: one class a file, chosen by `model.mlp`."""
+"""The MLP of a block: one class a file, chosen by `model.mlp`.
+
+A file states the traits of its MLP, see of_jax.config.traits.MLP.
+"""
 
 import jax
 from flax import nnx

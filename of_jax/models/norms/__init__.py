@@ -1,4 +1,7 @@
-"""Norms over the last axis: one class a file, chosen by `model.norm`."""
+"""Norms over the last axis: one class a file, chosen by `model.norm`.
+
+A file states the traits of its norm, see of_jax.config.traits.Norm.
+"""
 
 import jax
 import jax.numpy as jnp
