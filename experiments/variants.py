@@ -18,8 +18,8 @@ from of_jax.errors import UserError
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "variants.md"
 BEGIN, END = "<!-- begin: python -m experiments.variants -->", "<!-- end -->"
-# A source has a year or an arXiv number in it, or is somebody's code.
-_SOURCE = re.compile(r"\b(19|20)\d\d\b|\b\d{4}\.\d{5}\b|\bcode\b")
+# A source has a year or an arXiv number in it, or is somebody's code, or this project.
+_SOURCE = re.compile(r"\b(19|20)\d\d\b|\b\d{4}\.\d{5}\b|\bcode\b|\bthis project\b")
 
 
 def summary(cls: type) -> tuple[str, str]:

@@ -159,7 +159,7 @@ def corpora() -> list[str]:
                 if isinstance(node, ast.FunctionDef) and node.name == function)
     for node in ast.walk(body):
       if isinstance(node, ast.Compare) and ast.unparse(node.left) == "kind":
-        found |= {part.value for part in node.comparators
+        found |= {part.value for other in node.comparators for part in ast.walk(other)
                   if isinstance(part, ast.Constant) and isinstance(part.value, str)}
   return sorted(found)
 
@@ -197,17 +197,17 @@ SORTS = {
             Place("has no row", "add one named {name} to TABLE of "
                   "tests/optim/test_optimizer_conformance.py", lambda name: name in {
                       row.split()[0] for row in test_optimizer_conformance.TABLE}),
-            documented("add one for `{name}` to the table of optimizers"))),
+            documented("add one for `{name}` to the table of optimizers", "name"))),
     **{f"metric of {kind}": metrics_of(kind) for kind in ("activations", *DEFINITIONS)},
     "study": Sort("study", "experiments/studies/{name}.py", studies.names, (
         Place("has no test", "say in tests/experiments or tests/claims what {name} trains and "
               "claims", lambda name: mentioned(name, "tests/experiments/*.py",
                                                "tests/claims/*.py")),
-        documented("add one for `{name}` to the table of studies"))),
+        documented("add one for `{name}` to the table of studies", "`--study=`"))),
     "corpus": Sort("corpus", "of_jax/data", corpora, (
         Place("has no test", "read a small one in tests/data", lambda name: mentioned(
             name, "tests/data/*.py")),
-        documented("add one for `{name}` to the table of corpora"))),
+        documented("add one for `{name}` to the table of corpora", "corpus"))),
     "foreign": Sort(
         "family of foreign weights", "of_jax/interop/families/{name}.py",
         lambda: variants.names("interop/families"), (
@@ -258,7 +258,7 @@ PLANTED = (
         "has no oracle: compare it with its formula in a file of tests/optim, and name planted and "
         "that file in ORACLES of tests/optim/test_optimizer_conformance.py",
         "has no row: add one named planted to TABLE of tests/optim/test_optimizer_conformance.py",
-        f"has no line of a table in {DOCS}: add one for `planted` to the table of optimizers")),
+        f"has no line of the table name in {DOCS}: add one for `planted` to the table of optimizers")),
     ("foreign", "interop/families", "", (
         "has no oracle: add a form of planted to FORMS of tests/golden/foreign.py and its numbers "
         "to tests/golden/foreign.npz, as that file says",

@@ -50,7 +50,8 @@ def imports(path: Path) -> set[str]:
   project by their full names, `experiments` included."""
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module:
+    if isinstance(node, ast.ImportFrom):
+      assert not node.level, f"{path.relative_to(ROOT)}:{node.lineno}: import by the full name"
       for alias in node.names:
         submodule = f"{node.module}.{alias.name}"
         found.add(submodule if submodule in MODULES else node.module)

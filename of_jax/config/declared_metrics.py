@@ -107,8 +107,14 @@ def _declared(name: str, folder: str, file: str) -> Declared:
   if kind == "change" and not every:
     raise variants.fault(folder, file, "EVERY", "is 0, and a family of kind change is measured "
                          "apart from the step; say every how many")
+  rows = metrics.items() if isinstance(metrics, dict) else (("", metrics),)
+  for id_, row in rows:
+    is_row = isinstance(row, tuple) and len(row) == 5
+    if not (is_row and (kind == QUANTISED or row[0] in LEVELS[1:])):
+      raise variants.fault(folder, file, "METRICS", f"has {id_ or 'no rows'}, which is not "
+                           '"id": ("basic" or "full", formula, unit, range, reference)')
   return Declared(name, kind, tuple(sites), every, tuple(
-      _metric(id_, name, row, kind == "activations") for id_, row in metrics.items()))
+      _metric(id_, name, row, kind == "activations") for id_, row in rows))
 
 
 def _metric(id_: str, family: str, row: Sequence[str], has_no_first: bool) -> Metric:
@@ -167,7 +173,7 @@ def select(telemetry: TelemetryConfig, model_kind: str) -> Selection:
   sites = {}
   for name, family in known.items():
     chosen = _chosen_sites(telemetry, family, [
-        site for site in present if SITES.get(site) in below], present)
+        site for site in present if SITES.get(site, "full") in below], present)
     if family.kind == QUANTISED:
       if telemetry.quantised_perplexity_every:
         ids |= {metric.id for metric in family.metrics}

@@ -45,7 +45,7 @@ class Family:
       name -> float32 array. Those whose names begin with `max_` combine by the maximum, all
       others add up, unless the family has a `merge` of its own.
     """
-    raise NotImplementedError
+    raise self._lacks("statistics", "activations")
 
   def of_gradients(self, sum_square_LxD: jax.Array, tokens: jax.Array) -> Statistics:
     """Takes one site's gradients, for a family of kind `gradients`.
@@ -58,7 +58,7 @@ class Family:
     Returns:
       name -> float32 array whose first axis is the layers, as `statistics` otherwise.
     """
-    raise NotImplementedError
+    raise self._lacks("of_gradients", "gradients")
 
   def of_attention(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, weigh: Weigh,
                    first_BxT: jax.Array, counts_BxT: jax.Array) -> Statistics:
@@ -74,7 +74,7 @@ class Family:
     Returns:
       as `statistics`.
     """
-    raise NotImplementedError
+    raise self._lacks("of_attention", "attention")
 
   def of_change(self, before: Activations, after: Activations) -> Statistics:
     """Reduces what one step did to one site, for a family of kind `change`.
@@ -85,7 +85,11 @@ class Family:
     Returns:
       as `statistics`.
     """
-    raise NotImplementedError
+    raise self._lacks("of_change", "change")
+
+  def _lacks(self, method: str, kind: str) -> NotImplementedError:
+    return NotImplementedError(f"{type(self).__name__}: a family of kind {kind} needs a method "
+                               f"{method}, see of_jax.telemetry.Family")
 
   def merge(self, a: Statistics, b: Statistics) -> Statistics:
     """Combines the statistics of two sets of tokens."""

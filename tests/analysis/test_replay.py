@@ -122,8 +122,9 @@ def test_a_checkpoint_that_is_not_what_it_says(run: Path, tmp_path: Path,
   state = {"params": model.params, "opt_state": {"count": jnp.zeros(())}}
   with checkpoint.Checkpoints(tmp_path / "other") as checkpoints:
     for step, of in enumerate(wrong.values(), 2):
-      monkeypatch.setattr(checkpoint, "digest", of)
-      checkpoints.save(state, step)
+      with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "digest", of)
+        checkpoints.save(state, step)
   with pytest.raises(UserError, match="step 2 was written at step 1"):
     replay.restore(tmp_path / "other", 2)
   with pytest.raises(UserError, match="step 3 do not have the digest"):

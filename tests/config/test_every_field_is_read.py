@@ -6,6 +6,7 @@ pass (a loop over all fields outside the config, say) is found as well.
 
 import dataclasses
 import inspect
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,14 @@ COMPUTED = {"model.beta": "beta_mlp", "model.residual_scale": "beta",
 
 def unread(read: set[str]) -> list[str]:
   """What to do about each field that is in no read."""
-  return [f"config.{path}: nothing reads it; use it, or delete it from of_jax/config/sections.py"
+  return [f"config.{path}: nothing reads it; use it, or delete it from {declared_in(path)}"
           for path in fields() if path not in read and path not in COMPUTED]
+
+
+def declared_in(path: str) -> str:
+  """The file that declares a field."""
+  section: type = typing.get_type_hints(Config)[path.split(".")[0]]
+  return section.__module__.replace(".", "/") + ".py"
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +170,9 @@ def test_every_field_is_read(read: set[str]) -> None:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_dead_field_is_found(section: str, read: set[str]) -> None:
+  file = "model_section" if section == "model" else "sections"
   assert (f"config.{section}.{DEAD}: nothing reads it; use it, or delete it from "
-          "of_jax/config/sections.py") in unread(read)
+          f"of_jax/config/{file}.py") in unread(read)
 
 
 @pytest.mark.parametrize("path", COMPUTED)

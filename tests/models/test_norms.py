@@ -16,7 +16,7 @@ from of_jax.config import Config, ModelConfig
 from of_jax.errors import UserError
 from of_jax.models.functional import build_network, named_leaves
 from of_jax.models.norms import Norm, make_norm
-from of_jax.models.norms.power import Settings, normalise_in_training
+from of_jax.models.norms.power import normalise_in_training
 from of_jax.models.probe import Context
 from tests.models import reference
 
@@ -164,9 +164,11 @@ def power_norm_step(x: np.ndarray, gradient: np.ndarray, running: dict[str, np.n
 
 
 @pytest.mark.parametrize("inside", (True, False))
-def test_power_norm_is_the_released_codes_formula(inside: bool) -> None:
+def test_power_norm_is_the_released_codes_formula(inside: bool, make_config: MakeConfig) -> None:
   """Forward, backward and running values over six steps, the warmup ending at step 3."""
-  settings = Settings(EPS, inside, decay=0.8, warmup_steps=3)
+  settings = make_norm("power", nnx.Rngs(0), make_config(
+      model__norm="power", model__norm_eps=EPS, model__power_decay=0.8, model__power_warmup_steps=3,
+      model__norm_eps_placement="inside" if inside else "outside").model).settings
 
   @jax.jit
   def step(x: jax.Array, gradient: jax.Array, running: Any) -> Any:

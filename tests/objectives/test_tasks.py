@@ -129,9 +129,8 @@ def test_kinds_are_named_in_their_own_files_alone() -> None:
   for folder in ("of_jax", "experiments"):
     for path in (ROOT / folder).rglob("*.py"):
       for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Compare):
-          compared = {part.value for part in [node.left, *node.comparators]
-                      if isinstance(part, ast.Constant)}
+        if isinstance(node, (ast.Compare, ast.MatchValue)):
+          compared = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
           assert not compared & names, f"{path}:{node.lineno} compares with {compared & names}"
 
 

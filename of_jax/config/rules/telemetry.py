@@ -56,7 +56,8 @@ def _check_sites(telemetry: TelemetryConfig, present: Sequence[str], check: Chec
   for site in sites:
     name = name_of(site)
     check(site in present or name != site and name in present and name not in SITES,
-          "telemetry.sites", f"{site} is not one of {', '.join(present)}" + nearest(name, present))
+          "telemetry.sites", f"{site} is not one of {', '.join(dict.fromkeys(present))}"
+          + nearest(name, present))
     check(name == site or name not in sites, "telemetry.sites",
           f"{site} is named twice, as {name} too")
   of_gradients = [name for name in telemetry.metrics
