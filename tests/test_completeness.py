@@ -258,7 +258,8 @@ PLANTED = (
         "has no oracle: compare it with its formula in a file of tests/optim, and name planted and "
         "that file in ORACLES of tests/optim/test_optimizer_conformance.py",
         "has no row: add one named planted to TABLE of tests/optim/test_optimizer_conformance.py",
-        f"has no line of the table name in {DOCS}: add one for `planted` to the table of optimizers")),
+        f"has no line of the table name in {DOCS}: add one for `planted` to the table of "
+        "optimizers")),
     ("foreign", "interop/families", "", (
         "has no oracle: add a form of planted to FORMS of tests/golden/foreign.py and its numbers "
         "to tests/golden/foreign.npz, as that file says",
