@@ -98,7 +98,7 @@ def test_the_rooms_are_those_of_the_import_test() -> None:
 _STEP = re.compile(r"^<!-- (?P<what>.+?) -->\n```\w*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 _ADD = re.compile(r"(?P<verb>add to|change in) (?P<path>[^\s:]+)(?: behind)?: (?P<line>.*)")
 # In place of a user's own choice: the same training in a few seconds.
-SMALL = ("model.width=16", "model.depth=2", "model.heads=2", "data.vocab_size=300", "train.steps=2",
+SMALL = ("model.width=16", "model.depth=2", "data.vocab_size=300", "train.steps=2",
          "train.batch_size=4", "train.sequence_length=16", "train.eval_every=2",
          "data.eval_sequences=4", "train.tensorboard=false", "optim.warmup_steps=0")
 
