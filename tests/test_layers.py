@@ -46,7 +46,7 @@ MODULES = modules()
 
 
 def imports(path: Path) -> set[str]:
-  """What a file imports, at its top, in functions and for type hints alone: modules of this
+  """Lists what a file imports, at its top, in functions and for type hints alone: modules of this
   project by their full names, `experiments` included."""
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):

@@ -35,7 +35,7 @@ COMPUTED = {"model.beta": "beta_mlp", "model.residual_scale": "beta",
 
 
 def unread(read: set[str]) -> list[str]:
-  """What to do about each field that is in no read."""
+  """Says what to do about each field that nothing has read."""
   return [f"config.{path}: nothing reads it; use it, or delete it from {declared_in(path)}"
           for path in fields() if path not in read and path not in COMPUTED]
 

@@ -56,7 +56,7 @@ def refusal(config: Config, base: dict[str, Any]) -> str:
 @pytest.mark.parametrize("base", BASES)
 def test_a_default_may_change_in_its_declaration_alone(base: str, monkeypatch: pytest.MonkeyPatch
                                                        ) -> None:
-  """What is refused for being set without a reader is accepted once it is the default."""
+  """A value refused for want of a reader is accepted once it is the field's default."""
   assert not refusal(Config(), BASES[base])
   found = set()
   for path, field in fields().items():

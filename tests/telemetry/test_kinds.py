@@ -92,7 +92,7 @@ def small(make_config: MakeConfig, **fields: Any) -> Config:
 
 @dataclasses.dataclass
 class Measured:
-  """What one step and the programs around it found, and float64 activations of before and after."""
+  """Metrics of one step and its side programs, and float64 activations before and after it."""
 
   inside: Any
   apart: dict[str, Any]
