@@ -53,18 +53,29 @@ def prepare(data: DataConfig, log: Log = print) -> Corpus | Images:
   if importlib.util.find_spec("tokenizers") is None:
     raise UserError(f"config.data.corpus={data.corpus}: the package tokenizers is not installed; "
                     "run pip install tokenizers")
-  given = tokenizer.load(data.tokenizer, data.vocab_size) if data.tokenizer else None
+  given = tokenizer.load(data) if data.tokenizer else None
   source = _source(kind, rest, data, log)
   key = {
       "corpus": source.fingerprint,
       "kind": kind,
-      "tokenizer": data.vocab_size if given is None else tokenizer.sha256(given),
+      "tokenizer": data.vocab_size if given is None else tokenizer.sha256(given.json),
       "validation_fraction": data.validation_fraction,
       "tokenizers": importlib.metadata.version("tokenizers"),
+      **_special_tokens(given),
   }
   return cache.open_or_build(
       data.cache_dir, f"{kind}-{data.vocab_size if given is None else 'given'}", key,
       lambda entry: _build(entry, source, given, data, log), log, folder.open_folder)
+
+
+def _special_tokens(given: tokenizer.Encoder | None) -> dict[str, object]:
+  """Special tokens of a given tokenizer, where tokenizer.json by itself would have others."""
+  if given is None:
+    return {}
+  end, begin = given.end_token, given.begin_token
+  by_itself = tokenizer.Encoder(given.json).special
+  return {} if (by_itself.end, by_itself.begin) == (end, begin) else {
+      "special_tokens": [end, begin]}
 
 
 def _source(kind: str, rest: str, data: DataConfig, log: Log) -> Source:
@@ -80,27 +91,27 @@ def _source(kind: str, rest: str, data: DataConfig, log: Log) -> Source:
                   "tfds:NAME or tokens:PATH")
 
 
-def _build(entry: Path, source: Source, given: str | None, data: DataConfig, log: Log) -> None:
+def _build(entry: Path, source: Source, given: tokenizer.Encoder | None, data: DataConfig, log: Log) -> None:
   """Writes the token folder of `source` into the empty folder `entry`."""
   split = source.split(data.validation_fraction)
   if given is None:
     log(f"{source.name}: training a byte-level BPE of {data.vocab_size:,} tokens")
-    given = tokenizer.train(sample(split.train, TOKENIZER_BYTES), data.vocab_size)
-  (entry / folder.TOKENIZER).write_text(given, encoding="utf-8", newline="")
-  encoder = tokenizer.Encoder(given)
+    given = tokenizer.Encoder(
+        tokenizer.train(sample(split.train, TOKENIZER_BYTES), data.vocab_size))
+  (entry / folder.TOKENIZER).write_text(given.json, encoding="utf-8", newline="")
   content = hashlib.sha256()
   meta: dict[str, Any] = {
       "corpus": source.name, "split": split.rule,
       "validation_fraction": data.validation_fraction,
-      "vocab_size": encoder.vocab_size, "end_token": encoder.end_token,
-      "begin_token": encoder.begin_token, "dtype": encoder.dtype,
+      "vocab_size": given.vocab_size, "end_token": given.end_token,
+      "begin_token": given.begin_token, "dtype": given.dtype,
       "tokenizer": "given tokenizer" if data.tokenizer else "own byte-level BPE",
-      "tokenizer_sha256": tokenizer.sha256(given),
+      "tokenizer_sha256": tokenizer.sha256(given.json),
       "tokenizers_version": importlib.metadata.version("tokenizers"),
   }
   for part, documents in (("train", split.train), ("validation", split.validation)):
     content.update(f"{part}\n".encode())
-    meta[part] = _write_tokens(entry / f"{part}.bin", documents, encoder, content, log)
+    meta[part] = _write_tokens(entry / f"{part}.bin", documents, given, content, log)
     if not meta[part]["tokens"]:
       raise UserError(f"config.data.corpus={source.name}: its {part} documents hold no text")
   meta["corpus_sha256"] = content.hexdigest()

@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from of_jax.config import DataConfig
+from of_jax.data import special_tokens
+from of_jax.data.special_tokens import BEGIN, END, SpecialTokens
 from of_jax.errors import UserError
-
-END, BEGIN = "<|endoftext|>", "<|begin|>"
-# What users' tokenizers call the two, in the order in which they are looked for.
-_END_NAMES = (END, "<|end_of_text|>", "<eos>", "</s>")
-_BEGIN_NAMES = (BEGIN, "<|begin_of_text|>", "<bos>", "<s>")
 
 
 def train(texts: Iterable[str], vocab_size: int) -> str:
@@ -36,24 +34,38 @@ def train(texts: Iterable[str], vocab_size: int) -> str:
   return str(tokenizer.to_str(pretty=True))
 
 
-def load(path_text: str, vocab_size: int) -> str:
-  """Reads a user's tokenizer.json and checks that it fits the vocabulary.
+def load(data: DataConfig) -> "Encoder":
+  """Reads the tokenizer.json that `data.tokenizer` names and checks that it fits the vocabulary.
+
+  Special tokens are those of `data.end_token_id` and `data.begin_token_id` where they are set.
 
   Raises:
-    UserError: no such file, not a tokenizer, too many tokens, or no end-of-text token.
+    UserError: no such file, not a tokenizer, or too many tokens.
   """
-  where = f"config.data.tokenizer={path_text}"
-  path = Path(path_text).expanduser()
+  where = f"config.data.tokenizer={data.tokenizer}"
+  encoder = read(Path(data.tokenizer).expanduser(), where, data.end_token_id, data.begin_token_id)
+  if encoder.vocab_size > data.vocab_size:
+    raise UserError(f"{where}: has {encoder.vocab_size} tokens, more than "
+                    f"config.data.vocab_size={data.vocab_size}; set data.vocab_size to at least that")
+  return encoder
+
+
+def read(path: Path, where: str, end: int | None = None, begin: int | None = None) -> "Encoder":
+  """Reads a tokenizer.json, with the special tokens that it and the files beside it name.
+
+  Args:
+    where: for messages.
+    end, begin: ids of special tokens that are known better.
+
+  Raises:
+    UserError: no such file, or not a tokenizer.
+  """
   try:
     text = path.read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
     raise UserError(f"{where}: {reason}; give the path of a tokenizer.json") from None
-  encoder = Encoder(text, where)
-  if encoder.vocab_size > vocab_size:
-    raise UserError(f"{where}: has {encoder.vocab_size} tokens, more than "
-                    f"config.data.vocab_size={vocab_size}; set data.vocab_size to at least that")
-  return text
+  return Encoder(text, where, path.parent, end, begin)
 
 
 class Encoder:
@@ -63,40 +75,68 @@ class Encoder:
   characters and not the end token, or any file could forge the border between documents.
 
   Attributes:
+    json: the tokenizer.json.
     vocab_size: the largest id plus one.
     dtype: type of the tokens, the smallest that holds them, as NumPy spells it.
-    end_token, begin_token: their ids; begin_token is None where the tokenizer has none.
+    special: its special tokens.
   """
 
-  def __init__(self, tokenizer_json: str, where: str = "tokenizer.json"):
+  def __init__(self, tokenizer_json: str, where: str = "tokenizer.json", folder: Path | None = None,
+               end: int | None = None, begin: int | None = None):
+    """Makes the encoder.
+
+    Args:
+      tokenizer_json: the content of the file.
+      where: for messages.
+      folder: of other files that name special tokens, see special_tokens.of_tokenizer.
+      end, begin: ids of special tokens that are known better.
+    """
     from tokenizers import Tokenizer
     try:
-      tokenizer = Tokenizer.from_str(tokenizer_json)
-      vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-      end = next((name for name in _END_NAMES if name in vocabulary), None)
-      begin = next((name for name in _BEGIN_NAMES if name in vocabulary), None)
-      # Only tokens that are marked special can be kept out of the text, so these two must be.
+      Tokenizer.from_str(tokenizer_json)
       fields = json.loads(tokenizer_json)
+      vocabulary = special_tokens.vocabulary(fields)
+      found = special_tokens.of_tokenizer(fields, vocabulary, folder)
+      self.special = SpecialTokens(
+          found.end if end is None else end, found.begin if begin is None else begin, found.begins,
+          found.note)
+      # Only tokens that are marked special can be kept out of the text, so these two must be.
       for token in fields["added_tokens"]:
-        token["special"] = token["special"] or token["content"] in (end, begin)
+        token["special"] = token["special"] or token["id"] in (self.special.end, self.special.begin)
       self._tokenizer = Tokenizer.from_str(json.dumps(fields))
+    except UserError:
+      raise
     except Exception as error:  # The library raises bare Exception for whatever it cannot parse.
       reason = " ".join(str(error).split())[:100]
       raise UserError(
           f"{where}: not a tokenizer.json of the tokenizers library: {reason}") from None
-    if end is None:
-      raise UserError(f"{where}: has no end-of-text token; one of {', '.join(_END_NAMES)} must be "
-                      "in its vocabulary")
     self._tokenizer.encode_special_tokens = True
     # A saved tokenizer may carry a model's own limits, which would silently cut documents.
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
     self._where = where
+    self.json = tokenizer_json
     self.vocab_size = max(vocabulary.values()) + 1
-    self.end_token: int = vocabulary[end]
-    self.begin_token: int | None = None if begin is None else vocabulary[begin]
     # Little-endian on every machine, as meta.json says it.
     self.dtype = "<u2" if self.vocab_size <= 1 << 16 else "<u4"
+
+  @property
+  def end_token(self) -> int:
+    """The id of the token that ends a document.
+
+    Raises:
+      UserError: the tokenizer has none.
+    """
+    if self.special.end is None:
+      raise UserError(f"{self._where}: has no end-of-text token: neither it nor a file beside it "
+                      f"names one, nor is one of {', '.join(special_tokens.END_NAMES)} in its "
+                      "vocabulary; set config.data.end_token_id")
+    return self.special.end
+
+  @property
+  def begin_token(self) -> int | None:
+    """The id of the token that begins a text; None where the tokenizer has none."""
+    return self.special.begin
 
   def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
     """Encodes each text as tokens [tokens], without end or begin tokens.
@@ -106,9 +146,9 @@ class Encoder:
     """
     encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     rows: list[npt.NDArray[np.integer]] = [np.asarray(e.ids, self.dtype) for e in encodings]
-    if any((row == self.end_token).any() for row in rows):
+    if any((row == self.special.end).any() for row in rows):
       raise UserError(f"{self._where}: encodes some text as its own end-of-text token "
-                      f"{self.end_token}, which would end documents in their middle")
+                      f"{self.special.end}, which would end documents in their middle")
     return rows
 
 

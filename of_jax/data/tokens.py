@@ -55,11 +55,13 @@ def open_tokens(data: DataConfig, log: Log) -> Corpus:
       raise UserError(f"{where}: no {part} tokens in {files[part].name}")
     digest.update(f"{part} {len(arrays[part])}\n".encode())
     _check(where, arrays[part], files[part].name, first, data.vocab_size, digest)
-  tokenizer_json = tokenizer.load(data.tokenizer, data.vocab_size) if data.tokenizer else ""
+  given = tokenizer.load(data) if data.tokenizer else None
   return Corpus(
-      **arrays, vocab_size=data.vocab_size, end_token=data.end_token_id,
-      begin_token=data.begin_token_id, corpus_sha256=digest.hexdigest(),
-      tokenizer_sha256=tokenizer.sha256(tokenizer_json) if data.tokenizer else "",
+      **arrays, vocab_size=data.vocab_size,
+      end_token=data.end_token_id if given is None else given.special.end,
+      begin_token=data.begin_token_id if given is None else given.special.begin,
+      corpus_sha256=digest.hexdigest(),
+      tokenizer_sha256="" if given is None else tokenizer.sha256(given.json),
       tokenizer_path=Path(data.tokenizer).expanduser() if data.tokenizer else None,
       description=f"{data.corpus}: {len(arrays['train']):,} train and "
                   f"{len(arrays['validation']):,} validation tokens, "

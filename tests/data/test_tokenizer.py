@@ -77,7 +77,7 @@ def test_gpt2_style_tokenizers_have_an_end_and_no_begin():
 @pytest.mark.parametrize("content, message", [
     (None, "no such file; give the path of a tokenizer.json"),
     ("{}", "not a tokenizer.json of the tokenizers library"),
-    ("no end", "has no end-of-text token; one of <|endoftext|>"),
+    ("no end", "has no end-of-text token: neither it nor a file beside it names one"),
     ("large", "has 310 tokens, more than config.data.vocab_size=300")])
 def test_a_tokenizer_that_cannot_be_used_is_one_line(tmp_path, make_data, log, content, message):
   path = tmp_path / "given.json"

@@ -68,13 +68,12 @@ def _check_tokens(kind: Kind, data: DataConfig, check: Check) -> None:
         "not python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH")
   for name in ("input_size", "classes", "whitening"):
     check(getattr(data, name) == default(f"data.{name}"), f"data.{name}", for_images)
-  if source == "tokens":
-    for path in ("data.begin_token_id", "data.end_token_id"):
-      token = getattr(data, path.split(".")[1])
-      check(token is None or token < data.vocab_size, path,
-            f"is not below data.vocab_size={data.vocab_size}")
-  else:
-    check(data.vocab_size >= 258 or bool(data.tokenizer), "data.vocab_size",
-          "a byte-level BPE needs at least 258: the bytes, end-of-text and begin")
-    check(data.begin_token_id is None, "data.begin_token_id", "only for data.corpus=tokens:PATH")
-    check(data.end_token_id is None, "data.end_token_id", "only for data.corpus=tokens:PATH")
+  is_given = source == "tokens" or bool(data.tokenizer)
+  for path in ("data.begin_token_id", "data.end_token_id"):
+    token = getattr(data, path.split(".")[1])
+    check(token is None or is_given, path,
+          "only for data.corpus=tokens:PATH or with data.tokenizer")
+    check(token is None or token < data.vocab_size, path,
+          f"is not below data.vocab_size={data.vocab_size}")
+  check(data.vocab_size >= 258 or is_given, "data.vocab_size",
+        "a byte-level BPE needs at least 258: the bytes, end-of-text and begin")
