@@ -175,6 +175,9 @@ class DataConfig:
       "digits, fashion_mnist, fashion_mnist:PATH, cifar10:PATH or tfds:NAME")
   vocab_size: int = field(4096, "rows of the embedding; also what the BPE is trained to")
   tokenizer: str = field("", "a tokenizer.json to use; default: train a byte-level BPE")
+  text_field: str = field(
+      "", "which field is the text, in JSON lines of text:PATH or in tfds:NAME; default text, else "
+      "content, and what a data set calls so")
   cache_dir: str = field("~/.cache/of_jax", "folder of tokenised corpora")
   validation_fraction: float = field(
       0.05, "share of the files held out", ranges=INSIDE_ONE)

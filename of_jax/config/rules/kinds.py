@@ -66,6 +66,8 @@ def _check_tokens(kind: Kind, data: DataConfig, check: Check) -> None:
   check(data.corpus in ("python_stdlib", "pypi_code")
         or (source in ("text", "tfds", "tokens") and bool(rest)), "data.corpus",
         "not python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH")
+  check(not data.text_field or source in ("text", "tfds"), "data.text_field",
+        "only for data.corpus=text:PATH or tfds:NAME")
   for name in ("input_size", "classes", "whitening"):
     check(getattr(data, name) == default(f"data.{name}"), f"data.{name}", for_images)
   is_given = source == "tokens" or bool(data.tokenizer)
