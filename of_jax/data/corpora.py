@@ -91,7 +91,8 @@ def _source(kind: str, rest: str, data: DataConfig, log: Log) -> Source:
                   "tfds:NAME or tokens:PATH")
 
 
-def _build(entry: Path, source: Source, given: tokenizer.Encoder | None, data: DataConfig, log: Log) -> None:
+def _build(entry: Path, source: Source, given: tokenizer.Encoder | None, data: DataConfig,
+           log: Log) -> None:
   """Writes the token folder of `source` into the empty folder `entry`."""
   split = source.split(data.validation_fraction)
   if given is None:

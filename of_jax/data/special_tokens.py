@@ -19,6 +19,8 @@ _BEGIN_NAMES = (BEGIN, "<|begin_of_text|>", "<bos>", "<s>")
 # Files beside a tokenizer.json: the tokenizer's name tokens, the model's give ids.
 _OF_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 _OF_MODEL = ("config.json", "generation_config.json")
+# Whether windows are begun: as the tokenizer does, or a run did; in any case; in none.
+CHOICES = ("auto", "yes", "no")
 _LARGEST_FILE = 10_000_000
 
 Fields = Mapping[str, Any]
@@ -47,15 +49,43 @@ class SpecialTokens:
     return dataclasses.replace(self, end=end, begin=begin, begins=self.begins and begin is not None)
 
 
-def find(tokenizer_json: str, folder: Path | None) -> SpecialTokens:
-  """Finds the special tokens of a tokenizer.json; see `of_tokenizer`.
+def of_folder(folder: Path) -> SpecialTokens:
+  """Finds the special tokens of a model's folder, with or without a tokenizer.json.
 
   Raises:
-    UserError: a file beside it that is not a JSON object.
-    ValueError, LookupError, TypeError, AttributeError: not a tokenizer.json.
+    UserError: a file that is not what its name says.
   """
-  fields = json.loads(tokenizer_json)
-  return of_tokenizer(fields, vocabulary(fields), folder)
+  path = folder / "tokenizer.json"
+  if not path.is_file():
+    numbers = [_read(folder, name) for name in _OF_MODEL]
+    end, begin = (next((i for one in numbers if (i := _id(one.get(key))) is not None), None)
+                  for key in ("eos_token_id", "bos_token_id"))
+    return SpecialTokens(end, begin)
+  try:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    return of_tokenizer(fields, vocabulary(fields), folder)
+  except (ValueError, LookupError, TypeError, AttributeError):
+    raise UserError(f"{path}: not a tokenizer.json of the tokenizers library") from None
+
+
+def decide(choice: str, default: bool, special: SpecialTokens, where: str) -> bool:
+  """Decides whether windows begin with the begin token.
+
+  Args:
+    choice: one of CHOICES.
+    default: what auto means.
+    where: whose special tokens these are, for messages.
+
+  Raises:
+    UserError: yes, where no begin token is known, or another choice.
+  """
+  if choice not in CHOICES:
+    raise UserError(f"begin_token={choice}: not one of {', '.join(CHOICES)}")
+  begins = default if choice == "auto" else choice == "yes"
+  if begins and special.begin is None:
+    raise UserError(f"begin_token={choice}: no begin token is known of {where}: neither a tokenizer "
+                    "nor a config names one that its vocabulary has")
+  return begins
 
 
 def of_tokenizer(fields: Fields, ids: Mapping[str, int], folder: Path | None) -> SpecialTokens:
@@ -89,19 +119,6 @@ def of_tokenizer(fields: Fields, ids: Mapping[str, int], folder: Path | None) ->
             f"of tokenizer.json adds {'none' if asked else 'a begin token'}, and transformers goes "
             "by that")
   return SpecialTokens(end, begin, before is not None and before in known, note)
-
-
-def of_ids(end: Any, begin: Any, begins: bool, count: int) -> SpecialTokens:
-  """Makes special tokens of ids that a file gives, without those that `count` tokens lack."""
-  return SpecialTokens(_id(end), _id(begin), begins).within(count)
-
-
-def of_model(folder: Path) -> SpecialTokens:
-  """Finds the special tokens that a model's folder without a tokenizer.json names by their ids."""
-  numbers = [_read(folder, name) for name in _OF_MODEL]
-  end, begin = (next((found for one in numbers if (found := _id(one.get(key))) is not None), None)
-                for key in ("eos_token_id", "bos_token_id"))
-  return SpecialTokens(end, begin)
 
 
 def vocabulary(fields: Fields) -> dict[str, int]:

@@ -45,8 +45,8 @@ def load(data: DataConfig) -> "Encoder":
   where = f"config.data.tokenizer={data.tokenizer}"
   encoder = read(Path(data.tokenizer).expanduser(), where, data.end_token_id, data.begin_token_id)
   if encoder.vocab_size > data.vocab_size:
-    raise UserError(f"{where}: has {encoder.vocab_size} tokens, more than "
-                    f"config.data.vocab_size={data.vocab_size}; set data.vocab_size to at least that")
+    raise UserError(f"{where}: has {encoder.vocab_size} tokens, more than config.data.vocab_size="
+                    f"{data.vocab_size}; set data.vocab_size to at least that")
   return encoder
 
 

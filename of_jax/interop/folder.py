@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from of_jax import variants
+from of_jax.data import special_tokens
 from of_jax.errors import UserError
 from of_jax.interop.families import Family
 from of_jax.interop.safetensors import Entry, read_header
@@ -37,7 +38,7 @@ def open_folder(folder: Path) -> Source:
   settings.set_aside(_INERT)
   tensors = Tensors(folder, _entries(folder), family.prefix)
   return Source(family, tensors, str(folder), f"{_kind(settings)} in safetensors",
-                read_tokenizer(folder / TOKENIZER))
+                read_tokenizer(folder / TOKENIZER), special=special_tokens.of_folder(folder))
 
 
 def _kind(settings: Settings) -> str:

@@ -10,7 +10,7 @@ from of_jax.errors import UserError
 from of_jax.interop import gguf_file
 from of_jax.interop.families.llama import Llama
 from of_jax.interop.families.qwen3 import Qwen3
-from of_jax.interop.gguf_tokenizer import build_tokenizer
+from of_jax.interop.gguf_tokenizer import build_tokenizer, special_tokens_of
 from of_jax.interop.settings import Settings
 from of_jax.interop.source import Source
 from of_jax.interop.tensors import Stored, Tensors
@@ -90,7 +90,7 @@ def open_gguf(path: Path) -> Source:
         stored[name] = _Interleaved(tensor, heads)
   tokenizer, note = build_tokenizer(metadata, str(path))
   return Source(family, Tensors(path, stored), str(path), f"{architecture} in GGUF", tokenizer,
-                (note,) if note else ())
+                (note,) if note else (), special_tokens_of(metadata))
 
 
 def _config(path: Path, metadata: dict[str, Any], architecture: str,

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from of_jax.data.special_tokens import SpecialTokens
 from of_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ _PATTERNS = {"gpt-2": None, "smollm": None, "starcoder": None,
 _SINGLE_DIGITS = ("smollm", "starcoder")
 # Those that keep a word whole that is a token, whatever the merges give.
 _WHOLE_WORDS = ("llama-bpe",)
+# Byte-level ones that begin a text with the begin token unless the file says otherwise.
+_BEGUN = ("llama-bpe",)
 # Token types: what a text is made of; the unknown token; begin, end and the like; a user's own.
 _ORDINARY, _UNKNOWN, _CONTROL, _OWN = 1, 2, 3, 4
 _SPACE = "\u2581"
@@ -40,11 +43,23 @@ def build_tokenizer(metadata: dict[str, Any], where: str) -> "tuple[Tokenizer | 
     else:
       return None, (f"its tokenizer (model {kind}, pre {pre}) is not rebuilt; SentencePiece's of "
                     f"LLaMA and byte-level BPE of {', '.join(_PATTERNS)} are")
-    _add_special_tokens(tokenizer, metadata, begins=kind == "llama")
+    _add_special_tokens(tokenizer, metadata)
   except Exception as error:  # The library raises bare Exception for whatever it cannot use.
     reason = " ".join(str(error).split())[:100]
     raise UserError(f"{where}: its tokenizer cannot be built: {reason}") from None
   return tokenizer, ""
+
+
+def special_tokens_of(metadata: dict[str, Any]) -> SpecialTokens:
+  """Finds the special tokens, by the defaults of llama.cpp where the file is silent."""
+  kind, pre = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+  usual = (2, 1) if kind == "llama" else (None, None)
+  end, begin = (metadata.get(f"tokenizer.ggml.{key}_token_id", default)
+                for key, default in zip(("eos", "bos"), usual))
+  begins = metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in _BEGUN)
+  tokens = metadata.get("tokenizer.ggml.tokens")
+  return SpecialTokens(end, begin, bool(begins)).within(
+      len(tokens) if isinstance(tokens, list) else 0)
 
 
 def _byte_level(metadata: dict[str, Any], pre: str) -> "Tokenizer":
@@ -103,15 +118,23 @@ def _vocabulary(metadata: dict[str, Any]) -> dict[str, int]:
   return {token: i for i, token in enumerate(tokens)}
 
 
-def _add_special_tokens(tokenizer: "Tokenizer", metadata: dict[str, Any], begins: bool) -> None:
-  """Adds control tokens, and the begin token where the file or else its kind asks for it."""
+def _add_special_tokens(tokenizer: "Tokenizer", metadata: dict[str, Any]) -> None:
+  """Adds control tokens, and begin and end token around a text where the file asks for them."""
   from tokenizers import AddedToken, processors
   tokens = metadata["tokenizer.ggml.tokens"]
   tokenizer.add_special_tokens([
       AddedToken(token, special=True, normalized=False)
       for token, type_ in zip(tokens, metadata.get("tokenizer.ggml.token_type", []))
       if type_ == _CONTROL])
-  if metadata.get("tokenizer.ggml.add_bos_token", begins):
-    begin = metadata["tokenizer.ggml.bos_token_id"]
+  special = special_tokens_of(metadata)
+  ends = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
+  for name, one, is_added in (("bos", special.begin, metadata.get("tokenizer.ggml.add_bos_token")),
+                              ("eos", special.end, ends)):
+    if is_added and one is None:
+      raise ValueError(f"add_{name}_token without a {name}_token_id that is a token")
+  before = [special.begin] if special.begins and special.begin is not None else []
+  behind = [special.end] if ends and special.end is not None else []
+  if before or behind:
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[tokens[begin], "$A"], special_tokens=[(tokens[begin], begin)])
+        single=[*(tokens[i] for i in before), "$A", *(tokens[i] for i in behind)],
+        special_tokens=[(tokens[i], i) for i in {*before, *behind}])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from of_jax.config import Config
+from of_jax.data.tokenizer import Encoder
 from of_jax.errors import UserError
 from of_jax.interop.families import Tree
 from of_jax.interop.report import LoadReport
@@ -57,18 +58,37 @@ class Pretrained:
     with jax.default_matmul_precision("highest"):
       return np.asarray(self._apply(self.params, jnp.asarray(tokens_BxT, jnp.int32)))
 
+  def encode(self, text: str) -> np.ndarray:
+    """Encodes a text as tokens [tokens], begun by the begin token if `config.data.begin_token`.
+
+    Special tokens that the text spells are text. No end token follows.
+
+    Raises:
+      UserError: the model came without a tokenizer.
+    """
+    if self.tokenizer is None:
+      raise UserError(f"{self.report.path}: came without a tokenizer")
+    data = self.config.data
+    encoder = Encoder(self.tokenizer.to_str(), self.report.path, None, data.end_token_id,
+                      data.begin_token_id)
+    before = [data.begin_token_id] if data.begin_token else []
+    return np.concatenate([before, encoder.encode([text])[0]]).astype(np.int32)
+
   @functools.cached_property
   def _apply(self) -> Any:
     return jax.jit(lambda params, tokens_BxT: self.model.apply(params, tokens_BxT)[0])
 
 
-def assemble(source: Source) -> Pretrained:
+def assemble(source: Source, begin_token: str = "auto") -> Pretrained:
   """Assembles the model, its parameters on the first device.
+
+  Args:
+    begin_token: as in Source.config.
 
   Raises:
     UserError: what the config and the tensors do not agree on.
   """
-  config = source.config()
+  config = source.config(begin_token)
   model = build_network(config)
   params, report = read_parameters(source, model)
   return Pretrained(config, model, jax.tree.map(jnp.asarray, params), source.tokenizer, report)
@@ -94,7 +114,7 @@ def read_parameters(source: Source, model: Network) -> tuple[Tree, LoadReport]:
   count = sum(leaf.size for path, leaf in named_leaves(params).items() if path not in zeros)
   return params, LoadReport(
       source.where, source.kind, tuple(tensors.used), tuple(tensors.ignored), tuple(zeros),
-      family.settings.unread(), count, source.notes)
+      family.settings.unread(), count, (*source.notes, *source.special_notes()))
 
 
 def _stack(shapes: Tree, blocks: list[Tree], path: str, zeros: list[str]) -> Tree:
