@@ -47,6 +47,15 @@ class Replayed:
   dropout_key: jax.Array | None
 
 
+def measured(batch: Mapping[str, Any]) -> Any:
+  """Weights [batch, time] of the tokens whose activations are measured: 0 for padding, else 1.
+
+  `weights` are those of the predictions. The two differ where a token is not followed by another,
+  as the last one of a window that was given by itself; such a batch has `measured` too.
+  """
+  return batch.get("measured", batch["weights"])
+
+
 @functools.lru_cache(maxsize=8)
 def network_of(config: Config) -> Network:
   """Builds the network of a config, once."""
@@ -71,6 +80,8 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
             ) -> dict[str, Any]:
   """Measures loss and telemetry over all batches together, weighted by tokens.
 
+  Activations are those of every token that was given, the loss is of those that another follows.
+
   Args:
     model: see Model.
     batches: as of_jax.data.loader makes them. A `Replayed` one is read as in training: with
@@ -83,24 +94,28 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
 
   Returns:
     `loss` in nats a token (images: squared error), `perplexity` (images: `accuracy`),
-    `num_tokens`, and `telemetry`: site -> metric -> [layers].
+    `num_tokens`, how many predictions, `num_tokens_measured`, how many tokens' activations, and
+    `telemetry`: site -> metric -> [layers].
   """
   watched = watch(model.config, sites, metrics, user_metrics)
   run = _evaluator(model.config, watched, tuple(interventions))
   totals: dict[str, float] = {}
   statistics: Any = None
+  tokens = 0.0
   for batch in batches:
     replayed = isinstance(batch, Replayed)
     rows, key = (batch.batch, batch.dropout_key) if isinstance(batch, Replayed) else (batch, None)
     parts, collected = run(model.params, dict(rows), key, tuple(references), replayed)
     for name, value in parts.items():
       totals[name] = totals.get(name, 0.0) + float(value)
+    tokens += float(np.sum(measured(rows)))
     statistics = collected if statistics is None else watched.merge(statistics, collected)
   assert totals, "no batch"
   loss = totals["loss"] / totals["count"]
   more = ({"accuracy": totals["accuracy"] / totals["count"]} if "accuracy" in totals
           else {"perplexity": math.exp(loss) if loss < 700 else math.inf})
   return {"loss": loss, **more, "num_tokens": round(totals["count"]),
+          "num_tokens_measured": round(tokens),
           "telemetry": jax.device_get(watched.finish(statistics))}
 
 
@@ -131,7 +146,7 @@ def _evaluator(config: Config, telemetry: Telemetry, interventions: tuple[Interv
           references: References, training: bool) -> Any:
     x_BxTxD, table_DxV, statistics = network.stream(
         params, batch["inputs"], batch.get("documents"), dropout_key=key,
-        observe=telemetry.observer(batch["weights"]), training=training,
+        observe=telemetry.observer(measured(batch)), training=training,
         intervene=apply(interventions, references) if interventions else None)
     return task.objective(config, x_BxTxD, table_DxV, batch, z_loss=0.0)[1], statistics
 
@@ -144,7 +159,7 @@ def observed(model: Model, batches: Iterable[Batch], make_observer: "MakeObserve
 
   Args:
     make_observer: hashable, so that what is compiled for it is kept: weights [batch, time] of
-      the batch's tokens -> observer.
+      the batch's tokens, see `measured` -> observer.
   """
   hashable: Any = make_observer
   run = _observing(model.config, hashable)
@@ -166,7 +181,7 @@ def _observing(config: Config, make_observer: Any) -> Any:
   @jax.jit
   def run(params: Parameters, batch: Mapping[str, jax.Array]) -> dict[str, Statistics]:
     return network.stream(params, batch["inputs"], batch.get("documents"),
-                          observe=make_observer(batch["weights"]))[2]
+                          observe=make_observer(measured(batch)))[2]
 
   return run
 
@@ -196,7 +211,7 @@ def neuron_moments(model: Model, batches: Iterable[Batch], site: str) -> tuple[F
   total: Any = 0.0
   total_square: Any = 0.0
   for batch, kept in observed(model, batches, _Moments(site)):
-    count += float(batch["weights"].sum())
+    count += float(measured(batch).sum())
     total = total + np.asarray(kept[site]["sum"], np.float64)
     total_square = total_square + np.asarray(kept[site]["sum_square"], np.float64)
   return np.asarray(total / count), np.asarray(total_square / count)

@@ -43,15 +43,18 @@ class Imported(Restored):
     raise UserError(f"{self.path}: came without a corpus")
 
 
-def load(path: str | Path) -> Imported:
+def load(path: str | Path, begin_token: str = "auto") -> Imported:
   """Loads the model at `path` on the first device.
+
+  Args:
+    begin_token: as of_jax.interop.load.
 
   Raises:
     UserError: as of_jax.interop.load.
   """
   source = interop.open_source(path)
   tokenizer = source.tokenizer_file(DataConfig.cache_dir)
-  model = assemble(source)
+  model = assemble(source, begin_token)
   params = jax.device_put(model.params, jax.devices()[0])
   return Imported(Path(path).expanduser(), model.config, params, 0, as_text(digest(params, 0)),
                   False, source.kind, tokenizer)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from of_jax.analysis.evaluation import Batch, Model, observed
+from of_jax.analysis.evaluation import Batch, Model, measured, observed
 from of_jax.models.probe import Observer, Statistics
 
 Floats = npt.NDArray[np.float64]
@@ -100,7 +100,7 @@ def activity(model: Model, batches: Iterable[Batch], batch_tokens: int = BATCH_T
   count = in_batch = 0
   size = 0
   for batch, kept in observed(model, batches, _Counts()):
-    weights_BxT = batch["weights"] > 0
+    weights_BxT = measured(batch) > 0
     rows_B = weights_BxT.any(1)
     units_LxBxT = kept[SITE]["units"]
     counts_LxBxF = kept[SITE]["tokens"][:, rows_B]

@@ -83,8 +83,8 @@ def decide(choice: str, default: bool, special: SpecialTokens, where: str) -> bo
     raise UserError(f"begin_token={choice}: not one of {', '.join(CHOICES)}")
   begins = default if choice == "auto" else choice == "yes"
   if begins and special.begin is None:
-    raise UserError(f"begin_token={choice}: no begin token is known of {where}: neither a tokenizer "
-                    "nor a config names one that its vocabulary has")
+    raise UserError(f"begin_token={choice}: no begin token is known of {where}: neither a "
+                    "tokenizer nor a config names one that its vocabulary has")
   return begins
 
 

@@ -16,19 +16,21 @@ if TYPE_CHECKING:  # It imports jax; what is wrong with a file is reported befor
 __all__ = ["load", "open_source"]
 
 
-def load(path: str | Path) -> "Pretrained":
+def load(path: str | Path, begin_token: str = "auto") -> "Pretrained":
   """Loads the model at `path`, its parameters in float32.
 
   Args:
     path: a folder with config.json and model.safetensors (or shards and their index), or a .gguf
       file.
+    begin_token: whether texts begin with the begin token: auto, as the model's tokenizer does,
+      yes or no.
 
   Raises:
     UserError: nothing there that can be read, or a model that cannot be expressed exactly.
   """
   source = open_source(path)
   from of_jax.interop.pretrained import assemble
-  return assemble(source)
+  return assemble(source, begin_token)
 
 
 def open_source(path: str | Path) -> "Source":
