@@ -3,10 +3,12 @@
 Enters: a DataConfig. Leaves: a `Corpus`, out of the cache or tokenised into it, or an `Images`.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,17 @@ from typing import Any
 import numpy as np
 
 from of_jax.config import DataConfig
-from of_jax.data import cache, files, folder, images, pypi_code, tfds_text, tokenizer, tokens
+from of_jax.data import (
+    cache,
+    files,
+    folder,
+    images,
+    pypi_code,
+    text,
+    tfds_text,
+    tokenizer,
+    tokens,
+)
 from of_jax.data.documents import Document, Source, encode_name, pieces, sample
 from of_jax.data.folder import Corpus
 from of_jax.data.images import Images
@@ -36,7 +48,8 @@ def prepare(data: DataConfig, log: Log = print) -> Corpus | Images:
 
   Args:
     data: the `data` section of a resolved config.
-    log: is given progress lines; a corpus that is in the cache gives none.
+    log: is given progress lines, none where the corpus is in the cache, and a line on what is
+      unusual in its texts.
 
   Returns:
     Memory-mapped token arrays, or whitened images where `data.input_size` is set.
@@ -63,9 +76,15 @@ def prepare(data: DataConfig, log: Log = print) -> Corpus | Images:
       "tokenizers": importlib.metadata.version("tokenizers"),
       **_special_tokens(given),
   }
-  return cache.open_or_build(
+  corpus = cache.open_or_build(
       data.cache_dir, f"{kind}-{data.vocab_size if given is None else 'given'}", key,
       lambda entry: _build(entry, source, given, data, log), log, folder.open_folder)
+  # A cache of an earlier version did not count what is unusual, and read the texts as is done now.
+  counted = corpus.text or {"policy": text.POLICY, "unusual": None}
+  said = text.describe_unusual(counted["unusual"] or {})
+  if said:
+    log(f"{source.name}: kept as they are: {said}")
+  return dataclasses.replace(corpus, text={**counted, **source.record})
 
 
 def _special_tokens(given: tokenizer.Encoder | None) -> dict[str, object]:
@@ -84,9 +103,9 @@ def _source(kind: str, rest: str, data: DataConfig, log: Log) -> Source:
   if kind == "pypi_code":
     return pypi_code.source(data.cache_dir, log)
   if kind == "text":
-    return files.text(rest, log)
+    return files.text(rest, log, data.text_field, Path(data.cache_dir).expanduser())
   if kind == "tfds":
-    return tfds_text.source(rest)
+    return tfds_text.source(rest, data.text_field)
   raise UserError(f"config.data.corpus={data.corpus}: not python_stdlib, pypi_code, text:PATH, "
                   "tfds:NAME or tokens:PATH")
 
@@ -100,7 +119,7 @@ def _build(entry: Path, source: Source, given: tokenizer.Encoder | None, data: D
     given = tokenizer.Encoder(
         tokenizer.train(sample(split.train, TOKENIZER_BYTES), data.vocab_size))
   (entry / folder.TOKENIZER).write_text(given.json, encoding="utf-8", newline="")
-  content = hashlib.sha256()
+  content, unusual = hashlib.sha256(), Counter[str]()
   meta: dict[str, Any] = {
       "corpus": source.name, "split": split.rule,
       "validation_fraction": data.validation_fraction,
@@ -112,23 +131,24 @@ def _build(entry: Path, source: Source, given: tokenizer.Encoder | None, data: D
   }
   for part, documents in (("train", split.train), ("validation", split.validation)):
     content.update(f"{part}\n".encode())
-    meta[part] = _write_tokens(entry / f"{part}.bin", documents, given, content, log)
+    meta[part] = _write_tokens(entry / f"{part}.bin", documents, given, content, unusual, log)
     if not meta[part]["tokens"]:
       raise UserError(f"config.data.corpus={source.name}: its {part} documents hold no text")
   meta["corpus_sha256"] = content.hexdigest()
+  meta["text"] = {"policy": text.POLICY, "unusual": dict(unusual)}
   folder.write_meta(entry, meta)
 
 
 def _write_tokens(path: Path, documents: Sequence[Document], encoder: tokenizer.Encoder,
-                  content: Any, log: Log) -> dict[str, Any]:
+                  content: Any, unusual: Counter[str], log: Log) -> dict[str, Any]:
   """Writes every document's tokens and its end token; returns the part's row of meta.json."""
   row = {"documents": 0, "bytes": 0, "tokens": 0}
   digest = hashlib.sha256()
   end = np.array([encoder.end_token], encoder.dtype)
   next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
   with path.open("wb") as file:
-    for batch in _batches(documents, content, row):
-      rows = encoder.encode([text for text, _ in batch])
+    for batch in _batches(documents, content, unusual, row):
+      rows = encoder.encode([part for part, _ in batch])
       for (_, is_end), tokens_N in zip(batch, rows, strict=True):
         for array in (tokens_N, end) if is_end else (tokens_N,):
           file.write(array.tobytes())
@@ -140,20 +160,21 @@ def _write_tokens(path: Path, documents: Sequence[Document], encoder: tokenizer.
   return {**row, "sha256": digest.hexdigest()}
 
 
-def _batches(documents: Sequence[Document], content: Any,
+def _batches(documents: Sequence[Document], content: Any, unusual: Counter[str],
              row: dict[str, int]) -> Iterator[list[tuple[str, bool]]]:
   """Yields lists of (piece of text, is it its document's last) that keep all cores busy.
 
-  Adds every document to the hash `content` and to the counts in `row`.
+  Adds every document to the hash `content` and to the counts in `unusual` and `row`.
   """
   batch, characters = [], 0
   for document in documents:
-    text = document.read()
-    raw = text.encode("utf-8")
+    read = document.read()
+    unusual.update(text.count_unusual(read))
+    raw = read.encode("utf-8")
     content.update(encode_name(document.name) + b"\0" + hashlib.sha256(raw).digest())
     row["documents"] += 1
     row["bytes"] += len(raw)
-    parts = list(pieces(text))
+    parts = list(pieces(read))
     for i, part in enumerate(parts):
       batch.append((part, i == len(parts) - 1))
       characters += len(part)

@@ -6,6 +6,7 @@ Enters: what a source found. Leaves: two sequences of documents whose text is re
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 # A text longer than this is tokenised in pieces, for one call's memory is many times its text.
 PIECE_CHARACTERS = 1 << 20
@@ -50,11 +51,13 @@ class Source:
     name: as the config has it.
     fingerprint: changes whenever the documents would; cheap, for every opening computes it.
     split: reads or downloads what `fingerprint` did not need, and holds out the fraction given.
+    record: what a run records of how the texts were found, beside what it records of every text.
   """
 
   name: str
   fingerprint: str
   split: Callable[[float], Split]
+  record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def hold_out(sizes: Mapping[str, int], fraction: float) -> set[str]:
@@ -77,6 +80,13 @@ def hold_out(sizes: Mapping[str, int], fraction: float) -> set[str]:
       held.add(name)
       total += sizes[name]
   return held
+
+
+def held_out(count: int, fraction: float) -> list[int]:
+  """Chooses about `fraction` of range(count), by the sha256 of each number; ascending."""
+  limit = int(fraction * 2 ** 64)
+  return [i for i in range(count)
+          if int.from_bytes(hashlib.sha256(str(i).encode()).digest()[:8], "big") < limit]
 
 
 def encode_name(name: str) -> bytes:

@@ -34,6 +34,7 @@ class Corpus:
     tokenizer_sha256: hash of tokenizer.json, or "" where a user's tokens came without one.
     tokenizer_path: that tokenizer.json, or None.
     description: one line: name, documents, tokens, tokenizer, bytes a token.
+    text: how its texts were read, for JSON, see `of_jax.data.text.record`; None of tokens.
   """
 
   train: Tokens
@@ -45,6 +46,7 @@ class Corpus:
   tokenizer_sha256: str
   tokenizer_path: Path | None
   description: str
+  text: Mapping[str, Any] | None = None
 
 
 class Described(Protocol):
@@ -65,6 +67,10 @@ class Described(Protocol):
   @property
   def description(self) -> str:
     """Name, sizes and tokenizer in one line."""
+
+  @property
+  def text(self) -> Mapping[str, Any] | None:
+    """How its texts were read; None where it came as tokens or images."""
 
 
 class Damaged(Exception):
@@ -117,7 +123,7 @@ def open_folder(folder: Path) -> Corpus:
       **arrays, vocab_size=meta["vocab_size"], end_token=meta["end_token"],
       begin_token=meta["begin_token"], corpus_sha256=meta["corpus_sha256"],
       tokenizer_sha256=meta["tokenizer_sha256"], tokenizer_path=folder / TOKENIZER,
-      description=describe(meta))
+      description=describe(meta), text=meta.get("text"))
 
 
 def describe(meta: Mapping[str, Any]) -> str:

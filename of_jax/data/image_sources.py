@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from of_jax.data import image_files, pypi_code, tfds_text
+from of_jax.data.documents import held_out
 from of_jax.data.image_files import Bytes, Labels
 from of_jax.errors import UserError
 
@@ -104,7 +105,7 @@ def _digits(log: Log) -> ImageSource:
         table = gzip.decompress(wheel.read(_DIGITS_IN_WHEEL)).decode("ascii")
     rows = np.array([[int(float(value)) for value in line.split(",")]
                      for line in table.splitlines()])
-    held = np.array(tfds_text.held_out(len(rows), fraction), np.int64)
+    held = np.array(held_out(len(rows), fraction), np.int64)
     if not 0 < len(held) < len(rows):
       raise UserError(f"config.data.validation_fraction={fraction}: holds out {len(held)} of the "
                       f"{len(rows):,} images of digits")

@@ -37,7 +37,7 @@ class Images:
     train_labels, validation_labels: classes, int32 [count], from 0.
     corpus_sha256: hash of the raw images and labels of both parts.
     description: one line: name, counts, classes, inputs, whitening.
-    tokenizer_sha256, tokenizer_path: "" and None; a run records both for every corpus.
+    tokenizer_sha256, tokenizer_path, text: "" and None; a run records them for every corpus.
   """
 
   train: Floats
@@ -48,6 +48,7 @@ class Images:
   description: str
   tokenizer_sha256: str = ""
   tokenizer_path: Path | None = None
+  text: None = None
 
 
 def prepare(data: DataConfig, log: Log) -> Images:

@@ -9,14 +9,16 @@ import json
 from collections.abc import Sequence
 from typing import Any, overload
 
-from of_jax.data.documents import Document, Source, Split
+from of_jax.data.documents import Document, Source, Split, held_out
 from of_jax.errors import UserError
 
 _TEXT_NAMES = ("text", "document", "content", "article", "story", "book_text", "sentence")
 
 
-def source(name: str) -> Source:
+def source(name: str, field: str = "") -> Source:
   """Describes the corpus of the dataset `name`, preparing the dataset where that was not done.
+
+  Its texts are those of the feature `field`, by default of one that is named like a text.
 
   A name is as in `lm1b`, `wiki40b/en` or `pg19:0.1.1`. Held out for validation is the dataset's own
   validation split, else its test split, else examples of train chosen by the sha256 of their index.
@@ -27,14 +29,16 @@ def source(name: str) -> Source:
   """
   where = f"config.data.corpus=tfds:{name}"
   builder = open_builder(where, name)
-  feature = _text_feature(where, builder.info.features)
+  feature = _text_feature(where, builder.info.features, field)
   splits = builder.info.splits
   if "train" not in splits:
     raise UserError(f"{where}: has no split train, only {', '.join(splits)}")
   counts = {part: int(splits[part].num_examples) for part in splits}
   identity = json.dumps([builder.info.full_name, feature, sorted(counts.items())])
   return Source(f"tfds:{name}", hashlib.sha256(identity.encode()).hexdigest(),
-                functools.partial(_split, where, builder, feature, counts))
+                functools.partial(_split, where, builder, feature, counts), {
+                    "policy": "as the data set has it; bytes that are not UTF-8 become U+FFFD",
+                    "text_fields": {feature: counts["train"]}})
 
 
 def open_builder(where: str, name: str) -> Any:
@@ -66,13 +70,6 @@ def open_builder(where: str, name: str) -> Any:
   return builder
 
 
-def held_out(count: int, fraction: float) -> list[int]:
-  """Chooses about `fraction` of range(count), by the sha256 of each number; ascending."""
-  limit = int(fraction * 2 ** 64)
-  return [i for i in range(count)
-          if int.from_bytes(hashlib.sha256(str(i).encode()).digest()[:8], "big") < limit]
-
-
 def _split(where: str, builder: Any, feature: str, counts: dict[str, int],
            fraction: float) -> Split:
   own = next((part for part in ("validation", "test") if counts.get(part)), None)
@@ -91,12 +88,14 @@ def _split(where: str, builder: Any, feature: str, counts: dict[str, int],
                "by example, in the order of the indices' sha256")
 
 
-def _text_feature(where: str, features: Any) -> str:
-  """Chooses a text feature: one that is named like a text, else the first."""
+def _text_feature(where: str, features: Any, wanted: str) -> str:
+  """Chooses a text feature: the one that is wanted, one that is named like a text, the first."""
   names = [name for name in features if type(features[name]).__name__ == "Text"]
   if not names:
     raise UserError(f"{where}: has no text feature, only {', '.join(features)}")
-  return next((name for name in _TEXT_NAMES if name in names), names[0])
+  if wanted and wanted not in names:
+    raise UserError(f"{where}: has no text feature {wanted}, only {', '.join(names)}")
+  return wanted or next((name for name in _TEXT_NAMES if name in names), names[0])
 
 
 class _Examples(Sequence[Document]):
