@@ -20,6 +20,8 @@ from of_jax.errors import UserError
 _CORPUS = flags.DEFINE_string(
     "corpus", "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH; "
     "images: digits, fashion_mnist, fashion_mnist:PATH, cifar10:PATH, tfds:cifar10 and the like.")
+_TEXT_FIELD = flags.DEFINE_string(
+    "text_field", "", "Which field is the text, in JSON lines of text:PATH or in tfds:NAME.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32768, "What the BPE is trained to.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", "~/.cache/of_jax", "Folder of tokenised corpora.")
 _OUT = flags.DEFINE_string("out", "", "Also leave the tokens here, for data.corpus=tokens:DIR.")
@@ -37,8 +39,8 @@ def main() -> None:
 
 def _prepare() -> None:
   config = config_lib.Config(data=config_lib.DataConfig(
-      corpus=_CORPUS.value, cache_dir=_CACHE_DIR.value, tokenizer=_TOKENIZER.value,
-      validation_fraction=_VALIDATION_FRACTION.value))
+      corpus=_CORPUS.value, text_field=_TEXT_FIELD.value, cache_dir=_CACHE_DIR.value,
+      tokenizer=_TOKENIZER.value, validation_fraction=_VALIDATION_FRACTION.value))
   images = image_shape(_CORPUS.value) is not None
   settings = [("model.kind", kinds_on("images")[0]),
               ("train.sequence_length", "1")] if images else []

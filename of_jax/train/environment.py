@@ -33,6 +33,7 @@ def describe(config: Config, mesh: Mesh, corpus: Described, network: Network) ->
       "mesh": dict(mesh.shape),
       "corpus": corpus.description,
       "corpus_sha256": corpus.corpus_sha256,
+      "corpus_text": None if corpus.text is None else dict(corpus.text),
       "tokenizer_sha256": corpus.tokenizer_sha256,
       **count_parameters(network),
       "flops_per_token": task_of(config.model.kind).flops_per_token(config, network),
