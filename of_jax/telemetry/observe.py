@@ -142,7 +142,9 @@ def join_metrics(*parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 class ChangeObserver:
   """Measures what a step changed, under `jax.vmap` over the parameters before it and after it.
 
-  Both forward passes run side by side, so that no activation is kept.
+  Both forward passes run side by side, so that no activation is kept. All that a family computes
+  of a site reads the same two arrays: the compiler would else compute them again for one reader or
+  another, rounded in other places, and what rounding moves may be as large as a step.
   """
 
   AXIS = "before_and_after"
@@ -154,8 +156,8 @@ class ChangeObserver:
                ) -> dict[str, Any] | None:
     if site not in self._families:
       return None
-    before, after = (Activations(x, first_BxT, self._weights_BxT)
-                     for x in jax.lax.all_gather(x_BxTxD, self.AXIS))
+    before, after = (Activations(x, first_BxT, self._weights_BxT) for x in (
+        jax.lax.optimization_barrier(jax.lax.all_gather(x_BxTxD, self.AXIS))))
     return {name: registry.load(name).of_change(before, after) for name in self._families[site]}
 
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from of_jax.config import declared_metrics
-from of_jax.models.functional import Parameters
+from of_jax.config.fields import replaced
+from of_jax.models.functional import Network, Parameters, build_network
 from of_jax.quantise.in_training import quantised_metrics
 from of_jax.telemetry import registry
 from of_jax.telemetry.observe import ChangeObserver, SiteStatistics, Telemetry
@@ -41,6 +42,8 @@ class SideProgram:
 
 
 Builder = Callable[[Objective, str], SideProgram]
+# A compute type, and a precision of matrix products, which TPUs and GPUs have lower ones of.
+_FLOAT32 = "float32"
 
 
 def side_programs(objective: Objective) -> dict[str, SideProgram]:
@@ -87,8 +90,12 @@ def _of_gradients(objective: Objective, name: str) -> SideProgram:
 
 
 def _of_change(objective: Objective, name: str) -> SideProgram:
-  """Measures what a step changes, by forward passes of the fixed batch before it and after it."""
-  watched, network = _watched(objective, name), objective.network
+  """Measures what a step changes, by forward passes of the fixed batch before it and after it.
+
+  They are in float32, products of matrices too, whatever the compute type: most steps move an
+  activation by less than bfloat16 tells apart.
+  """
+  watched, network = _watched(objective, name), _in_float32(objective)
 
   def run(before: Parameters, after: Parameters, batch: Batch) -> SiteMetrics:
     observe = ChangeObserver(watched, batch["weights"])
@@ -96,8 +103,9 @@ def _of_change(objective: Objective, name: str) -> SideProgram:
     def forward(params: Parameters) -> SiteStatistics:
       return network.stream(params, batch["inputs"], batch.get("documents"), observe=observe)[2]
 
-    statistics = jax.vmap(forward, axis_name=observe.AXIS)(jax.tree.map(
-        lambda *both: jnp.stack(both), before, after))
+    with jax.default_matmul_precision(_FLOAT32):
+      statistics = jax.vmap(forward, axis_name=observe.AXIS)(jax.tree.map(
+          lambda *both: jnp.stack(both), before, after))
     # Each of both forward passes has seen both, and has the same statistics.
     return watched.finish(jax.tree.map(lambda s: s[0], statistics))
 
@@ -108,6 +116,11 @@ def _of_quantised(objective: Objective, name: str) -> SideProgram:
   """Measures the quantised model after a step, on the fixed batch."""
   del name
   return SideProgram("after", quantised_metrics(objective.network, objective.config))
+
+
+def _in_float32(objective: Objective) -> Network:
+  """Builds the network whose activations are float32, whatever the compute type of training."""
+  return build_network(replaced(objective.config, {"model.compute_dtype": _FLOAT32}))
 
 
 def _watched(objective: Objective, name: str) -> Telemetry:

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.activations import Activations
+from of_jax.telemetry.activations import FIRST, REST, Activations
 from of_jax.telemetry.family import Family, Statistics, group
+from of_jax.xla.pairs import Pair
 
 KIND = "change"
 SITES = ()
@@ -26,29 +27,39 @@ METRICS = {
     "m4_u4": ("full", "mean_j(c^2), the quartic part", "activation^4", "0 and above",
               "He et al. 2024, 2405.19279, App. F"),
 }
+# Of a sum, the statistic of this name holds what float32 lacks.
+_LOW = "_low"
 
 
 class MomentUpdates(Family):
-  """m4(after) - m4(before) = u1 + u2 + u3 + u4, and m2(after) - m2(before) = m2_u."""
+  """m4(after) - m4(before) = u1 + u2 + u3 + u4, and m2(after) - m2(before) = m2_u.
+
+  A small step's D has either sign, so that b is a sum of terms that cancel over tokens, and u1 one
+  that cancels over neurons too: all of it is in pairs of float32 until it is rounded at the end.
+  """
 
   def of_change(self, before: Activations, after: Activations) -> Statistics:
+    x = Pair.exact(before.raw_BxTxD)
+    change = Pair.difference(after.raw_BxTxD, before.raw_BxTxD)
     # A token whose squares are not finite before or after is in neither sum, and makes both NaN.
-    both = before.raw_BxTxD, after.raw_BxTxD
-    is_within_G = (before.is_within_G & after.is_within_G)[:, None]
-    sums = {"square": before.sum_square_GxD,
-            "cross": before.totals(lambda x, y: x * (y - x), *both),
-            "change": before.totals(lambda x, y: jnp.square(y - x), *both)}
-    return {"count": before.count_G,
-            **{name: jnp.where(is_within_G, value, jnp.nan) for name, value in sums.items()}}
+    counted_GxBxTx1 = (before.groups_GxBxT & before.within_BxT & after.within_BxT)[..., None]
+    is_within_Gx1 = (before.is_within_G & after.is_within_G)[:, None]
+    found = {"count": before.count_G}
+    for name, terms in (("square", x * x), ("cross", x * change), ("change", change * change)):
+      total_GxD = terms.where(counted_GxBxTx1, 0).total(2).total(1).where(is_within_Gx1, jnp.nan)
+      found |= {name: total_GxD.high, name + _LOW: total_GxD.low}
+    return found
 
   def finish(self, s: Statistics, no_first: bool) -> dict[str, jax.Array]:
     count = group(s, "count", no_first)[..., None]
-    a, cross, c = (group(s, name, no_first, -2) / count for name in ("square", "cross", "change"))
-    b = 2 * cross
 
-    def mean(values: jax.Array) -> jax.Array:
-      return jnp.mean(values, -1)
+    def mean_over_tokens(name: str) -> Pair:
+      first, rest = (Pair(*(jnp.take(s[part], i, -2) for part in (name, name + _LOW)))
+                     for i in (FIRST, REST))
+      return (rest if no_first else first + rest) / count
 
-    return {"m2": mean(a), "m4": mean(jnp.square(a)), "m2_u": mean(b + c),
-            "m4_u1": mean(2 * a * b), "m4_u2": mean(jnp.square(b) + 2 * a * c),
-            "m4_u3": mean(2 * b * c), "m4_u4": mean(jnp.square(c))}
+    a, c = mean_over_tokens("square"), mean_over_tokens("change")
+    b = mean_over_tokens("cross").times(2)
+    by_neuron = {"m2": a, "m4": a * a, "m2_u": b + c, "m4_u1": (a * b).times(2),
+                 "m4_u2": b * b + (a * c).times(2), "m4_u3": (b * c).times(2), "m4_u4": c * c}
+    return {id_: value.mean(-1).rounded() for id_, value in by_neuron.items()}
