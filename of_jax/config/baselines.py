@@ -37,14 +37,19 @@ def baseline(name: str) -> Config:
 def _opt(block: str, setting: int) -> Config:
   """OPT-125m as Bondarenko et al. 2023 (2306.12929) train it, and He et al.'s steps from there.
 
-  The first setting is theirs: dropout of 0.1 on the branches and on nothing else, as OPT has it,
-  matrices and positions N(0, 0.006^2), norms' gains that decay too (and here their offsets with
-  them), 192 sequences of 512, a rate of 4e-4. Then without dropout, at a rate of 1e-3, with an eps
-  of 1e-5, and with SOAP and the old eps. They train in float16; here products are in bfloat16.
+  The first setting is theirs (github.com/Qualcomm-AI-research/outlier-free-transformers, 1e59744):
+  dropout of 0.1 on the branches and on nothing else, as OPT has it, embeddings and the MLPs'
+  matrices N(0, 0.006^2), norms' gains that decay like matrices while offsets do not, 192 sequences
+  of 512, a rate of 4e-4. Attention is replaced after OPT was initialised, so that its matrices and
+  offsets, and the gate's matrices, start as torch.nn.Linear makes them. Then without dropout, at a
+  rate of 1e-3, with an eps of 1e-5, and with SOAP and the old eps. They train in float16; here
+  products are in bfloat16. Their table has a row for padding, which starts at 0 and is never read;
+  here every row is a token's.
 
-  `gated` has a gate a head that starts at 0.25. `op` has trained gains from 0.2, LayerNorm on
-  queries and keys, and no norm of the stream. The paper does not say what its embedding is
-  multiplied by: here 1 / 0.006, which brings its mean square to 1 as their 50 does elsewhere.
+  `gated` has a gate a head that starts at 0.25 for an input of 0. `op` has trained gains from 0.2,
+  LayerNorm on queries and keys, and no norm of the stream. The paper does not say what its
+  embedding is multiplied by: here 1 / 0.006, which brings its mean square to 1 as their 50 does
+  elsewhere.
   """
   init = 0.006
   blocks: dict[str, dict[str, Any]] = {
@@ -54,11 +59,12 @@ def _opt(block: str, setting: int) -> Config:
   model = ModelConfig(**{
       "width": 768, "depth": 12, "heads": 12, "norm": "layer", "norm_eps": 1e-5, "mlp": "relu",
       "linear_bias": True, "tied_embeddings": True, "final_norm": True, "init_std": init,
-      "position_init_std": init, "dropout": 0.0 if setting >= 1 else 0.1,
-      "embedding_dropout": 0.0, "compute_dtype": "bfloat16", **blocks[block]})
+      "position_init_std": init, "attention_init": "uniform", "embedding_dropout": 0.0,
+      "dropout": 0.0 if setting >= 1 else 0.1, "compute_dtype": "bfloat16", **blocks[block]})
   optim = OptimConfig(
       learning_rate=1e-3 if setting >= 2 else 4e-4, b2=0.95, eps=1e-5 if setting == 3 else 1e-8,
-      decay_roles=("embedding", "hidden", "unembedding", "norm"), warmup_steps=2_000)
+      decay_roles=("embedding", "hidden", "unembedding", "norm"), decay_norm_offsets=False,
+      warmup_steps=2_000)
   if setting == 4:
     optim = dataclasses.replace(optim, name="soap", b1=0.95)
   return Config(

@@ -149,6 +149,9 @@ class ModelConfig:
   attention_dropout: float = field(
       0.0, "of attention's weights, which then are computed unfused", ranges=BELOW_ONE)
   init_std: float = field(0.02, "standard deviation of every matrix at init", ranges=NOT_NEGATIVE)
+  attention_init: Literal["normal", "uniform"] = field(
+      "normal", "attention's matrices and its gate's: of init_std with offsets of 0, or as "
+      "torch.nn.Linear, both uniform within 1 / sqrt(inputs)")
   position_init_std: float | None = field(
       None, "of the position table; default init_std / 2, as in the original GPT-2",
       ranges=NOT_NEGATIVE)

@@ -92,6 +92,8 @@ class OptimConfig:
       0.1, "decoupled; each step decays by learning_rate x this", ranges=NOT_NEGATIVE)
   decay_roles: tuple[str, ...] = field(
       ("embedding", "hidden", "unembedding"), "parameter roles that decay")
+  decay_norm_offsets: bool = field(
+      True, "with norm in decay_roles: whether what norms add decays too, or their gains alone")
   train_roles: tuple[str, ...] = field(
       TRAINED_ROLES, "parameter roles that are trained; the others keep their initial values")
   lr_multipliers: tuple[str, ...] = field(

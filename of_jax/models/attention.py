@@ -10,7 +10,7 @@ from of_jax.config import ModelConfig
 from of_jax.models import splash
 from of_jax.models.gates import make_gate
 from of_jax.models.norms import Norm, at_least_float32, make_norm
-from of_jax.models.parameter import Linear, normal, parameter
+from of_jax.models.parameter import Linear, attention_std, normal, parameter
 from of_jax.models.probe import Context, flatten_heads
 from of_jax.models.rope_scaling import frequency_scale
 from of_jax.models.sigma_reparam import SigmaReparamLinear
@@ -144,16 +144,17 @@ class Attention(nnx.Module):
     assert model.kv_heads is not None and model.head_dim is not None, "resolve the config first"
     head_dim = model.head_dim
     linear = Linear if model.sigma_reparam == "none" else SigmaReparamLinear
+    std = attention_std(model)
 
     def project(heads: int, bias: bool) -> Linear:
       return linear(rngs, (model.width, heads, head_dim), ("embed", "heads", "head_dim"),
-                    model.init_std, bias=bias or model.linear_bias)
+                    std, bias=bias or model.linear_bias)
 
     self.query = project(model.heads, model.qk_bias)
     self.key = project(model.kv_heads, model.qk_bias)
     self.value = project(model.kv_heads, False)
     self.out = linear(rngs, (model.heads, head_dim, model.width), ("heads", "head_dim", "embed"),
-                      model.init_std, inputs=2, bias=model.linear_bias)
+                      std, inputs=2, bias=model.linear_bias)
     self.has_qk_norm = model.qk_norm != "none"
     if self.has_qk_norm:
       self.norm_heads_together = model.qk_norm_over == "width"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from of_jax.config import ModelConfig
 from of_jax.xla import placement
 
 
@@ -21,6 +22,20 @@ class Initializer(Protocol):
 def normal(std: float) -> Initializer:
   """Initializer that draws from the Gaussian of mean 0 and standard deviation `std`."""
   return jax.nn.initializers.normal(std)
+
+
+def uniform(bound: float) -> Initializer:
+  """Initializer that draws evenly between -`bound` and `bound`."""
+
+  def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return draw
+
+
+def attention_std(model: ModelConfig) -> float | None:
+  """Standard deviation of attention's matrices; None where they are drawn evenly, see Linear."""
+  return model.init_std if model.attention_init == "normal" else None
 
 
 def constant(value: float) -> Initializer:
@@ -49,17 +64,21 @@ class Linear(nnx.Module):
   """Linear map y = x W (+ b), which contracts the last axes of x with the first of W.
 
   The kernel is (in, out), either of which may be several axes, as [in, heads, head_dim].
-  Products are in the type of x; the parameters are float32.
+  Products are in the type of x; the parameters are float32. The kernel is drawn from N(0, std^2)
+  and the bias is 0; without a `std` both are uniform within 1 / sqrt(inputs of an output), as in
+  torch.nn.Linear.
   """
 
-  def __init__(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float,
-               inputs: int = 1, bias: bool = False, role: str = "hidden"):
+  def __init__(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...],
+               std: float | None, inputs: int = 1, bias: bool = False, role: str = "hidden"):
     self.inputs = inputs
-    self.kernel = parameter(rngs, shape, normal(std), role, axes)
+    evenly = uniform(math.prod(shape[:inputs]) ** -0.5)
+    self.kernel = parameter(rngs, shape, evenly if std is None else normal(std), role, axes)
     if bias:
       # A vector of the width is a small one: split, it would cost a gather a use.
       own = tuple("channel" if axis == "embed" else axis for axis in axes[inputs:])
-      self.bias = parameter(rngs, shape[inputs:], constant(0.0), "bias", own)
+      offsets = evenly if std is None else constant(0.0)
+      self.bias = parameter(rngs, shape[inputs:], offsets, "bias", own)
     self.has_bias = bias
 
   def weight(self) -> jax.Array:

@@ -19,8 +19,8 @@ class SigmaReparamLinear(Linear):
   step; here they are computed anew in each, from a fixed start, see `spectral_norm`.
   """
 
-  def __init__(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float,
-               inputs: int = 1, bias: bool = False, role: str = "hidden"):
+  def __init__(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...],
+               std: float | None, inputs: int = 1, bias: bool = False, role: str = "hidden"):
     super().__init__(rngs, shape, axes, std, inputs, bias, role)
     self.gamma = parameter(rngs, (), lambda key, shape, dtype: self._sigma(), "gain", ())
 

@@ -60,12 +60,12 @@ def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
   kinds = (kinds_by_role(layout, optim.projection_roles, optim.projection_writers)
            if optim.projection_every is not None else jax.tree.map(lambda _: "none", layout.roles))
 
-  def row(role: str, view: MatrixView, axes: tuple[str, ...], decays: bool, factor: float,
+  def row(role: str, view: MatrixView, axes: tuple[str, ...], decay: float, factor: float,
           kind: str) -> dict[str, Any]:
     return {"role": role, "trained": role in optim.train_roles,
             "axes": list(axes), "shape": list(view.shape),
             "matrices": [view.batch, view.rows, view.columns] if view.is_matrix else None,
-            "weight_decay": layout.weight_decay if decays else 0.0, "lr_multiplier": factor,
+            "weight_decay": layout.weight_decay * decay, "lr_multiplier": factor,
             "init_multiplier": layout.init[role], "projection": kind}
 
   rows = jax.tree.map(row, layout.roles, layout.views, layout.axes, layout.decays,

@@ -20,9 +20,9 @@ class Layout:
     roles: one of of_jax.config.roles.ROLES each.
     views: of_jax.optim.matrices.MatrixView.
     axes: tuples of logical axes.
-    decays: whether weight decay acts.
+    decays: weight decay over `weight_decay`; 0 for those that do not decay.
     multipliers: learning rate over the schedule's.
-    weight_decay: coefficient, of the leaves that decay.
+    weight_decay: coefficient. A step decays by the product of both with the learning rate.
     init: role -> the factor of its initial standard deviation.
   """
 
@@ -40,6 +40,11 @@ class Layout:
                         self.roles, self.views)
 
 
+def _is_offset(path: Any, role: str) -> bool:
+  """Tells whether a parameter is what a norm adds, and not what it multiplies by."""
+  return role == "norm" and jax.tree_util.keystr(path[-1:], simple=True) == "bias"
+
+
 def lay_out(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Layout:
   """Builds the layout of a resolved config's parameters.
 
@@ -53,13 +58,14 @@ def lay_out(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Layout:
                        f"the role {role}, not one of {', '.join(ROLES)}")
   asked = parse_multipliers(optim.lr_multipliers, ROLES)
   scaled = factors(optim, axes, shapes)
-  decays = {role: role in optim.decay_roles and scaled[role].weight_decay > 0 for role in ROLES}
-  # No rule scales the decay of two roles differently, so it is one number and which leaves.
-  acting = {scaled[role].weight_decay for role in ROLES if decays[role]}
-  assert len(acting) <= 1, acting
+
+  def decay(path: Any, role: str) -> float:
+    acts = role in optim.decay_roles and (optim.decay_norm_offsets or not _is_offset(path, role))
+    return scaled[role].weight_decay if acts else 0.0
+
   return Layout(
       roles, matrices.views(axes, shapes), axes,
-      jax.tree.map(lambda role: decays[role], roles),
+      jax.tree_util.tree_map_with_path(decay, roles),
       jax.tree.map(lambda role: asked[role] * scaled[role].learning_rate, roles),
-      optim.weight_decay * (acting.pop() if acting else 0.0),
+      optim.weight_decay,
       {role: scaled[role].init for role in ROLES})

@@ -57,17 +57,17 @@ def remove_radial(update: jax.Array, gradient: jax.Array, weight: jax.Array, vie
 
 def add_decay(projected: Any, params: Any, mask: Any | None, weight_decay: float | jax.Array
               ) -> Any:
-  """Adds weight decay to a tree of Projected, update + weight_decay r w, for the leaves that decay.
+  """Adds weight decay to a tree of Projected, update + weight_decay k r w, k by leaf.
 
   Args:
     projected: as remove_radial gives it, leaf by leaf.
     params: of which optax.masked may have left some out.
-    mask: which leaves decay, of the whole tree; default all.
+    mask: k, of the whole tree; true is 1, false or 0 no decay; default 1.
   """
 
-  def add(part: Projected, weight: jax.Array, decays: bool) -> jax.Array:
-    decay = (weight_decay * part.decay * weight).astype(weight.dtype)
-    decayed: jax.Array = part.update + decay if decays else part.update
+  def add(part: Projected, weight: jax.Array, k: float) -> jax.Array:
+    decay = (weight_decay * k * part.decay * weight).astype(weight.dtype)
+    decayed: jax.Array = part.update + decay if k else part.update
     return decayed
 
   return jax.tree.map(add, projected, params, leaves_like(params, mask, True),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from of_jax.optim import preconditioners
+from of_jax.optim.matrices import leaves_like
 from of_jax.optim.moments import averaged_weight
 from of_jax.optim.preconditioners import BySide, Sides, Stacks, Vectors
 
@@ -236,8 +237,9 @@ class StepThenDecayState(NamedTuple):
 
 
 def step_then_decay(learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar,
-                    mask: Any | None = None) -> optax.GradientTransformation:
-  """Takes the step, w <- w - lr u, then decays its result, w <- w - lr weight_decay w.
+                    mask: Any | None = None, multipliers: Any | None = None
+                    ) -> optax.GradientTransformation:
+  """Takes the step, w <- w - lr u, then decays its result, w <- w - lr k weight_decay w.
 
   The other order of decoupled decay differs by lr^2 weight_decay u. Call 0 does not decay, since
   `scale_by_rotated_adam` moves nothing then.
@@ -245,7 +247,10 @@ def step_then_decay(learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar,
   Args:
     learning_rate: a number, or a schedule of the calls so far.
     weight_decay: as above.
-    mask: tree of booleans like the parameters, or a function of them that gives one; default all.
+    mask: k, a tree like the parameters or a prefix of it, or a function of them that gives one;
+      true is 1, false or 0 no decay; default 1.
+    multipliers: tree like the parameters of numbers by which the caller multiplies what comes out,
+      as a rate of their own: what decays is the weight behind that step. Default 1.
   """
 
   def init(params: Any) -> StepThenDecayState:
@@ -258,15 +263,17 @@ def step_then_decay(learning_rate: optax.ScalarOrSchedule, weight_decay: Scalar,
       raise ValueError(optax.base.NO_PARAMS_MSG)
     rate = learning_rate(state.calls) if callable(learning_rate) else learning_rate
     decay = jnp.where(state.calls > 0, rate * weight_decay, 0)
-    decays = True if mask is None else mask(params) if callable(mask) else mask
+    factors = True if mask is None else mask(params) if callable(mask) else mask
 
-    def move(u: jax.Array, p: jax.Array, decayed: bool) -> jax.Array:
+    def move(u: jax.Array, p: jax.Array, k: float, multiplier: float) -> jax.Array:
       step = -rate * u
-      return jnp.asarray(step - decay * (p + step) if decayed else step, u.dtype)
+      whole = step if multiplier == 1 else multiplier * step
+      return jnp.asarray(step - decay * k * (p + whole) if k else step, u.dtype)
 
     # A mask may be a prefix, and optax.partition leaves holes in the updates.
-    moved = jax.tree.map(lambda decayed, us, ps: jax.tree.map(
-        lambda u, p: move(u, p, decayed), us, ps), decays, updates, params)
+    moved = jax.tree.map(lambda k, us, ps, ms: jax.tree.map(
+        lambda u, p, m: move(u, p, k, m), us, ps, ms), factors, updates, params,
+                         leaves_like(updates, multipliers, 1.0))
     return moved, StepThenDecayState(optax.safe_increment(state.calls))
 
   return optax.GradientTransformation(init, update)

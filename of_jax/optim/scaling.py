@@ -11,7 +11,13 @@ from of_jax.config.roles import ROLES
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-  """Factors of a role's initialisation, learning rate and decay, against the base width."""
+  """Factors of a role against the base width.
+
+  Attributes:
+    init: of the initial standard deviation.
+    learning_rate: of the rate.
+    weight_decay: of the coefficient, which a step multiplies by the rate.
+  """
 
   init: float = 1.0
   learning_rate: float = 1.0
@@ -23,25 +29,31 @@ def factors(optim: OptimConfig, axes: Any, shapes: Any) -> dict[str, Factors]:
 
   `mup` is muP for Adam (Yang et al. 2022, 2203.03466, Table 3; d the fan-in of a matrix):
 
-  | role | init (std) | learning rate |
-  |---|---|---|
-  | hidden | m^-1/2, of d^-1/2 | 1 / m |
-  | unembedding | 1 / m | 1 / m |
-  | embedding, gain, norm, bias | 1 | 1 |
+  | role | init (std) | learning rate | decay |
+  |---|---|---|---|
+  | hidden | m^-1/2, of d^-1/2 | 1 / m | m |
+  | unembedding | 1 / m | 1 / m | m |
+  | embedding, gain, norm, bias | 1 | 1 | 1 |
+
+  So a step, which decays by rate x decay, takes the same share of a weight at every width: the
+  authors' MuAdamW (microsoft/mup) multiplies the coefficient by what it divides the rate by. Their
+  unembedding divides what it reads by m instead, with a rate and a decay of 1: the same function,
+  update and share, of a matrix m times as large.
 
   The rule's attention logits q k / d differ from q k / sqrt(d) by a constant while heads grow with
   the width and the head dimension stays, which is how widths are to be compared here.
 
   `mup_decay` adds the weight decay of Fan et al. 2025 (2510.15262): in the steady state the top
   singular value of a matrix goes like sqrt(lr / wd) d^(3/4), so at lr ~ 1/d the gain of a layer
-  keeps its size if wd ~ sqrt(d). So hidden matrices decay by m^1/2 weight_decay, times the
-  learning rate; vector-like parameters, for which we take the unembedding too, do not decay.
+  keeps its size if wd ~ sqrt(d). So hidden matrices have m^1/2 weight_decay, and a step decays
+  them by m^-1/2 of what it does at the base width; vector-like parameters, for which we take the
+  unembedding too, do not decay.
   """
   if optim.scaling == "none":
     return {role: Factors() for role in ROLES}
   assert optim.base_width is not None, "resolve the config first"
   m = width_of(axes, shapes) / optim.base_width
-  table = {"hidden": Factors(m ** -0.5, 1 / m), "unembedding": Factors(1 / m, 1 / m)}
+  table = {"hidden": Factors(m ** -0.5, 1 / m, m), "unembedding": Factors(1 / m, 1 / m, m)}
   found = {role: table.get(role, Factors()) for role in ROLES}
   if optim.scaling == "mup_decay":
     found = {role: dataclasses.replace(

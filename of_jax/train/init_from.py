@@ -23,7 +23,7 @@ from of_jax.storage.digest import as_text, digest
 
 # Fields in which a model may differ and compute the same.
 _NO_FUNCTION = ("scan_layers", "remat", "compute_dtype", "dropout", "embedding_dropout",
-                "attention_dropout", "init_std", "position_init_std")
+                "attention_dropout", "init_std", "attention_init", "position_init_std")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,9 +14,11 @@ from of_jax.errors import UserError
 from of_jax.models.functional import build_network, named_leaves
 from of_jax.models.gates import make_gate
 from of_jax.models.gates.head import HeadGate
+from of_jax.models.probe import Context
 from tests.train.test_variants_learn import losses
 
 FILE = "experiments/configs/baselines.py"
+GOLDEN = Path(__file__).parents[1] / "golden" / "opt_baselines.npz"
 
 
 def config_of(name: str) -> Config:
@@ -44,6 +47,7 @@ def test_the_ladder_is_cumulative() -> None:
     assert len({dataclasses.replace(c.model, dropout=0) for c in steps}) == 1
     model, train = steps[0].model, steps[0].train
     assert (model.init_std, model.position_init_std, model.embedding_dropout) == (0.006, 0.006, 0)
+    assert (model.attention_init, steps[-1].optim.decay_norm_offsets) == ("uniform", False)
     assert (train.batch_size, train.sequence_length, train.steps) == (192, 512, 125_000)
 
 
@@ -58,10 +62,18 @@ def test_blocks_of_the_ladder() -> None:
   assert sum(leaf.size for leaf in shapes.values()) == 125_239_296 - (2_050 - 512) * 768
 
 
-def test_gates_start_at_a_quarter() -> None:
+def test_gates_start_as_in_their_code() -> None:
+  """At a quarter for zeros, and with the spread of theirs for what a LayerNorm leaves."""
   gate = make_gate(nnx.Rngs(0), config_of("opt_gated_default").model)
   assert isinstance(gate, HeadGate)
-  np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(gate.bias[...]))), 0.25, rtol=1e-6)
+  x_BxTxD = np.random.default_rng(0).standard_normal((8, 64, 768)).astype(np.float32)
+  heads_BxTxHxK = jnp.ones((8, 64, 12, 64))
+  at_zero = gate(heads_BxTxHxK, jnp.zeros_like(x_BxTxD), Context(jnp.zeros((8, 64), int)))
+  np.testing.assert_allclose(at_zero, 0.25, rtol=1e-6)
+  gates = gate(heads_BxTxHxK, jnp.asarray(x_BxTxD), Context(jnp.zeros((8, 64), int)))
+  theirs = np.load(GOLDEN)["gated_attention/gate"]
+  # Of twelve heads' vectors each: 3 % by chance.
+  np.testing.assert_allclose(np.std(gates), theirs, rtol=0.1)
 
 
 def test_tweo_and_osp_are_the_papers() -> None:

@@ -1,10 +1,15 @@
 """Linear maps."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from of_jax.config import Config
+from of_jax.models.functional import build_network, named_leaves
 from of_jax.models.parameter import product
 
 
@@ -38,3 +43,36 @@ def test_the_smaller_factor_of_a_gradient_comes_first() -> None:
     return "transpose[" in str(jax.make_jaxpr(jax.grad(loss))(jnp.ones((rows, columns))))
 
   assert is_transposed(512, 64) and not is_transposed(64, 512)
+
+
+@pytest.mark.parametrize("fields", (
+    {"model__kv_heads": 2, "model__head_dim": 24}, {"model__sigma_reparam": "attention"},
+    {"model__attention_gate": "element"}, {"model__attention_gate": "head"},
+    {"model__block": "op"}), ids=str)
+def test_attention_drawn_evenly(fields: dict[str, object], make_config: Callable[..., Config]
+                                ) -> None:
+  """Within 1 / sqrt(inputs of an output) and up to it; all else as it is drawn without."""
+  common = {"model__width": 64, "model__linear_bias": True, **fields}
+  drawn = {init: named_leaves(build_network(make_config(
+      **common, model__attention_init=init)).init(jax.random.key(0)))
+      for init in ("normal", "uniform")}
+  model = make_config(**common).model
+  assert model.head_dim is not None
+  out = model.heads * model.head_dim
+  inputs = {"query": 64, "key": 64, "value": 64, "out": out,
+            "gate": model.head_dim if model.attention_gate == "head" else 64}
+  changed = set()
+  for path, leaf in drawn["uniform"].items():
+    *_, parent, module, kind = ("", *path.split("/"))
+    module = "gate" if parent == "gate" else module
+    is_drawn = module in inputs and "attention" in path and kind in ("kernel", "bias")
+    if is_drawn and not (module == "gate" and kind == "bias"):
+      bound = 1 / math.sqrt(inputs[module])
+      largest = float(np.abs(leaf).max())
+      assert 0.9 * bound < largest <= bound * (1 + 1e-6), (path, largest, bound)
+      assert float(np.std(leaf)) == pytest.approx(bound / math.sqrt(3), rel=0.15), path
+      changed.add(module)
+    elif kind != "gamma":
+      np.testing.assert_array_equal(leaf, drawn["normal"][path], err_msg=path)
+  assert changed >= {"query", "key", "value", "out"}
+  assert ("gate" in changed) == (model.attention_gate != "none")

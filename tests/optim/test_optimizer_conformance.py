@@ -43,7 +43,8 @@ TABLE: dict[str, tuple[dict[str, Any], float]] = {
 # Optimiser -> the file of tests/optim that compares it with its formula in NumPy, or with numbers
 # of its authors' code.
 ORACLES = {
-    "adafactor": "test_matrix_optimizers.py", "adamp": "test_radial.py", "adamw": "test_golden.py",
+    "adafactor": "test_matrix_optimizers.py", "adamp": "test_radial.py",
+    "adamw": "../fidelity/optim.py",
     "lion": "test_optimizer_conformance.py", "muon": "test_golden.py",
     "rotated_adafactor": "test_soap.py", "sgd": "test_optimizer_conformance.py",
     "sgdp": "test_radial.py", "shampoo": "test_shampoo.py",

@@ -92,20 +92,6 @@ def test_a_step_from_the_authors_state(names: list[str]) -> None:
       close(mu, theirs.mu[name], what)
 
 
-def test_a_hundred_steps_of_square_matrices() -> None:
-  """To 1e-5, which is also how near the authors are to themselves under rounding."""
-  optimizer, update = updater(False, 10_000)
-  params = {name: authors.start(name) for name in authors.LONG}
-  state = optimizer.init(params)
-  for step in range(authors.LONG_STEPS):
-    gradients = {name: authors.gradient(name, step, np.asarray(w)) for name, w in params.items()}
-    updates, state = update(gradients, state, params)
-    params = {name: np.asarray(w + updates[name]) for name, w in params.items()}
-  for name, w in params.items():
-    assert GOLDEN[f"long_noise/{name}"] < 1e-5
-    close(w, GOLDEN[f"long/{name}"], name)
-
-
 def gradients(seed: int, shape: tuple[int, ...], steps: int) -> list[np.ndarray]:
   return list(np.random.default_rng(seed).standard_normal((steps, *shape)))
 

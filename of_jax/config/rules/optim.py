@@ -78,6 +78,8 @@ def validate(config: Config, check: Check, roles: Sequence[str]) -> None:
           f"{', '.join(unknown)} is not a parameter role; they are {', '.join(roles)}")
   check(bool(optim.train_roles), "optim.train_roles",
         f"nothing would be trained; give some of {', '.join(roles)}")
+  check(optim.decay_norm_offsets or "norm" in optim.decay_roles, "optim.decay_norm_offsets",
+        "no norm decays: add norm to optim.decay_roles")
   parse_multipliers(optim.lr_multipliers, roles)
   _check_own_fields(optim, check)
   _check_scaling(config, check)
@@ -125,6 +127,8 @@ def _check_scaling(config: Config, check: Check) -> None:
   adams = [name for name in variants.names(FOLDER) if traits.optimizer(name).is_adam]
   check(optim.name in adams, "optim.scaling",
         f"is a rule for Adam, not for optim.name={optim.name}; {_listed(adams)} are Adam")
+  check(config.model.attention_init == default("model.attention_init"), "model.attention_init",
+        "already goes by the width, which optim.scaling would do once more")
   check(not config.model.tied_embeddings, "optim.scaling",
         "scales the unembedding and not the embedding; set model.tied_embeddings=false")
 

@@ -5,7 +5,7 @@ from flax import nnx
 
 from of_jax.config import ModelConfig
 from of_jax.models.gates import Gate
-from of_jax.models.parameter import Linear
+from of_jax.models.parameter import Linear, attention_std
 from of_jax.models.probe import Context
 
 READS = "maps"
@@ -21,7 +21,7 @@ class ElementGate(Gate):
     super().__init__(rngs, model)
     assert model.head_dim is not None, "resolve the config first"
     self.linear = Linear(rngs, (model.width, model.heads, model.head_dim),
-                         ("embed", "heads", "head_dim"), model.init_std)
+                         ("embed", "heads", "head_dim"), attention_std(model))
 
   def __call__(self, y_BxTxHxK: jax.Array, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     return y_BxTxHxK * jax.nn.sigmoid(

@@ -9,7 +9,7 @@ from flax import nnx
 from of_jax.config import ModelConfig
 from of_jax.models import partition
 from of_jax.models.gates import Gate
-from of_jax.models.parameter import constant, normal, parameter
+from of_jax.models.parameter import attention_std, constant, normal, parameter, uniform
 from of_jax.models.probe import Context
 
 READS = "slices"
@@ -25,7 +25,9 @@ class HeadGate(Gate):
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     super().__init__(rngs, model)
     assert model.head_dim is not None, "resolve the config first"
-    self.kernel = parameter(rngs, (model.heads, model.head_dim), normal(model.init_std), "hidden",
+    std = attention_std(model)
+    init = uniform(model.head_dim ** -0.5) if std is None else normal(std)
+    self.kernel = parameter(rngs, (model.heads, model.head_dim), init, "hidden",
                             ("heads", "head_dim"))
     logit = math.log(model.attention_gate_init / (1 - model.attention_gate_init))
     self.bias = parameter(rngs, (model.heads,), constant(logit), "bias", ("heads",))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from of_jax.config import OptimConfig
+from of_jax.optim.decay import add_decayed_weights
 from of_jax.optim.layout import Layout
 from of_jax.optim.matrices import MatrixView, views_like
 
@@ -102,7 +103,7 @@ def adafactor(learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, decay_expo
     mask, views: as in of_jax.optim.adamp.
   """
   return optax.chain(scale_by_adafactor(b1, decay_exponent, update_clip, views),
-                     optax.add_decayed_weights(weight_decay, mask),
+                     add_decayed_weights(weight_decay, mask),
                      optax.scale_by_learning_rate(learning_rate))
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from of_jax.config import OptimConfig
+from of_jax.optim.decay import add_decayed_weights
 from of_jax.optim.layout import Layout
 from of_jax.optim.matrices import MatrixView, leaves_like, views_like
 
@@ -120,7 +121,7 @@ def muon(learning_rate: optax.ScalarOrSchedule, momentum: float = 0.95, nesterov
   return optax.chain(
       optax.partition({"muon": scale_by_muon(momentum, nesterov, steps, scale, views),
                        "adamw": optax.scale_by_adam(b1, b2, eps)}, labels),
-      optax.add_decayed_weights(weight_decay, mask),
+      add_decayed_weights(weight_decay, mask),
       optax.scale_by_learning_rate(learning_rate))
 
 

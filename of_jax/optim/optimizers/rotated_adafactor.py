@@ -30,7 +30,8 @@ def rotated_adafactor(
     b2: float | jax.Array = 0.95, shampoo_beta: float | jax.Array | None = None,
     eps: float | jax.Array = 1e-8, weight_decay: float | jax.Array = 0.01,
     precondition_frequency: int | jax.Array = 10, max_precond_dim: int = 10_000, *,
-    mask: Any | None = None, views: Any | None = None, fixed_axes: Any | None = None
+    mask: Any | None = None, views: Any | None = None, fixed_axes: Any | None = None,
+    multipliers: Any | None = None
 ) -> optax.GradientTransformation:
   """Rotated AdaFactor: of_jax.optim.soap with the second moment V = r c^T / mean(r).
 
@@ -42,7 +43,7 @@ def rotated_adafactor(
   return optax.chain(
       scale_by_rotated_adafactor(b1, b2, shampoo_beta, eps, precondition_frequency,
                                  max_precond_dim, views=views, fixed_axes=fixed_axes),
-      rotated.step_then_decay(learning_rate, weight_decay, mask))
+      rotated.step_then_decay(learning_rate, weight_decay, mask, multipliers))
 
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
@@ -54,4 +55,4 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
   return rotated_adafactor(
       learning_rate, optim.b1, optim.b2, optim.shampoo_beta, optim.eps, layout.weight_decay,
       optim.precondition_frequency, optim.max_precond_dim, mask=layout.decays, views=layout.views,
-      fixed_axes=vocabulary_axes(layout.axes))
+      fixed_axes=vocabulary_axes(layout.axes), multipliers=layout.multipliers)

@@ -3,6 +3,7 @@
 import optax
 
 from of_jax.config import OptimConfig
+from of_jax.optim.decay import add_decayed_weights
 from of_jax.optim.layout import Layout
 
 FIELDS = {"momentum": 0.9, "nesterov": False}
@@ -17,5 +18,5 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
   """
   return optax.chain(
       optax.trace(optim.momentum, nesterov=optim.nesterov) if optim.momentum else optax.identity(),
-      optax.add_decayed_weights(layout.weight_decay, layout.decays),
+      add_decayed_weights(layout.weight_decay, layout.decays),
       optax.scale_by_learning_rate(learning_rate))

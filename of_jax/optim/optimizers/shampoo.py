@@ -10,6 +10,7 @@ import optax
 
 from of_jax.config import OptimConfig
 from of_jax.optim import preconditioners
+from of_jax.optim.decay import add_decayed_weights
 from of_jax.optim.layout import Layout
 from of_jax.optim.moments import averaged_weight
 from of_jax.optim.preconditioners import BySide, Sides, Stacks, Vectors, vocabulary_axes
@@ -194,7 +195,7 @@ def shampoo(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
   return optax.chain(
       scale_by_shampoo(b1, b2, shampoo_beta, eps, power, grafting, precondition_frequency,
                        max_precond_dim, views=views, fixed_axes=fixed_axes),
-      optax.add_decayed_weights(weight_decay, mask),
+      add_decayed_weights(weight_decay, mask),
       optax.scale_by_learning_rate(learning_rate))
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from of_jax.config import OptimConfig
+from of_jax.optim.decay import add_decayed_weights
 from of_jax.optim.layout import Layout
 from of_jax.optim.matrices import MatrixView, leaves_like, views_like
 from of_jax.optim.optimizers.muon import orthogonalize
@@ -106,7 +107,7 @@ def sinkgd(learning_rate: optax.ScalarOrSchedule, iterations: int | jax.Array = 
   return optax.chain(
       optax.partition({"mngd": scale_by_mngd(norms, iterations, views),
                        "adamw": optax.scale_by_adam(b1, b2, eps)}, labels),
-      optax.add_decayed_weights(weight_decay, mask),
+      add_decayed_weights(weight_decay, mask),
       optax.scale_by_learning_rate(learning_rate))
 
 

@@ -31,7 +31,8 @@ def soap(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
          eps: float | jax.Array = 1e-8, weight_decay: float | jax.Array = 0.01,
          precondition_frequency: int | jax.Array = 10, max_precond_dim: int = 10_000, *,
          mask: Any | None = None, merge_dims: bool = False, views: Any | None = None,
-         fixed_axes: Any | None = None) -> optax.GradientTransformation:
+         fixed_axes: Any | None = None, multipliers: Any | None = None
+         ) -> optax.GradientTransformation:
   """SOAP as the authors' code has it (github.com/nikhilvyas/SOAP), with its defaults but the rate.
 
   The first call only starts the bases: it moves nothing and decays nothing. An array of two axes
@@ -53,11 +54,12 @@ def soap(learning_rate: optax.ScalarOrSchedule, b1: float | jax.Array = 0.95,
     views: of_jax.optim.matrices.views of the parameters, which then decide what is a matrix.
     fixed_axes: tree like the parameters of tuples: axes of an array whose side keeps its
       coordinates whatever its size.
+    multipliers: of a learning rate by leaf that the caller applies, see rotated.step_then_decay.
   """
   return optax.chain(
       scale_by_soap(b1, b2, shampoo_beta, eps, precondition_frequency, max_precond_dim,
                     merge_dims=merge_dims, views=views, fixed_axes=fixed_axes),
-      rotated.step_then_decay(learning_rate, weight_decay, mask))
+      rotated.step_then_decay(learning_rate, weight_decay, mask, multipliers))
 
 
 def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
@@ -69,4 +71,4 @@ def from_config(optim: OptimConfig, learning_rate: optax.ScalarOrSchedule,
   return soap(learning_rate, optim.b1, optim.b2, optim.shampoo_beta, optim.eps,
               layout.weight_decay, optim.precondition_frequency, optim.max_precond_dim,
               mask=layout.decays, views=layout.views,
-              fixed_axes=vocabulary_axes(layout.axes))
+              fixed_axes=vocabulary_axes(layout.axes), multipliers=layout.multipliers)
