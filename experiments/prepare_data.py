@@ -26,6 +26,8 @@ _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32768, "What the BPE is trained
 _CACHE_DIR = flags.DEFINE_string("cache_dir", "~/.cache/of_jax", "Folder of tokenised corpora.")
 _OUT = flags.DEFINE_string("out", "", "Also leave the tokens here, for data.corpus=tokens:DIR.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "A tokenizer.json to use; default: train one.")
+_TOKEN_DTYPE = flags.DEFINE_enum("token_dtype", "uint16", ["uint16", "uint32"],
+                                 "Of a tokens:*.bin file.")
 _VALIDATION_FRACTION = flags.DEFINE_float("validation_fraction", 0.05, "Share held out.")
 
 
@@ -40,7 +42,8 @@ def main() -> None:
 def _prepare() -> None:
   config = config_lib.Config(data=config_lib.DataConfig(
       corpus=_CORPUS.value, text_field=_TEXT_FIELD.value, cache_dir=_CACHE_DIR.value,
-      tokenizer=_TOKENIZER.value, validation_fraction=_VALIDATION_FRACTION.value))
+      tokenizer=_TOKENIZER.value, token_dtype=_TOKEN_DTYPE.value,
+      validation_fraction=_VALIDATION_FRACTION.value))
   images = image_shape(_CORPUS.value) is not None
   settings = [("model.kind", kinds_on("images")[0]),
               ("train.sequence_length", "1")] if images else []

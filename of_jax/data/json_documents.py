@@ -7,6 +7,7 @@ import array
 import bisect
 import functools
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
@@ -33,6 +34,7 @@ class JsonDocuments(Sequence[Document]):
     self._name = name
     self._starts = array.array("q", [0])
     self._file = tempfile.TemporaryFile(dir=scratch)
+    weakref.finalize(self, self._file.close)
     for text in json_lines.texts(path, field):
       self._file.write(text.encode("utf-8"))
       self._starts.append(self._file.tell())

@@ -3,6 +3,7 @@
 Enters: a file's beginning. Leaves: its kind in words and what to do with it.
 """
 
+import codecs
 import dataclasses
 import pickletools
 import re
@@ -51,6 +52,7 @@ _GZIP = Kind("compressed by gzip", _UNPACK)
 _BZIP2 = Kind("compressed by bzip2", _UNPACK)
 _TAR = Kind("a tar archive", _UNPACK)
 _PICKLE = Kind("a Python pickle, such as PyTorch's older .pt", _EXTRACT)
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _BZIP2_BLOCK = re.compile(rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)")
 
 
@@ -76,6 +78,15 @@ def of_bytes(head: bytes) -> Kind | None:
 def is_tar(head: bytes) -> bool:
   """Tells whether these are the first bytes of a tar archive."""
   return head[257:262] == b"ustar"
+
+
+def is_text(head: bytes) -> bool:
+  """Tells whether bytes are UTF-8, perhaps cut at their end, without control characters."""
+  try:
+    text = codecs.getincrementaldecoder("utf-8")().decode(head)
+  except UnicodeDecodeError:
+    return False
+  return not _CONTROL.search(text)
 
 
 def _inflates(head: bytes) -> bool:

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from of_jax.config import DataConfig
-from of_jax.data import cache, tokenizer
+from of_jax.data import cache, token_files, tokenizer
 from of_jax.data.folder import META, PARTS, TOKENIZER, Corpus, Damaged, Tokens, open_folder
 from of_jax.errors import UserError
 
 _CHUNK = 1 << 24
-_NPY_TYPES = ("uint16", "uint32", "int32", "int64")
 
 Log = Callable[[str], None]
 
@@ -39,9 +38,10 @@ def open_tokens(data: DataConfig, log: Log) -> Corpus:
     return _prepared(where, path, data)
   if path.is_dir():
     files = {part: _file_of(where, path, part) for part in PARTS}
-    arrays = {part: _load(where, file, data) for part, file in files.items()}
+    arrays = {part: token_files.load(where, file, data.token_dtype, log)
+              for part, file in files.items()}
   elif path.is_file():
-    tokens = _load(where, path, data)
+    tokens = token_files.load(where, path, data.token_dtype, log)
     cut = len(tokens) - round(len(tokens) * data.validation_fraction)
     arrays = {"train": tokens[:cut], "validation": tokens[cut:]}
     files = dict.fromkeys(PARTS, path)
@@ -54,7 +54,7 @@ def open_tokens(data: DataConfig, log: Log) -> Corpus:
     if not len(arrays[part]):
       raise UserError(f"{where}: no {part} tokens in {files[part].name}")
     digest.update(f"{part} {len(arrays[part])}\n".encode())
-    _check(where, arrays[part], files[part].name, first, data.vocab_size, digest)
+    _check(where, arrays[part], files[part], first, data.vocab_size, digest)
   given = tokenizer.load(data) if data.tokenizer else None
   return Corpus(
       **arrays, vocab_size=data.vocab_size,
@@ -95,33 +95,7 @@ def _file_of(where: str, folder: Path, part: str) -> Path:
   raise UserError(f"{where}: the folder has no {part}.bin or {part}.npy")
 
 
-def _load(where: str, path: Path, data: DataConfig) -> Tokens:
-  """Opens the file as a memory map [tokens]."""
-  size = path.stat().st_size
-  if not size:
-    raise UserError(f"{where}: {path.name} is empty")
-  try:
-    if path.suffix == ".bin":
-      width = np.dtype(data.token_dtype).itemsize
-      if size % width:
-        raise UserError(f"{where}: {path.name} has {size} bytes, no multiple of the {width} of "
-                        f"config.data.token_dtype={data.token_dtype}")
-      return np.memmap(path, np.dtype(data.token_dtype).newbyteorder("<"), "r")
-    if path.suffix != ".npy":
-      raise UserError(f"{where}: {path.name} is neither a .bin nor a .npy file")
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-  except OSError as error:
-    raise UserError(f"{where}: {path.name} cannot be read: {error.strerror}") from None
-  except (ValueError, EOFError):
-    raise UserError(f"{where}: {path.name} is not a .npy file of numbers, "
-                    "or it is truncated") from None
-  if array.ndim != 1 or array.dtype.name not in _NPY_TYPES:
-    raise UserError(f"{where}: {path.name} holds {array.dtype.name} of shape {array.shape}; "
-                    f"tokens are one-dimensional, of type {', '.join(_NPY_TYPES)}")
-  return array  # type: ignore[no-any-return]
-
-
-def _check(where: str, tokens: Tokens, name: str, first: int, vocab_size: int,
+def _check(where: str, tokens: Tokens, path: Path, first: int, vocab_size: int,
            digest: Any) -> None:
   """Adds the tokens to `digest`, and refuses one outside [0, vocab_size)."""
   for start in range(0, len(tokens), _CHUNK):
@@ -131,9 +105,9 @@ def _check(where: str, tokens: Tokens, name: str, first: int, vocab_size: int,
       token = int(chunk[worst])
       if not 0 <= token < vocab_size:
         raise UserError(
-            f"{where}: token {token} at position {first + start + worst} of {name} is not in "
+            f"{where}: token {token} at position {first + start + worst} of {path.name} is not in "
             f"[0, config.data.vocab_size={vocab_size}); set data.vocab_size, or data.token_dtype "
-            "of a .bin file")
+            "of a .bin file" + token_files.advice(path, tokens, vocab_size))
 
 
 def _local(where: str, url: str, cache_dir: str, log: Log) -> Path:

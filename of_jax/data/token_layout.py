@@ -1,0 +1,140 @@
+"""Layouts of headerless tokens: whether bytes that are read as one type were written as another.
+
+Enters: a file's bytes and the type that they are read as. Leaves: what they seem to be, or nothing.
+
+Of tokens that were written as they are read, each of which is above some small number by its own
+chance, 24 do not fall into every second place alone, nor do the low bytes of thousands of different
+ones all stay below some bound. Such evidence is asked for, so that small vocabularies and padding
+pass.
+"""
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.unsignedinteger]
+
+# At most this much is looked at, in pieces that are spread over the file.
+_PIECES, _PIECE = 64, 1 << 16
+# A high part of at most this is one of a token below a million.
+_HIGH = 15
+_EVIDENCE = 24
+_IMPROBABLE = 1e-9
+# Nearly all values that a byte can have.
+_MOST_BYTES = 240
+
+
+@dataclasses.dataclass(frozen=True)
+class Suspicion:
+  """What a file seems to be.
+
+  Attributes:
+    written: the type that it was written as.
+    reason: what says so.
+  """
+
+  written: str
+  reason: str
+
+
+def suspicion(raw: Bytes, width: int) -> Suspicion | None:
+  """Tells what bytes seem to have been written as, if it is not unsigned little-endian of `width`.
+
+  Args:
+    raw: the bytes of a file, behind its header.
+    width: bytes of the type that they are read as, 2 or 4.
+  """
+  seen = _sample(raw)
+  words = seen.view(f"<u{width}")
+  return (_floats(seen) or _wider(words, width)
+          or (_swapped(words) or _single_bytes(seen) if width == 2 else None))
+
+
+def fits(raw: Bytes, dtype: str, limit: int) -> bool:
+  """Tells whether all tokens of a sample are in [0, limit) when they are read as `dtype`."""
+  seen = _sample(raw)
+  values = seen.view(dtype)
+  return bool(len(values)) and int(values.max()) < limit and int(values.min()) >= 0
+
+
+def _sample(raw: Bytes) -> Bytes:
+  """Copies pieces of the file that begin at multiples of 8 bytes and are whole multiples of 8."""
+  if len(raw) <= _PIECES * _PIECE:
+    return np.array(raw[:len(raw) // 8 * 8])
+  starts = [i * (len(raw) - _PIECE) // (_PIECES - 1) // 8 * 8 for i in range(_PIECES)]
+  return np.concatenate([raw[start:start + _PIECE] for start in starts])
+
+
+def _wider(words: Words, width: int) -> Suspicion | None:
+  """Finds tokens of more bytes than `width`, whose high parts are small or signs."""
+  for type_width in (8, 4)[:2 if width == 2 else 1]:
+    step = type_width // width
+    for order, name in (("little", "little-endian"), ("big", "big-endian")):
+      given = words if order == "little" else words.byteswap()
+      columns = given.reshape(-1, step)
+      low, high = ((columns[:, 0], columns[:, 1:]) if order == "little"
+                   else (columns[:, -1], columns[:, :-1]))
+      signless = high[high != np.iinfo(words.dtype).max]
+      top = int(signless.max(initial=0))
+      telling = low[low > top]
+      if (top <= (_HIGH if type_width == 4 else 0) and len(telling) >= _EVIDENCE
+          and len(np.unique(telling)) > 2):
+        written = f"int{8 * type_width} or uint{8 * type_width}"
+        place = "every second token is" if step == 2 else "of four tokens three are"
+        return Suspicion(written if order == "little" else f"{name} {written}",
+                         f"{place} {'0' if top == 0 else f'at most {top}'}"
+                         + ("" if order == "little" else " with its bytes swapped"))
+  return None
+
+
+def _swapped(words: Words) -> Suspicion | None:
+  """Finds uint16 that was written with the high byte first."""
+  low, high = (words & 0xFF).astype(np.uint8), (words >> 8).astype(np.uint8)
+  written = "big-endian uint16"
+  if not low.any() and (high > 0).sum() >= _EVIDENCE and len(np.unique(high)) > 2:
+    return Suspicion(written, "every token is a multiple of 256")
+  distinct = len(np.unique(words))
+  counts = [np.bincount(part, minlength=256) for part in (low, high)]
+  if (counts[1] > 0).sum() < _MOST_BYTES:
+    return None
+  largest = int(low.max())
+  # Ids that are multiples of some number leave out low bytes everywhere, not above a bound.
+  if (largest < int(high.max()) and 2 * (counts[0] > 0).sum() > largest + 1
+      and ((largest + 1) / 256) ** distinct < _IMPROBABLE):
+    return Suspicion(written, f"no low byte is above {largest}, and high bytes are")
+  if distinct >= 2000 and _entropy(counts[1]) > _entropy(counts[0]) + 1:
+    return Suspicion(written, "its high bytes vary more than its low ones")
+  return None
+
+
+def _single_bytes(seen: Bytes) -> Suspicion | None:
+  """Finds tokens of one byte each: low and high bytes are alike, and do not take all values."""
+  counts = [np.bincount(seen[i::2], minlength=256)[1:].astype(float) for i in (0, 1)]
+  totals = [count.sum() for count in counts]
+  if min(totals) < max(1000, 0.1 * len(seen) / 2):
+    return None
+  a, b = (count / total for count, total in zip(counts, totals))
+  kinds = int(((counts[0] + counts[1]) > 0).sum())
+  noise = 3 * (kinds / min(totals)) ** 0.5
+  if 8 <= kinds <= 200 and np.abs(a - b).sum() / 2 < min(0.1, 0.01 + noise):
+    return Suspicion("uint8", "low and high bytes are distributed alike")
+  return None
+
+
+def _floats(seen: Bytes) -> Suspicion | None:
+  """Finds whole numbers that were written as floating-point ones."""
+  for dtype, name in (("<f8", "float64"), ("<f4", "float32")):
+    values = seen.view(dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+      whole = (values >= 0) & (values < 1 << 22) & (values == np.floor(values))
+    if whole.all() and (values > 0).sum() >= _EVIDENCE:
+      return Suspicion(name, "every number is whole when it is read so")
+  return None
+
+
+def _entropy(counts: npt.NDArray[np.integer]) -> float:
+  """Entropy in bits of values that occur so often."""
+  shares = counts[counts > 0] / counts.sum()
+  return float(-(shares * np.log2(shares)).sum())
