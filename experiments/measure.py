@@ -18,12 +18,12 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, data_flags, flag_checks
 from of_jax.analysis import registry
 from of_jax.config import declared_metrics
-from of_jax.config.kinds import kind_of
 from of_jax.config.sites import every_own_site, name_of
-from of_jax.errors import UserError, closest
+from of_jax.data.special_tokens import CHOICES
+from of_jax.errors import UserError
 from of_jax.storage import remote
 from of_jax.storage.run_directory import write_json
 
@@ -32,12 +32,14 @@ _MODEL = flags.DEFINE_string(
     "model", "", "in place of --run, a model that was not trained here: a folder with config.json "
     "and safetensors, or a .gguf file")
 _SEQUENCE_LENGTH = flags.DEFINE_integer(
-    "sequence_length", None, "with --model: tokens of a window of --text or --corpus; default what "
-    "it was made for, at most 512", lower_bound=1)
+    "sequence_length", None, "with --model: tokens of a window of --text, --corpus or --tokens in "
+    "one row; default what it was made for, at most 512", lower_bound=1)
 _STEP = flags.DEFINE_list("step", [], "steps of checkpoints, or all, and one of quantise; default "
                           "the last")
-_TOKENS = flags.DEFINE_string("tokens", "", ".npy file of token ids, [tokens] or [windows, T + 1]")
-_TEXT = flags.DEFINE_string("text", "", "UTF-8 file, read with the model's tokenizer")
+_TOKENS = flags.DEFINE_string("tokens", "", ".npy file of token ids, [tokens] or [windows, T]")
+_TEXT = flags.DEFINE_string("text", "", "UTF-8 file or JSON lines, read with the model's tokenizer")
+_TEXT_FIELD = flags.DEFINE_string("text_field", "", "of JSON lines in --text or --corpus, which "
+                                  "field is the text; default text, else content")
 _CORPUS = flags.DEFINE_string("corpus", "", "corpus as in data.corpus, read with that tokenizer")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "train"],
                            "of the run's own corpus or --corpus: the fixed evaluation set, or the "
@@ -52,6 +54,10 @@ _SITES = flags.DEFINE_list("sites", [], "where to measure, default everywhere; w
 _METRICS = flags.DEFINE_list("metrics", [], "what to measure, by id; default everything")
 _USER_METRICS = flags.DEFINE_list(
     "user_metrics", [], "functions or classes of your own files, as in my_file.py:my_metric")
+_BEGIN_TOKEN = flags.DEFINE_enum(
+    "begin_token", "auto", CHOICES, "whether windows begin with the begin token: auto, as the "
+    "model's tokenizer begins a text, or as the run did (data.begin_token); windows of --tokens "
+    "are then read as they are")
 _INTERVENE = flags.DEFINE_multi_string(
     "intervene", [], "KIND:SITE:LAYER:NEURONS[:LIMIT], KIND zero, mean, clip or rotate, LAYER a "
     "number from 0 or all, NEURONS as 5,17 or topN; may be given again, all act at once")
@@ -76,13 +82,13 @@ def main() -> None:
   wanted = available if steps == "all" else steps or available[-1:]
   out = out_folder()
 
-  batches, description = None, ""
+  batches, read = None, {}
   measurements: list[dict[str, Any]] = []
   for step in wanted:
     model = load(run, step)
     if batches is None:
-      batches, description = data_of(model)
-    measurements.append(measure_one(model, batches, description, chosen))
+      batches, read = data_flags.batches_of(model)
+    measurements.append(measure_one(model, batches, read, chosen))
     print(_line(measurements[-1]), flush=True)
   analyses = {}
   for name in _ANALYSE.value:
@@ -108,7 +114,7 @@ def load(run: str, step: int | None) -> Any:
   return imported.load(_MODEL.value) if _MODEL.value else replay.restore(run, step)
 
 
-def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any]
+def measure_one(model: Any, batches: Any, read: dict[str, Any], chosen: Sequence[Any]
                 ) -> dict[str, Any]:
   """Measures what measure.json holds of one model: anything with .config, .params, .step, .path."""
   from of_jax.analysis import evaluation
@@ -128,71 +134,17 @@ def measure_one(model: Any, batches: Any, description: str, chosen: Sequence[Any
     found["after_intervention"] = {
         "interventions": [vars(one) for one in changes], **after,
         "loss_change": after["loss"] - found["loss"]}
-  return {**found, "provenance": provenance(model, description)}
+  if "begin_token" in read:
+    found["begin_token"] = read["begin_token"]
+  return {**found, "provenance": provenance(model, read)}
 
 
-def provenance(model: Any, description: str) -> dict[str, Any]:
-  """Describes where numbers come from: the machine, the data in words, the model."""
+def provenance(model: Any, read: dict[str, Any]) -> dict[str, Any]:
+  """Describes where numbers come from: the machine, the data as data_flags does, the model."""
   from of_jax.train.environment import machine
-  found = {**machine(), "data": description, "digest": model.digest,
-           "digest_agreed": model.is_verified}
+  found = {**machine(), **{name: value for name, value in read.items() if name != "begin_token"},
+           "digest": model.digest, "digest_agreed": model.is_verified}
   return {**found, "kind": model.kind} if _MODEL.value else found
-
-
-def data_of(model: Any) -> tuple[Any, str]:
-  """Makes the batches that the flags ask for, and says in words what they are."""
-  import dataclasses
-
-  import numpy as np
-
-  from of_jax import config as config_lib
-  from of_jax.analysis import replay
-  from of_jax.data.corpora import prepare
-  config, count = model.config, _BATCHES.value
-  if _MODEL.value:
-    config = _with_length(config)
-  images = kind_of(config.model.kind).inputs == "images"
-  given = next(iter(given_data()), "")
-  if images and given:
-    raise UserError(f"--{given}: the run's model reads images, and only its own corpus")
-  where = f"--{given}={flags.FLAGS[given].value}" if given else ""
-  if given in ("tokens", "text"):
-    path = Path(flags.FLAGS[given].value).expanduser()
-    try:
-      if given == "tokens":
-        tokens = np.load(path, allow_pickle=False)
-      else:
-        tokens = replay.encode(model.tokenizer, path.read_text(encoding="utf-8"), where)
-    except (OSError, ValueError, EOFError) as error:
-      reason = "no such file" if isinstance(error, FileNotFoundError) else (
-          "not a .npy file of numbers" if given == "tokens" else "not a file of UTF-8 text")
-      raise UserError(f"{where}: {reason}") from None
-    end, begin = replay.special_tokens(config, model.tokenizer)
-    return replay.token_batches(config, tokens, where, count, end, begin), where
-  if given:
-    own_ids = _CORPUS.value.startswith("tokens:")
-    if not own_ids and model.tokenizer is None:
-      raise UserError(f"{where}: the run came without a tokenizer to read text with; "
-                      "give --tokens=FILE.npy")
-    end, begin = replay.special_tokens(config, model.tokenizer) if own_ids else (None, None)
-    config = config_lib.resolve(dataclasses.replace(config, data=dataclasses.replace(
-        config.data, corpus=_CORPUS.value, end_token_id=end, begin_token_id=begin,
-        tokenizer="" if own_ids else str(model.tokenizer))))
-  corpus = prepare(config.data, print)
-  return (replay.corpus_batches(config, corpus, _SPLIT.value, count),
-          f"{corpus.description}; {_SPLIT.value}, sha256 {corpus.corpus_sha256}")
-
-
-def _with_length(config: Any) -> Any:
-  """The config of a model from elsewhere, for windows of --sequence_length."""
-  import dataclasses
-
-  longest = config.train.sequence_length
-  length = _SEQUENCE_LENGTH.value or min(longest, 512)
-  if length > longest:
-    raise UserError(f"--sequence_length={length}: the model was made for at most {longest}")
-  return dataclasses.replace(config, train=dataclasses.replace(
-      config.train, sequence_length=length))
 
 
 def _check_model() -> None:
@@ -200,7 +152,7 @@ def _check_model() -> None:
   for name in ("run", "step", "analyse", "training_batch"):
     if flags.FLAGS[name].value:
       raise UserError(f"--{name}: is of runs, and --model={_MODEL.value} is none; leave it out")
-  if not given_data():
+  if not data_flags.given():
     raise UserError(f"--model={_MODEL.value}: came without data; give --tokens, --text or --corpus")
   from of_jax.interop import open_source
   open_source(_MODEL.value)
@@ -218,22 +170,20 @@ def check_data() -> None:
     raise UserError("--run is missing, as in --run=runs/first; or give --model=PATH")
   elif _SEQUENCE_LENGTH.value:
     raise UserError(f"--sequence_length={_SEQUENCE_LENGTH.value}: is of --model; a run has its own")
-  given = given_data()
+  given = data_flags.given()
   if len(given) > 1:
     raise UserError(f"--{given[1]}: there is --{given[0]} already; give one of them")
-  if _TRAINING_BATCH.value and (given or _BATCHES.value or flags.FLAGS["split"].present):
+  others = [n for n in ("batches", "split", "begin_token") if flags.FLAGS[n].present]
+  if _TRAINING_BATCH.value and (given or others):
     raise UserError("--training_batch: reads the run's own batch; leave out --"
-                    + (given + [n for n in ("batches", "split") if flags.FLAGS[n].present])[0])
+                    + (given + others)[0])
   if flags.FLAGS["split"].present and given and given != ["corpus"]:
     raise UserError(f"--split={_SPLIT.value}: --{given[0]} has no splits")
+  if _TEXT_FIELD.value and given not in (["text"], ["corpus"]):
+    raise UserError(f"--text_field={_TEXT_FIELD.value}: is of --text and --corpus")
   for flag in ("tokens", "text"):
     if flags.FLAGS[flag].value and not os.path.isfile(os.path.expanduser(flags.FLAGS[flag].value)):
       raise UserError(f"--{flag}={flags.FLAGS[flag].value}: no such file")
-
-
-def given_data() -> list[str]:
-  """Names those flags that name data and are given."""
-  return [name for name in ("tokens", "text", "corpus") if flags.FLAGS[name].value]
 
 
 def out_folder() -> Path | None:
@@ -253,68 +203,28 @@ def _check() -> str | list[int]:
   check_data()
   if len(_RUN.value) > 1:
     raise UserError(f"--run={_RUN.value[1]}: there is {_RUN.value[0]} already; give one of them")
-  _check_names("sites", [name_of(site) for site in _SITES.value],
-               [*declared_metrics.SITES, *every_own_site()])
-  own = _own_metrics()
-  _check_names("analyse", _ANALYSE.value, list(registry.ANALYSES))
+  flag_checks.names("sites", [name_of(site) for site in _SITES.value],
+                    [*declared_metrics.SITES, *every_own_site()])
+  own = flag_checks.own_metrics(_USER_METRICS.value)
+  flag_checks.names("analyse", _ANALYSE.value, list(registry.ANALYSES))
   reading = [name for name in _ANALYSE.value if registry.ANALYSES[name].reads_data]
-  if reading and given_data():
+  others = data_flags.given() + ["begin_token"] * (_BEGIN_TOKEN.value != "auto")
+  if reading and others:
     raise UserError(f"--analyse={reading[0]}: reads the run's own evaluation tokens, not "
-                    f"--{given_data()[0]}; leave one of them out")
+                    f"--{others[0]}; leave one of them out")
   if _MODEL.value:
-    _check_metrics(own)
+    flag_checks.metrics(_METRICS.value, own)
     return []
   # numpy alone: that there is a run, and that its config can be read.
   from of_jax.analysis.runs import own_metrics, read_config
   run = remote.reading(_RUN.value[0])
-  _check_metrics([*own, *_names_of(own_metrics(run, read_config(run)))])
+  flag_checks.metrics(_METRICS.value, [
+      *own, *flag_checks.names_of(own_metrics(run, read_config(run)))])
   if _STEP.value == ["all"]:
     return "all"
   if not all(step.isdigit() for step in _STEP.value):
     raise UserError(f"--step={','.join(_STEP.value)}: not a list of steps, as in 0,16,150, nor all")
   return [int(step) for step in _STEP.value]
-
-
-def _own_metrics() -> list[str]:
-  """The names of what --user_metrics measures."""
-  try:
-    own = _names_of(_USER_METRICS.value)
-  except UserError as error:
-    raise UserError(str(error).replace("config.telemetry.user_metrics", "--user_metrics")
-                    ) from None
-  for name in own:
-    if own.count(name) > 1 or name.removesuffix(
-        declared_metrics.NO_FIRST) in declared_metrics.metrics():
-      raise UserError(f"--user_metrics={','.join(_USER_METRICS.value)}: there already is a metric "
-                      f"{name}; give it another name")
-  return own
-
-
-def _names_of(texts: Sequence[str]) -> list[str]:
-  return [name for text in texts for metric in declared_metrics.user_family(text).metrics
-          for name in declared_metrics.names_of(metric)]
-
-
-def _check_metrics(own: Sequence[str]) -> None:
-  """Checks that --metrics are what a forward pass is enough for, or one of the user's own."""
-  of_forward, of_step = ([
-      name for family in declared_metrics.families().values()
-      if (family.kind in declared_metrics.OF_FORWARD) == is_of_forward
-      for metric in family.metrics for name in declared_metrics.names_of(metric)]
-      for is_of_forward in (True, False))
-  for name in _METRICS.value:
-    if name in of_step:
-      raise UserError(f"--metrics={name}: is measured of steps, in training; metrics.jsonl has it "
-                      "where the run asked for it")
-  _check_names("metrics", _METRICS.value, [*of_forward, *own])
-
-
-def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
-  for name in names:
-    if name not in known:
-      close = closest(name, known)
-      raise UserError(f"--{flag}={name}: " + (
-          f"no such name; did you mean {close}?" if close else f"there are {', '.join(known)}"))
 
 
 def _line(found: dict[str, Any]) -> str:
@@ -327,8 +237,10 @@ def _line(found: dict[str, Any]) -> str:
   last = f"accuracy {found['accuracy']:.4f}" if "accuracy" in found else (
       f"perplexity {found['perplexity']:.4g}")
   name = found["model"] if _MODEL.value else f"step {found['step']:,}"
+  token = found.get("begin_token", {})
+  begun = f" behind the begin token {token['id']}" if token.get("added") else ""
   text = (f"{name}: loss {found['loss']:.4f}  {last}  "
-          f"{found['num_tokens']:,} tokens{kurtosis(found)}")
+          f"{found['num_tokens']:,} tokens{begun}{kurtosis(found)}")
   after = found.get("after_intervention")
   return text if after is None else (
       f"{text}\n  after the intervention: loss {after['loss']:.4f} ({after['loss_change']:+.4f})"

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, measure
+from experiments import cli, data_flags, measure
 from of_jax.config import resolve
 from of_jax.errors import UserError
 from of_jax.quantise import scheme as schemes
@@ -49,8 +49,8 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "each draws the batches of 
 _BY_SITE = flags.DEFINE_bool("by_site", False, "also quantise all sites but one, and one alone")
 
 # What measure.py declares: what this binary reads too, and what it has no use for.
-for _name in ("run", "model", "step", "tokens", "text", "corpus", "sequence_length", "split",
-              "batches", "sites", "out"):
+for _name in ("run", "model", "step", "tokens", "text", "text_field", "corpus", "sequence_length",
+              "begin_token", "split", "batches", "sites", "out"):
   flags.declare_key_flag(_name)
 _OF_MEASURE = ("metrics", "user_metrics", "intervene", "analyse", "training_batch", "list_metrics")
 
@@ -65,15 +65,16 @@ def main() -> None:
   results: list[dict[str, Any]] = []
   for run in flags.FLAGS.run or [""]:
     model = measure.load(run, int(steps[0]) if steps else None)
-    batches, description = measure.data_of(model)
+    batches, read = data_flags.batches_of(model)
     count = quantisation.CALIBRATION_BATCHES * len(seeds)
-    calibration = batches if measure.given_data() else model.batches("train", count)
+    calibration = (batches if data_flags.given()
+                   else data_flags.batches_of(model, "train", count)[0])
     found = quantisation.quantise(model, batches, calibration, scheme, seeds, _BY_SITE.value,
                                   lambda line: print(line, file=sys.stderr, flush=True))
     results.append({**found, "model": remote.name_of(model.path),
                     "step": model.step if run else None,
-                    "calibrated_on": _calibrated_on(scheme),
-                    "provenance": measure.provenance(model, description)})
+                    "calibrated_on": _calibrated_on(scheme), "begin_token": read["begin_token"],
+                    "provenance": measure.provenance(model, read)})
     print(_line(results[-1]), flush=True)
   if out is None:
     return
@@ -133,7 +134,7 @@ def _check(scheme: schemes.Scheme) -> None:
 def _calibrated_on(scheme: schemes.Scheme) -> str | None:
   if not scheme.is_static:
     return None
-  return "evaluation data" if measure.given_data() else "training data"
+  return "evaluation data" if data_flags.given() else "training data"
 
 
 def _line(found: dict[str, Any]) -> str:

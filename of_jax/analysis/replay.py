@@ -21,6 +21,7 @@ from of_jax.data.corpora import prepare
 from of_jax.data.folder import Corpus
 from of_jax.data.images import Images
 from of_jax.data.loader import Shuffled, make_batches
+from of_jax.data.special_tokens import SpecialTokens
 from of_jax.errors import UserError
 from of_jax.models.functional import Parameters
 from of_jax.models.probe import uses_dropout
@@ -56,6 +57,18 @@ class Restored:
     """The run's tokenizer.json; None where its corpus came as token ids, or as images."""
     path = self.path / run_directory.TOKENIZER
     return path if path.is_file() else None
+
+  @property
+  def special(self) -> SpecialTokens:
+    """The tokens that begin and end a text: what the run recorded, or else its tokenizer says."""
+    data, path = self.config.data, self.path / run_directory.ENVIRONMENT
+    saved = run_directory.read_json(path).get("special_tokens", {}) if path.is_file() else {}
+    found = (SpecialTokens(None, None) if self.tokenizer is None else
+             tokenizer_lib.read(self.tokenizer, str(self.tokenizer)).special)
+    end, begin = (next((one for one in of if one is not None), None) for of in (
+        (data.end_token_id, saved.get("end"), found.end),
+        (data.begin_token_id, saved.get("begin"), found.begin)))
+    return SpecialTokens(end, begin, data.begin_token).within(data.vocab_size)
 
   def logits(self, inputs: npt.NDArray[np.generic]) -> jax.Array:
     """float32 [batch, time, vocabulary] of tokens [batch, time], or of images."""
@@ -150,13 +163,18 @@ def corpus_batches(config: Config, corpus: Corpus | Images, split: str = "valida
 def token_batches(config: Config, tokens: npt.NDArray[np.integer], where: str,
                   count: int | None = None, end_token: int | None = None,
                   begin_token: int | None = None) -> list[Batch]:
-  """Batches of given tokens.
+  """Batches of given tokens, all of which are measured.
 
   Args:
-    tokens: [tokens], cut into windows as the loader does, each beginning with the last token of
-      the one before; or [windows, length + 1], of which each row is read as it is.
+    config: resolved.
+    tokens: [tokens], cut into windows of `train.sequence_length` as the loader does, with
+      `data.begin_token` too, each followed by the first token of the next, which it predicts (fewer
+      tokens than that are one window); or [windows, T], of which each row is read as it is: T
+      tokens, of which T - 1 are followed by one to predict. A token behind `train.sequence_length`
+      is predicted and not read.
     where: the flag and its value, for messages.
-    count: how many batches, of windows evenly spread; default all windows.
+    count: how many batches, of windows evenly spread; default all windows. A stream's last tokens,
+      too few for a window, are left out.
     end_token, begin_token: where the config needs them.
 
   Raises:
@@ -165,69 +183,92 @@ def token_batches(config: Config, tokens: npt.NDArray[np.integer], where: str,
   length, size = config.train.sequence_length, config.train.batch_size
   if tokens.ndim not in (1, 2) or not np.issubdtype(tokens.dtype, np.integer):
     raise UserError(f"{where}: holds {tokens.dtype.name} of shape {tokens.shape}; tokens are whole "
-                    "numbers, [tokens] or [windows, length + 1]")
+                    "numbers, [tokens] or [windows, length]")
   if tokens.size and not 0 <= tokens.min() <= tokens.max() < config.data.vocab_size:
     worst = tokens.min() if tokens.min() < 0 else tokens.max()
     raise UserError(f"{where}: token {worst} is not in [0, {config.data.vocab_size}), the model's "
                     "vocabulary")
-  if tokens.ndim == 2:
-    if not 2 <= tokens.shape[1] <= length + 1 or not len(tokens):
-      raise UserError(f"{where}: windows of {tokens.shape[1]} tokens; they have 2 to {length + 1}, "
-                      "the model's sequence_length and the token behind it")
-    return _rows(config, tokens, count, end_token)
-  windows = max(0, (len(tokens) - 1) // length)
-  if not windows:
-    raise UserError(f"{where}: {len(tokens)} tokens; a window takes {length + 1}, the model's "
-                    "sequence_length and the token behind it")
+  if tokens.ndim == 2 or len(tokens) < length:
+    return _rows(config, np.atleast_2d(tokens), where, count, end_token)
+  # The last window may be whole and have no token behind it: then it predicts one less.
+  is_last_cut = len(tokens) % length == 0
+  windows = len(tokens) // length
+  followed = np.append(tokens, tokens[:1]) if is_last_cut else tokens
   wanted = windows if count is None else min(windows, count * size)
-  corpus = Corpus(tokens, tokens, config.data.vocab_size, end_token, begin_token, "", "", None,
+  corpus = Corpus(followed, followed, config.data.vocab_size, end_token, begin_token, "", "", None,
                   where)
   data = dataclasses.replace(config.data, eval_sequences=wanted)
   # Training wants a batch at least; nothing of it is read.
   train = dataclasses.replace(config.train, batch_size=min(size, windows))
-  return list(make_batches(corpus, data, train).eval_batches())
+  batches: list[Batch] = list(make_batches(corpus, data, train).eval_batches())
+  if is_last_cut and wanted == windows and not config.data.begin_token:
+    batches[-1] = _without_target(batches[-1], (windows - 1) % train.batch_size)
+  return batches
 
 
-def _rows(config: Config, windows: npt.NDArray[np.integer], count: int | None,
+def _without_target(batch: Batch, row: int) -> Batch:
+  """Measures the last token of a row, which nothing follows, and predicts nothing from it."""
+  weights = batch["weights"].copy()
+  weights[row, -1] = 0
+  return {**batch, "weights": weights, "measured": batch["weights"]}
+
+
+def _rows(config: Config, windows: npt.NDArray[np.integer], where: str, count: int | None,
           end_token: int | None) -> list[Batch]:
-  size = min(config.train.batch_size, len(windows))
+  """Batches of windows that are read as they are."""
+  length, size = config.train.sequence_length, min(config.train.batch_size, len(windows))
+  if not 2 <= windows.shape[1] <= length + 1 or not len(windows):
+    raise UserError(f"{where}: windows of {windows.shape[1]} tokens; they have 2 to {length}, what "
+                    "the model reads, or one more, which is predicted alone")
+  read = min(length, windows.shape[1])
   batches: list[Batch] = []
   for start in range(0, len(windows), size)[:count]:
-    rows = windows[start:start + size].astype(np.int32)
-    padded = np.zeros((size, rows.shape[1]), np.int32)
-    padded[:len(rows)] = rows
-    weights = np.zeros((size, rows.shape[1] - 1), np.float32)
-    weights[:len(rows)] = 1
-    batch = {"inputs": padded[:, :-1], "targets": padded[:, 1:], "weights": weights}
+    rows = windows[start:start + size]
+    padded = np.zeros((size, read + 1), np.int32)
+    padded[:len(rows), :rows.shape[1]] = rows
+    measured = np.zeros((size, read), np.float32)
+    measured[:len(rows)] = 1
+    batch = {"inputs": padded[:, :-1], "targets": padded[:, 1:], "weights": measured}
     if not config.data.cross_documents and end_token is not None:
       ended = np.cumsum(padded[:, :-2] == end_token, axis=1)
       batch["documents"] = np.pad(ended, ((0, 0), (1, 0))).astype(np.int32)
+    if read == windows.shape[1]:
+      weights = measured.copy()
+      weights[:, -1] = 0
+      batch |= {"weights": weights, "measured": measured}
     batches.append(batch)
   return batches
 
 
-def encode(model_tokenizer: Path | None, text: str, where: str) -> npt.NDArray[np.integer]:
-  """The tokens of one text and its end token, as the model's own tokenizer has them.
+def begin_windows(batches: Sequence[Batch], begin_token: int) -> list[Batch]:
+  """Puts the begin token in front of every window; what is predicted stays the same.
+
+  It is read and measured, and the prediction behind it does not count: the loss is that of the
+  same tokens with or without it.
+  """
+  found = []
+  for batch in batches:
+    first = np.full_like(batch["inputs"][:, :1], begin_token)
+    real = evaluation.measured(batch)[:, :1]
+    before = {"inputs": first, "targets": batch["inputs"][:, :1], "weights": np.zeros_like(real),
+              "measured": real, "documents": np.zeros_like(first)}
+    whole = {**batch, "measured": evaluation.measured(batch)}
+    found.append({name: np.concatenate([before[name], rows], 1) for name, rows in whole.items()})
+  return found
+
+
+def encode(model: Restored, texts: Sequence[str], where: str) -> npt.NDArray[np.integer]:
+  """The tokens of texts, each with its end token, as the model's own tokenizer has them.
 
   Raises:
-    UserError: the run has no tokenizer, or it is none.
+    UserError: the model has no tokenizer, or it is none.
   """
-  if model_tokenizer is None:
+  if model.tokenizer is None:
     raise UserError(f"{where}: the model came without a tokenizer; give --tokens=FILE.npy")
-  encoder = tokenizer_lib.Encoder(model_tokenizer.read_text(encoding="utf-8"),
-                                  str(model_tokenizer))
-  return np.append(encoder.encode([text])[0], encoder.end_token)
-
-
-def special_tokens(config: Config, model_tokenizer: Path | None) -> tuple[int | None, int | None]:
-  """(end token, begin token): the config's, else the tokenizer's."""
-  end, begin = config.data.end_token_id, config.data.begin_token_id
-  if model_tokenizer is not None:
-    encoder = tokenizer_lib.Encoder(model_tokenizer.read_text(encoding="utf-8"),
-                                    str(model_tokenizer))
-    end = encoder.end_token if end is None else end
-    begin = encoder.begin_token if begin is None else begin
-  return end, begin
+  special = model.special
+  encoder = tokenizer_lib.read(model.tokenizer, str(model.tokenizer), special.end, special.begin)
+  end = [] if special.end is None else [special.end]
+  return np.concatenate([np.append(row, end).astype(row.dtype) for row in encoder.encode(texts)])
 
 
 def _with_own_metrics(path: Path, config: Config) -> Config:

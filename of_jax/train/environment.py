@@ -35,6 +35,7 @@ def describe(config: Config, mesh: Mesh, corpus: Described, network: Network) ->
       "corpus_sha256": corpus.corpus_sha256,
       "corpus_text": None if corpus.text is None else dict(corpus.text),
       "tokenizer_sha256": corpus.tokenizer_sha256,
+      "special_tokens": {side: getattr(corpus, f"{side}_token", None) for side in ("end", "begin")},
       **count_parameters(network),
       "flops_per_token": task_of(config.model.kind).flops_per_token(config, network),
   }

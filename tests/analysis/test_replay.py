@@ -116,14 +116,14 @@ def test_a_checkpoint_that_is_not_what_it_says(run: Path, tmp_path: Path,
   model = replay.restore(run, 2)
   (tmp_path / "other").mkdir()
   shutil.copy(run / "config.json", tmp_path / "other")
-  wrong = {"other step": lambda params, step: digest(params, step - 1),
-           "other parameters": lambda params, step: digest(
+  wrong = {"other step": lambda params, _, step: digest(params, step - 1),
+           "other parameters": lambda params, _, step: digest(
                jax.tree.map(lambda leaf: leaf + 1, params), step)}
   state = {"params": model.params, "opt_state": {"count": jnp.zeros(())}}
   with checkpoint.Checkpoints(tmp_path / "other") as checkpoints:
     for step, of in enumerate(wrong.values(), 2):
       with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "digest", of)
+        patched.setattr(checkpoint, "digest_of_state", of)
         checkpoints.save(state, step)
   with pytest.raises(UserError, match="step 2 was written at step 1"):
     replay.restore(tmp_path / "other", 2)
@@ -157,12 +157,65 @@ def test_batches_of_tokens(run: Path, token_file: Path) -> None:
   np.testing.assert_array_equal(few["targets"], targets[:3])
   padded = replay.token_batches(model.config, held_out[:16 * 9 + 1], "--tokens=x")
   assert [b["weights"].sum() for b in padded] == [128, 16]
-  for bad, message in ((np.zeros(16, int), "16 tokens; a window takes 17"),
+  for bad, message in ((np.zeros(1, int), "windows of 1 tokens; they have 2 to 16"),
                        (np.full(40, 64), r"token 64 is not in \[0, 64\)"),
                        (np.full(40, -1), "token -1"), (np.zeros(40), "holds float64"),
-                       (np.zeros((2, 18), int), "windows of 18 tokens; they have 2 to 17")):
+                       (np.zeros((2, 18), int), "windows of 18 tokens; they have 2 to 16")):
     with pytest.raises(UserError, match=message):
       replay.token_batches(model.config, bad, "--tokens=x")
+
+
+@pytest.mark.parametrize("form", ("windows", "a stream of whole windows", "a short stream"))
+def test_every_token_that_is_given_is_measured(run: Path, form: str) -> None:
+  """Activations of all tokens and the loss of those that another follows, in NumPy's float64."""
+  model = replay.restore(run)
+  tokens = np.random.default_rng(1).integers(0, 64, (5, 16))
+  given = {"windows": tokens[:, :12], "a stream of whole windows": tokens.ravel(),
+           "a short stream": tokens[0, :9]}[form]
+  batches = replay.token_batches(model.config, given, "--tokens=x")
+  found = model.measure(batches, ("final",), ("kurtosis", "rms"))
+  assert found["num_tokens_measured"] == given.size
+  rows = given.reshape(-1, min(16, given.shape[-1]))
+  predicted = given.size - (len(rows) if form == "windows" else 1)
+  assert found["num_tokens"] == predicted
+  nats, x = [], []
+  for row, behind in zip(rows, [*rows[1:, :1], rows[:0, 0]]):
+    logits = np.asarray(model.logits(row[None]), np.float64)[0]
+    followed = row[1:] if form == "windows" else np.append(row[1:], behind)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    nats += [-log_p[i, token] for i, token in enumerate(followed)]
+    kept, = [kept for _, kept in evaluation.observed(model, [{
+        "inputs": row[None].astype(np.int32), "weights": np.ones((1, len(row)), np.float32)}],
+        _keep_final)]
+    x.append(np.asarray(kept["final"]["x"], np.float64)[0])
+  assert len(nats) == predicted and found["loss"] == pytest.approx(np.mean(nats), rel=1e-5)
+  square = np.square(np.concatenate(x)).mean(0)
+  measured = found["telemetry"]["final"]
+  expected = (square ** 2).mean() / square.mean() ** 2
+  assert measured["kurtosis"][0] == pytest.approx(expected, rel=1e-5)
+  assert measured["rms"][0] == pytest.approx(np.sqrt(square.mean()), rel=1e-5)
+
+
+def _keep_final(weights: jax.Array) -> Any:
+  return lambda site, x, first: {"x": x[0]} if site == "final" else None
+
+
+def test_the_begin_token_comes_in_front(run: Path) -> None:
+  """The same tokens are predicted, from one more; neurons' means take it in."""
+  model = replay.restore(run)
+  tokens = np.random.default_rng(1).integers(0, 64, (3, 12))
+  plain = replay.token_batches(model.config, tokens, "--tokens=x")
+  begun, = replay.begin_windows(plain, 7)
+  np.testing.assert_array_equal(begun["inputs"][:, 1:], plain[0]["inputs"])
+  assert (begun["inputs"][:, 0] == 7).all() and (begun["weights"][:, 0] == 0).all()
+  np.testing.assert_array_equal(begun["targets"][:, 1:], plain[0]["targets"])
+  np.testing.assert_array_equal(begun["targets"][:, :-1], tokens)
+  assert begun["weights"].sum() == 3 * 11 and begun["measured"].sum() == 3 * 13
+  by_hand = replay.token_batches(model.config, np.pad(tokens, ((0, 0), (1, 0)),
+                                                      constant_values=7), "--tokens=x")
+  for ours, theirs in zip(evaluation.neuron_moments(model, [begun], "final"),
+                          evaluation.neuron_moments(model, by_hand, "final")):
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_what_interventions_do_to_an_array() -> None:
