@@ -16,17 +16,7 @@ from typing import Any
 import numpy as np
 
 from of_jax.config import DataConfig
-from of_jax.data import (
-    cache,
-    files,
-    folder,
-    images,
-    pypi_code,
-    text,
-    tfds_text,
-    tokenizer,
-    tokens,
-)
+from of_jax.data import cache, files, folder, images, pypi_code, text, tfds_text, tokenizer, tokens
 from of_jax.data.documents import Document, Source, encode_name, pieces, sample
 from of_jax.data.folder import Corpus
 from of_jax.data.images import Images

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from of_jax.data import compressed, json_lines, text_file
+from of_jax.data import compressed, json_lines
 from of_jax.data import text as text_lib
+from of_jax.data import text_file
 from of_jax.data.documents import Document, Source, Split, encode_name, held_out, hold_out
 from of_jax.data.folder import file_sha256
 from of_jax.data.json_documents import Chosen, JsonDocuments

@@ -71,9 +71,9 @@ def _guess(raw: bytes, at: int) -> str:
   known = signatures.of_bytes(raw)
   if known:
     return f"it is {known.what}; {known.advice}"
-  encoding = _by_zeros(raw[:4096])
-  if encoding:
-    return f"looks like {encoding} without a byte-order mark; {_convert(encoding)}"
+  wide = _by_zeros(raw[:4096])
+  if wide:
+    return f"looks like {wide} without a byte-order mark; {_convert(wide)}"
   zeros = raw.count(b"\0")
   if zeros:
     return f"{zeros:,} of its {len(raw):,} bytes are NUL, as in a binary file"

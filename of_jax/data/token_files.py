@@ -33,7 +33,7 @@ _MEGATRON_TYPES = {4: "int32", 5: "int64", 8: "uint16"}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where tokens stand in a file.
+  """Place and type of the tokens in a file.
 
   Attributes:
     dtype: their type, little-endian.
@@ -84,11 +84,11 @@ def advice(path: Path, tokens: Tokens, vocab_size: int) -> str:
   if path.suffix != ".bin":
     return ""
   raw = tokens.view(np.uint8)
+  # Widest first: small tokens fit into less, with zeros between them.
   fitting = {
-      "uint16": "set config.data.token_dtype=uint16",
-      "uint32": "set config.data.token_dtype=uint32",
-      "int64": "save it as .npy", ">u2": "write it little-endian, or save it as .npy",
-      ">u4": "write it little-endian, or save it as .npy"}
+      "int64": "save it as .npy", "uint32": "set config.data.token_dtype=uint32",
+      ">u4": "save it as .npy", "uint16": "set config.data.token_dtype=uint16",
+      ">u2": "save it as .npy"}
   for dtype, remedy in fitting.items():
     if np.dtype(dtype) != tokens.dtype and token_layout.fits(raw, dtype, vocab_size):
       name = dtype if dtype.isalnum() else f"big-endian {np.dtype(dtype).name}"

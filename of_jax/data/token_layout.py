@@ -28,7 +28,7 @@ _MOST_BYTES = 240
 
 @dataclasses.dataclass(frozen=True)
 class Suspicion:
-  """What a file seems to be.
+  """Type that a file seems to have been written as.
 
   Attributes:
     written: the type that it was written as.
@@ -97,12 +97,11 @@ def _swapped(words: Words) -> Suspicion | None:
     return Suspicion(written, "every token is a multiple of 256")
   distinct = len(np.unique(words))
   counts = [np.bincount(part, minlength=256) for part in (low, high)]
-  if (counts[1] > 0).sum() < _MOST_BYTES:
-    return None
-  largest = int(low.max())
+  largest = int(low.max(initial=0))
   # Ids that are multiples of some number leave out low bytes everywhere, not above a bound.
-  if (largest < int(high.max()) and 2 * (counts[0] > 0).sum() > largest + 1
-      and ((largest + 1) / 256) ** distinct < _IMPROBABLE):
+  if (counts[1] > 0).sum() < _MOST_BYTES or 4 * (counts[0] > 0).sum() < 3 * (largest + 1):
+    return None
+  if largest < int(high.max()) and ((largest + 1) / 256) ** distinct < _IMPROBABLE:
     return Suspicion(written, f"no low byte is above {largest}, and high bytes are")
   if distinct >= 2000 and _entropy(counts[1]) > _entropy(counts[0]) + 1:
     return Suspicion(written, "its high bytes vary more than its low ones")

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from of_jax.config import DataConfig
 from of_jax.data import cache, token_files, tokenizer
 from of_jax.data.folder import META, PARTS, TOKENIZER, Corpus, Damaged, Tokens, open_folder
@@ -57,7 +55,7 @@ def open_tokens(data: DataConfig, log: Log) -> Corpus:
     _check(where, arrays[part], files[part], first, data.vocab_size, digest)
   given = tokenizer.load(data) if data.tokenizer else None
   return Corpus(
-      **arrays, vocab_size=data.vocab_size,
+      arrays["train"], arrays["validation"], vocab_size=data.vocab_size,
       end_token=data.end_token_id if given is None else given.special.end,
       begin_token=data.begin_token_id if given is None else given.special.begin,
       corpus_sha256=digest.hexdigest(),

@@ -1,4 +1,7 @@
-"""Files below a folder, in an order of their own. Enters: a folder and what to take. Leaves: paths."""
+"""Files below a folder, in an order of their own.
+
+Enters: a folder, and what to enter and take. Leaves: paths, and the links that were met.
+"""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Text is its bytes: read by --text and by a corpus alike, and what is unusual said and recorded."""
+"""Text is its bytes, to --text and to a corpus alike; what is unusual is said and recorded."""
 
 import bz2
 import gzip
@@ -18,7 +18,8 @@ BODY = "".join(f"a line of text, number {i}\n" for i in range(60))
 UNUSUAL = {
     "crlf": (BODY.replace("\n", "\r\n"), {"crlf": 60}, "60 CRLF line ends"),
     "lone cr": (BODY.replace("\n", "\r"), {"lone_cr": 60}, "60 CR without LF"),
-    "mixed": (BODY + "one\r\ntwo\rthree\r\r\n", {"crlf": 2, "lone_cr": 2}, "2 CRLF line ends, 2 CR"),
+    "mixed": (BODY + "one\r\ntwo\rthree\r\r\n", {"crlf": 2, "lone_cr": 2},
+              "2 CRLF line ends, 2 CR without LF"),
     "nul": (BODY + "here\0and\0there\n", {"nul": 2}, "2 NUL bytes"),
     "mark": ("\ufeff" + BODY, {"byte_order_marks": 1}, "1 byte-order marks"),
     "replaced": (BODY + "caf\ufffd\n", {"replacement_characters": 1}, "1 U+FFFD"),
@@ -54,7 +55,7 @@ def test_an_ordinary_text_is_read_without_a_word(tmp_path, log):
 
 # Bytes that are no UTF-8 text -> what the line says of them.
 OTHERS = {
-    "utf-16": (BODY.encode("utf-16"), "byte-order mark of UTF-16; convert it, as by iconv -f UTF-16"),
+    "utf-16": (BODY.encode("utf-16"), "mark of UTF-16; convert it, as by iconv -f UTF-16"),
     "utf-16-be, marked": (b"\xfe\xff" + BODY.encode("utf-16-be"), "byte-order mark of UTF-16"),
     "utf-32": (BODY.encode("utf-32"), "byte-order mark of UTF-32"),
     "utf-16-le": (BODY.encode("utf-16-le"), "looks like UTF-16LE without a byte-order mark"),
