@@ -20,6 +20,8 @@ _POWER = Owner("model.norm", ("power",))
 _CLIPPED = Owner("model.attention_softmax", ("clipped",))
 _ROTARY = Owner("model.positions", ("rotary",))
 _LLAMA3 = Owner("model.rope_scaling", ("llama3",))
+_YARN = Owner("model.rope_scaling", ("yarn",))
+_LONGROPE = Owner("model.rope_scaling", ("longrope",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +69,32 @@ class ModelConfig:
   rope_fraction: float = field(
       1.0, "rotary: share of a head's neurons that turn, the first ones",
       ranges=(POSITIVE, FRACTION), owner=_ROTARY)
-  rope_scaling: Literal["none", "linear", "llama3"] = field(
-      "none", "rotary: which frequencies are divided by rope_factor: none, all, or the slow ones",
-      owner=_ROTARY)
+  rope_scaling: Literal["none", "linear", "dynamic", "yarn", "longrope", "llama3"] = field(
+      "none", "rotary: which frequencies are divided by rope_factor: none, all, all the more the "
+      "longer the sequence, the slow ones, each by its own, the slow ones", owner=_ROTARY)
   rope_factor: float = field(1.0, "rotary: by how much")
+  rope_gain: float = field(
+      1.0, "yarn, longrope: multiplies queries and keys where they turn", ranges=POSITIVE,
+      owner=Owner("model.rope_scaling", ("yarn", "longrope")))
+  rope_fast_turns: float = field(
+      32.0, "yarn: turns within rope_original_length from which on a frequency stays as it is",
+      ranges=POSITIVE, owner=_YARN)
+  rope_slow_turns: float = field(
+      1.0, "yarn: turns below which it is slow", ranges=POSITIVE, owner=_YARN)
+  rope_whole_pairs: bool = field(
+      True, "yarn: round where the fast and the slow begin to whole frequencies", owner=_YARN)
+  rope_short_divisors: tuple[float, ...] = field(
+      (), "longrope: of each frequency in sequences up to rope_original_length", owner=_LONGROPE)
+  rope_long_divisors: tuple[float, ...] = field(
+      (), "longrope: of each frequency in longer ones", owner=_LONGROPE)
   rope_low_frequency: float = field(
       1.0, "llama3: turns within rope_original_length below which a frequency is slow",
       ranges=POSITIVE, owner=_LLAMA3)
   rope_high_frequency: float = field(
       4.0, "llama3: turns from which on it stays as it is", owner=_LLAMA3)
   rope_original_length: int = field(
-      8192, "llama3: tokens that the model was made for at first",
-      ranges=AT_LEAST_ONE, owner=_LLAMA3)
+      8192, "tokens that the model was made for at first", ranges=AT_LEAST_ONE,
+      owner=Owner("model.rope_scaling", ("dynamic", "yarn", "longrope", "llama3")))
   embedding_scale: float = field(1.0, "multiplies token plus position embedding", ranges=POSITIVE)
   embedding_norm: bool = field(False, "norm of what the first block reads")
   embedding_projection: bool = field(
@@ -98,6 +114,9 @@ class ModelConfig:
   attention_scale: float | None = field(
       None, "multiplies q k^T; none: 1 / sqrt(head_dim)", ranges=POSITIVE)
   attention_cap: float | None = field(None, "c: logits become c tanh(logits / c)", ranges=POSITIVE)
+  attention_clip: float | None = field(
+      None, "c: queries, keys and values are held between -c and c, before positions (OLMo)",
+      ranges=POSITIVE)
   attention_window: int | None = field(
       None, "tokens that a query sees, itself included; none: all before it", ranges=AT_LEAST_ONE)
   full_attention_every: int | None = field(

@@ -20,6 +20,11 @@ def _optional(hint: Any) -> tuple[Any, bool]:
   return hint, False
 
 
+def _item(hint: Any) -> Any:
+  """What makes an item of a list of its text."""
+  return float if typing.get_args(hint)[0] is float else str.strip
+
+
 def parse(text: str, hint: Any) -> Any:
   """The value that `text` means for a field of type `hint`; ValueError if none."""
   hint, optional = _optional(hint)
@@ -34,7 +39,7 @@ def parse(text: str, hint: Any) -> Any:
   if hint is float:
     return float(text)
   if typing.get_origin(hint) is tuple:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    return tuple(_item(hint)(part) for part in text.split(",") if part.strip())
   return text
 
 
@@ -44,9 +49,9 @@ def coerce(value: Any, hint: Any) -> Any:
   if optional and value is None:
     return None
   if typing.get_origin(hint) is tuple:
-    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
-      return tuple(value)
-    raise TypeError
+    if not isinstance(value, (list, tuple)):
+      raise TypeError
+    return tuple(coerce(item, typing.get_args(hint)[0]) for item in value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   kind = str if typing.get_origin(hint) is Literal else hint
@@ -59,7 +64,8 @@ def describe(hint: Any) -> str:
   """Says what a field of type `hint` takes, for a message."""
   hint, optional = _optional(hint)
   if typing.get_origin(hint) is tuple:
-    text = "a list of names, as in a,b"
+    text = ("a list of numbers, as in 1,2.5" if _item(hint) is float
+            else "a list of names, as in a,b")
   else:
     text = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "a text")
   return text + (" or none" if optional else "")
@@ -80,5 +86,5 @@ def choices(field: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
 def show(value: Any) -> str:
   """`value` as one would type it."""
   if isinstance(value, tuple):
-    return ",".join(value)
+    return ",".join(str(item) for item in value)
   return "none" if value is None else str(value)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:  # It imports jax; what is wrong with a file is reported befor
 __all__ = ["load", "open_source"]
 
 
-def load(path: str | Path, begin_token: str = "auto") -> "Pretrained":
+def load(path: str | Path, begin_token: str = "auto", weights: str | None = None
+         ) -> "Pretrained":
   """Loads the model at `path`, its parameters in float32.
 
   Args:
@@ -24,31 +25,36 @@ def load(path: str | Path, begin_token: str = "auto") -> "Pretrained":
       file.
     begin_token: whether texts begin with the begin token: auto, as the model's tokenizer does,
       yes or no.
+    weights: of a folder with two sets of weights that differ, `single` for model.safetensors or
+      `sharded` for the shards of the index; None where there is one.
 
   Raises:
     UserError: nothing there that can be read, or a model that cannot be expressed exactly.
   """
-  source = open_source(path)
+  source = open_source(path, weights)
   from of_jax.interop.pretrained import assemble
   return assemble(source, begin_token)
 
 
-def open_source(path: str | Path) -> "Source":
+def open_source(path: str | Path, weights: str | None = None) -> "Source":
   """Opens the model at `path` without reading its numbers or importing jax; else as `load`."""
   path = Path(path).expanduser()
   if path.is_dir():
     if not (path / "config.json").exists():
       files = sorted(path.glob("*.gguf"))
+      more = f", or another of the {len(files)} .gguf files there" if len(files) > 1 else ""
       raise UserError(f"{path}: has no config.json"
-                      + (f"; give the file {files[0]} itself" if files else ""))
+                      + (f"; give the file {files[0]} itself{more}" if files else ""))
     if (path / "metrics.jsonl").exists():
       raise UserError(f"{path}: a run directory of of_jax, not a foreign model")
     from of_jax.interop.folder import open_folder
-    return open_folder(path)
+    return open_folder(path, weights)
   if not path.exists():
     raise UserError(f"{path}: no such file or folder")
   if path.suffix != ".gguf":
     raise UserError(f"{path}: neither a folder with config.json and model.safetensors nor a .gguf "
                     "file")
+  if weights is not None:
+    raise UserError(f"{path}: --weights={weights} chooses among the files of a folder")
   from of_jax.interop.gguf import open_gguf
   return open_gguf(path)

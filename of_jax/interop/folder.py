@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from of_jax import variants
 from of_jax.data import special_tokens
 from of_jax.errors import UserError
+from of_jax.interop import weight_sets
 from of_jax.interop.families import Family
-from of_jax.interop.safetensors import Entry, read_header
-from of_jax.interop.settings import Settings, read_object
+from of_jax.interop.settings import Settings
 from of_jax.interop.source import TOKENIZER, Source
 from of_jax.interop.tensors import Tensors
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
   from tokenizers import Tokenizer
 
 _FAMILIES = "interop/families"
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Fields of training, generation and provenance. No code that a folder names is run.
 _INERT = (r"(.*_)?(pdrop|dropout|layerdrop|token_id|init_std|initializer_range|dtype)|"
           r"architectures|auto_map|transformers_version|_name_or_path|use_cache|is_decoder|"
@@ -26,8 +25,11 @@ _INERT = (r"(.*_)?(pdrop|dropout|layerdrop|token_id|init_std|initializer_range|d
 _RELEASED = "simplified_transformers"
 
 
-def open_folder(folder: Path) -> Source:
+def open_folder(folder: Path, weights: str | None = None) -> Source:
   """Opens the model of a folder. Code in it, if there is any, is not looked at.
+
+  Args:
+    weights: which of two sets of weights, see of_jax.interop.weight_sets; None: the only one.
 
   Raises:
     UserError: a family, a field or a file that cannot be read as it should.
@@ -35,10 +37,14 @@ def open_folder(folder: Path) -> Source:
   settings = Settings.from_json(folder / "config.json")
   family = _family(settings)
   settings.refuse("quantization_config", what="weights that are stored quantised are not read")
+  settings.refuse("per_layer_config", what="of_jax gives all blocks the same config")
   settings.set_aside(_INERT)
-  tensors = Tensors(folder, _entries(folder), family.prefix)
-  return Source(family, tensors, str(folder), f"{_kind(settings)} in safetensors",
-                read_tokenizer(folder / TOKENIZER), special=special_tokens.of_folder(folder))
+  found = weight_sets.choose(folder, weights)
+  if weights is None:
+    settings.refuse("transformers_weights", found.file, what=f"of_jax reads {found.file}")
+  return Source(family, Tensors(folder, found.entries, family.prefix), str(folder),
+                f"{_kind(settings)} in safetensors", read_tokenizer(folder / TOKENIZER),
+                found.notes, special_tokens.of_folder(folder))
 
 
 def _kind(settings: Settings) -> str:
@@ -53,41 +59,6 @@ def _family(settings: Settings) -> Family:
   else:
     settings.choice("model_type", {name: name for name in known if name != _RELEASED})
   return variants.load_class(_FAMILIES, _kind(settings), Family)(settings)
-
-
-def _entries(folder: Path) -> dict[str, Entry]:
-  """Reads the entries of all shards."""
-  if (folder / _INDEX).exists():
-    return _sharded(folder)
-  if (folder / _SINGLE).exists():
-    return read_header(folder / _SINGLE)
-  pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
-                   for path in folder.glob(pattern))
-  if pickles:
-    raise UserError(f"{folder}: holds {pickles[0]}, a pickle, which could run code and is not "
-                    f"opened; save the model as {_SINGLE}")
-  raise UserError(f"{folder}: holds neither {_SINGLE} nor {_INDEX}")
-
-
-def _sharded(folder: Path) -> dict[str, Entry]:
-  index = folder / _INDEX
-  places = read_object(index).get("weight_map")
-  if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-    raise UserError(f"{index}: lacks weight_map, from names of tensors to names of files")
-  entries: dict[str, Entry] = {}
-  for file in sorted(set(places.values())):
-    # A name and nothing else: no other folder, whatever the separator.
-    if not file.endswith(".safetensors") or set(file) & set("/\\\0") or file.startswith("."):
-      raise UserError(f"{index}: names the file {file[:60]!r}; it must be the plain name of a "
-                      ".safetensors file of its own folder")
-    found = read_header(folder / file)
-    listed = {name for name, place in places.items() if place == file}
-    for name in sorted(found.keys() ^ listed):
-      verbs = ("holds", "does not list") if name in found else ("lacks", "lists")
-      raise UserError(f"{folder / file}: {verbs[0]} the tensor {name}, which {_INDEX} {verbs[1]} "
-                      "there")
-    entries |= found
-  return entries
 
 
 def read_tokenizer(path: Path) -> "Tokenizer | None":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from of_jax.errors import UserError
-from of_jax.interop import gguf_file
+from of_jax.interop import gguf_file, gguf_metadata
 from of_jax.interop.families.llama import Llama
 from of_jax.interop.families.qwen3 import Qwen3
 from of_jax.interop.gguf_tokenizer import build_tokenizer, special_tokens_of
@@ -70,7 +70,8 @@ def open_gguf(path: Path) -> Source:
   Raises:
     UserError: an architecture, a type or a field that cannot be read as it should.
   """
-  metadata, found = gguf_file.read(path)
+  read, found = gguf_file.read(path)
+  metadata = gguf_metadata.Metadata(read)
   architecture = metadata.get("general.architecture")
   if architecture not in _FAMILIES:
     raise UserError(f"{path}: general.architecture={str(architecture)[:40]}: of_jax reads "
@@ -89,20 +90,20 @@ def open_gguf(path: Path) -> Source:
                           "pairs")
         stored[name] = _Interleaved(tensor, heads)
   tokenizer, note = build_tokenizer(metadata, str(path))
+  special = special_tokens_of(metadata)
   return Source(family, Tensors(path, stored), str(path), f"{architecture} in GGUF", tokenizer,
-                (note,) if note else (), special_tokens_of(metadata))
+                (note,) if note else (), special, gguf_metadata.unread(metadata))
 
 
-def _config(path: Path, metadata: dict[str, Any], architecture: str,
+def _config(path: Path, metadata: gguf_metadata.Metadata, architecture: str,
             found: dict[str, gguf_file.GGUFTensor]) -> dict[str, Any]:
   """Translates the metadata into the fields of the family's own config."""
   fields = {ours: metadata[f"{architecture}.{theirs}"] for ours, theirs in _FIELDS.items()
             if f"{architecture}.{theirs}" in metadata}
-  for key, accepted in (("rope.scaling.type", ("none", "linear")), ("expert_count", (0,))):
-    value = metadata.get(f"{architecture}.{key}")
-    if value is not None and value not in accepted:
-      raise UserError(f"{path}: {architecture}.{key}={str(value)[:40]}: of_jax has linear and "
-                      "llama3's scaled rotary frequencies alone, and no experts")
+  kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
+  if kind not in ("none", "linear"):
+    raise UserError(f"{path}: {architecture}.rope.scaling.type={str(kind)[:40]}: of_jax has linear "
+                    "and llama3's scaled rotary frequencies alone from GGUF")
   if "token_embd.weight" not in found or len(found["token_embd.weight"].shape) != 2:
     raise UserError(f"{path}: lacks the tensor token_embd.weight, [vocabulary, width]")
   heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
@@ -114,6 +115,10 @@ def _config(path: Path, metadata: dict[str, Any], architecture: str,
     raise UserError(f"{path}: {architecture}.rope.dimension_count={turned}: must be the head's "
                     f"{head_dim}")
   scaling = _rope_scaling(path, metadata, architecture, found, fields)
+  gguf_metadata.refuse_what_acts(path, metadata, architecture, {
+      "vocab_size": found["token_embd.weight"].shape[0], "embedding_length_out": width,
+      "attention.value_length": head_dim, "rope.freq_base_swa": fields.get("rope_theta"),
+      "attention.scale": head_dim ** -0.5 if type(head_dim) is int and head_dim > 0 else None})
   if scaling is not None:
     fields["rope_scaling"] = scaling
   return {**fields, "vocab_size": found["token_embd.weight"].shape[0],

@@ -114,7 +114,8 @@ def read_parameters(source: Source, model: Network) -> tuple[Tree, LoadReport]:
   count = sum(leaf.size for path, leaf in named_leaves(params).items() if path not in zeros)
   return params, LoadReport(
       source.where, source.kind, tuple(tensors.used), tuple(tensors.ignored), tuple(zeros),
-      family.settings.unread(), count, (*source.notes, *source.special_notes()))
+      family.settings.unread() + source.unread, count,
+      (*source.notes, *family.settings.notes, *source.special_notes()))
 
 
 def _stack(shapes: Tree, blocks: list[Tree], path: str, zeros: list[str]) -> Tree:

@@ -18,23 +18,26 @@ class Settings:
 
   Attributes:
     where: the file, for messages.
+    notes: what a user should know of how fields were understood.
   """
 
   def __init__(self, fields: Mapping[str, Any], where: str):
     self.where = where
     self._fields = dict(fields)
     self._read: set[str] = set()
+    self._parts: dict[str, Settings] = {}
+    self.notes: list[str] = []
 
   @classmethod
   def from_json(cls, path: Path) -> "Settings":
     """Reads a file; raises UserError where it is missing or is not a JSON object."""
     return cls(read_object(path), str(path))
 
-  def integer(self, name: str, default: int | None = None) -> int:
-    """Reads a whole number from 1; without a default the field must be there."""
+  def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
+    """Reads a whole number from `least`; without a default the field must be there."""
     value = self._get(name, default)
-    self.require(type(value) is int and 1 <= value < _LARGEST_NUMBER, name,
-                 f"must be a whole number of 1 or more, below {_LARGEST_NUMBER}")
+    self.require(type(value) is int and least <= value < _LARGEST_NUMBER, name,
+                 f"must be a whole number of {least} or more, below {_LARGEST_NUMBER}")
     return int(value)
 
   def number(self, name: str, default: float | None = None) -> float:
@@ -67,10 +70,26 @@ class Settings:
     return self._fields.get(name, default)
 
   def part(self, name: str) -> "Settings":
-    """Reads a field that is itself an object, or gives an empty one."""
+    """Reads a field that is itself an object, or gives an empty one; see `finish`."""
     value = self.get(name)
     self.require(value is None or isinstance(value, dict), name, "must be an object")
-    return Settings(value or {}, f"{self.where}, {name}")
+    return self._parts.setdefault(name, Settings(value or {}, f"{self.where}, {name}"))
+
+  def peek(self) -> dict[str, Any]:
+    """Returns all fields, none of which then counts as read."""
+    return dict(self._fields)
+
+  def finish(self) -> None:
+    """Raises UserError about a field that nobody has asked for in an object that was read."""
+    for part in self._parts.values():
+      for name in part.unread():
+        part.require(False, name, "of_jax does not know what this field does there")
+      part.finish()
+
+  def note(self, text: str) -> None:
+    """Keeps a line for the user, once."""
+    if text not in self.notes:
+      self.notes.append(text)
 
   def refuse(self, name: str, *accepted: Any, what: str) -> None:
     """Raises UserError unless the field is absent or one of `accepted`."""

@@ -35,6 +35,7 @@ class Source:
     tokenizer: of the `tokenizers` library, None where the model came with none.
     notes: what a user should know.
     special: tokens that begin and end a text; ids that the embedding lacks are none.
+    unread: names of metadata beside the family's own config that nobody has asked for.
   """
 
   family: Family
@@ -44,6 +45,7 @@ class Source:
   tokenizer: "Tokenizer | None"
   notes: tuple[str, ...] = ()
   special: SpecialTokens = SpecialTokens(None, None)
+  unread: tuple[str, ...] = ()
 
   def config(self, begin_token: str = "auto") -> Config:
     """Makes the resolved config; `train.sequence_length` is the longest that the model can read.
@@ -56,6 +58,7 @@ class Source:
       UserError: a model that cannot be expressed, or one whose begin token is not known.
     """
     fields, vocab_size = self.family.model_fields(self.tensors), self.family.vocab_size()
+    self.family.settings.finish()
     special = self.special.within(vocab_size)
     begins = special_tokens.decide(begin_token, special.begins, special, self.where)
     try:

@@ -21,17 +21,18 @@ FromLogits = Callable[[jax.Array], jax.Array]
 
 
 def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, fraction: float = 1.0,
-           scale: Sequence[float] | None = None) -> jax.Array:
+           scale: Sequence[float] | None = None, gain: float = 1.0) -> jax.Array:
   """Rotary position embedding (Su et al. 2021, 2104.09864, eq. 34).
 
   Neuron i of the first half of the head is paired with neuron i of the second half and turned
   by the angle position x theta^(-2i / K). With a fraction below 1 this is done to the first
   K = fraction x head_dim neurons, as to a head of that size (GPT-NeoX), and the others stay.
-  With a scale, of_jax.models.rope_scaling's, angle i is multiplied by its entry i.
+  With a scale, of_jax.models.rope_scaling's, angle i is multiplied by its entry i. What turns is
+  multiplied by the gain.
   """
   if fraction < 1:
     turned, still = jnp.split(x_BxTxHxK, [int(x_BxTxHxK.shape[-1] * fraction)], axis=-1)
-    return jnp.concatenate([rotate(turned, positions_BxT, theta, scale=scale), still], -1)
+    return jnp.concatenate([rotate(turned, positions_BxT, theta, 1.0, scale, gain), still], -1)
   half = x_BxTxHxK.shape[-1] // 2
   x = at_least_float32(x_BxTxHxK)
   frequencies_K = theta ** (-jnp.arange(half, dtype=x.dtype) / half)
@@ -39,6 +40,8 @@ def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, fractio
     frequencies_K *= jnp.asarray(scale, x.dtype)
   angles_BxTx1xK = positions_BxT[:, :, None, None].astype(x.dtype) * frequencies_K
   cos, sin = jnp.cos(angles_BxTx1xK), jnp.sin(angles_BxTx1xK)
+  if gain != 1:
+    cos, sin = gain * cos, gain * sin
   a, b = jnp.split(x, 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxTxHxK.dtype)
 
@@ -71,7 +74,8 @@ class KeyValueSink(nnx.Module):
 def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
            mask_Bx1xTxT: jax.Array | None, softmax: FromLogits, cap: float | None = None,
            scale: float | None = None, drop: Callable[[jax.Array], jax.Array] | None = None,
-           is_causal: bool = True) -> jax.Array:
+           is_causal: bool = True, replace: Callable[[jax.Array], jax.Array] = lambda x: x
+           ) -> jax.Array:
   """Attention with every step at hand, for what fused kernels do not offer.
 
   Args:
@@ -83,9 +87,10 @@ def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
     scale: multiplies q k^T, default 1 / sqrt(K).
     drop: dropout of the weights.
     is_causal: whether a query sees no key behind it.
+    replace: of the logits of all pairs, before the mask.
   """
   weights_BxHxTxS = softmax(masked_logits(q_BxTxHxK, k_BxSxGxK, mask_Bx1xTxT, cap, scale,
-                                          is_causal=is_causal))
+                                          is_causal=is_causal, replace=replace))
   if drop is not None:
     weights_BxHxTxS = drop(weights_BxHxTxS)
   v_BxSxHxK = jnp.repeat(v_BxSxGxK, q_BxTxHxK.shape[2] // v_BxSxGxK.shape[2], axis=2)
@@ -94,12 +99,13 @@ def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
 
 def masked_logits(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, mask_Bx1xTxT: jax.Array | None,
                   cap: float | None, scale: float | None, start: jax.Array | int = 0,
-                  steps: int | None = None, is_causal: bool = True) -> jax.Array:
+                  steps: int | None = None, is_causal: bool = True,
+                  replace: Callable[[jax.Array], jax.Array] = lambda x: x) -> jax.Array:
   """Logits that the softmax reads, [batch, heads, queries, keys]; -inf where a query may not look.
 
   Args:
     q_BxTxHxK: all queries, or consecutive ones.
-    k_BxSxGxK, mask_Bx1xTxT, cap, scale, is_causal: as in `attend`.
+    k_BxSxGxK, mask_Bx1xTxT, cap, scale, is_causal, replace: as in `attend`.
     start: number of the first of these queries in its sequence.
     steps: queries of the sequence; default as many as these.
   """
@@ -112,6 +118,7 @@ def masked_logits(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, mask_Bx1xTxT: jax.
   logits_BxHxTxS *= head_dim ** -0.5 if scale is None else scale
   if cap is not None:
     logits_BxHxTxS = cap * jnp.tanh(logits_BxHxTxS / cap)
+  logits_BxHxTxS = replace(logits_BxHxTxS)
   allowed = (start + jnp.arange(queries)[:, None] >= jnp.arange(steps) if is_causal
              else jnp.ones((queries, steps), bool))[None, None]
   if mask_Bx1xTxT is not None:
@@ -132,6 +139,7 @@ class Attention(nnx.Module):
       (OLMo 2, 2501.00656).
     attention_scale, attention_cap, attention_softmax, attention_sink: of the logits, of the step
       from them to the weights, of what there is to attend to.
+    attention_clip: queries, keys and values, before they turn (OLMo, 2402.00838).
     attention_window: how far back a query sees, in all blocks or all but every
       `full_attention_every`-th (Gemma 2, 2408.00118).
     attention_gate: of the heads' outputs.
@@ -165,10 +173,9 @@ class Attention(nnx.Module):
         return make_norm(model.qk_norm, rngs, model, size, axis)
 
       self.query_norm, self.key_norm = norm(model.heads), norm(model.kv_heads)
-    self.rope_fraction = model.rope_fraction
-    self.rope_scale = frequency_scale(model)
-    self.rope_theta = model.rope_theta if model.positions == "rotary" else None
+    self.model, self.is_rotary = model, model.positions == "rotary"
     self.scale, self.cap = model.attention_scale, model.attention_cap
+    self.clip = model.attention_clip
     self.window, self.full_every = model.attention_window, model.full_attention_every
     self.softmax = make_softmax(model)
     self.gate = make_gate(rngs, model)
@@ -181,12 +188,14 @@ class Attention(nnx.Module):
     q_BxTxHxK = context.linear("attn_query", "attn_in", self.query, x_BxTxD)
     k_BxTxGxK = context.linear("attn_key", "attn_in", self.key, x_BxTxD)
     v_BxTxGxK = context.linear("attn_value", "attn_in", self.value, x_BxTxD)
+    if self.clip is not None:
+      q_BxTxHxK, k_BxTxGxK, v_BxTxGxK = (
+          jnp.clip(x, -self.clip, self.clip) for x in (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK))
     if self.has_qk_norm:
       q_BxTxHxK = self._norm(self.query_norm, q_BxTxHxK, context)
       k_BxTxGxK = self._norm(self.key_norm, k_BxTxGxK, context)
-    if self.rope_theta is not None:
-      rope = context.positions_BxT, self.rope_theta, self.rope_fraction, self.rope_scale
-      q_BxTxHxK, k_BxTxGxK = rotate(q_BxTxHxK, *rope), rotate(k_BxTxGxK, *rope)
+    if self.is_rotary:
+      q_BxTxHxK, k_BxTxGxK = (self._rotate(x, context) for x in (q_BxTxHxK, k_BxTxGxK))
     q_BxTxHxK = context.probe_heads("attn_q", q_BxTxHxK)
     k_BxTxGxK = context.probe_heads("attn_k", k_BxTxGxK)
     v_BxTxGxK = context.at_heads("attn_v", v_BxTxGxK)
@@ -212,7 +221,9 @@ class Attention(nnx.Module):
 
       y_BxTxHxK = attend(
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xTxT, softmax, self.cap, self.scale,
-          lambda weights: context.dropout(weights, self.dropout), context.is_causal)
+          lambda weights: context.dropout(weights, self.dropout), context.is_causal,
+          lambda logits: context.at("attn_scores", logits))
+      y_BxTxHxK = context.at_heads("attn_context", y_BxTxHxK)
     y_BxTxHxK = context.at_heads("attn_heads", self.gate(y_BxTxHxK, x_BxTxD, context))
     return context.linear("attn_output", "attn_heads", self.out, y_BxTxHxK)
 
@@ -232,6 +243,11 @@ class Attention(nnx.Module):
       return logits, self.softmax(logits)
 
     context.probe_attention(q_BxTxHxK, k_BxSxGxK, weigh)
+
+  def _rotate(self, x_BxTxHxK: jax.Array, context: Context) -> jax.Array:
+    model, steps = self.model, x_BxTxHxK.shape[1]
+    return rotate(x_BxTxHxK, context.positions_BxT, model.rope_theta, model.rope_fraction,
+                  frequency_scale(model, steps), model.rope_gain)
 
   def _norm(self, norm: Norm, x_BxTxHxK: jax.Array, context: Context) -> jax.Array:
     if self.norm_heads_together:

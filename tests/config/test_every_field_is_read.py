@@ -150,9 +150,15 @@ def _build_every_variant(small: Callable[..., Config]) -> None:
   models += [{"model__mlp": "leaky_relu", "model__attention_softmax": "clipped",
               "model__attention_gate": "head", "model__positions": "rotary",
               "model__rope_scaling": "llama3"}]
+  models += [{"model__positions": "rotary", "model__rope_scaling": name} for name in (
+      "dynamic", "yarn")]
+  models += [{"model__positions": "rotary", "model__rope_scaling": "longrope",
+              "model__rope_short_divisors": "1,1,1,1", "model__rope_long_divisors": "2,2,2,2"}]
   for model in models:
     network = build_network(small(**model))
-    jax.eval_shape(network.init, jax.random.key(0))
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    if "model__rope_scaling" in model:
+      jax.eval_shape(network.apply, params, jnp.zeros((1, 16), int))
   params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
   scaled: dict[str, Any] = {"optim__scaling": "mup", "optim__base_width": 2}
   for own in [*({"optim__name": name} for name in variants.names("optim/optimizers")), scaled]:

@@ -174,7 +174,7 @@ def test_rotary_settings_in_both_spellings(tmp_path: Path) -> None:
     ("gpt2", {"activation_function": "mish"}, "activation_function=mish: is not one"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config=.*stored quantised"),
-    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 8}}, "rope_type=yarn: is not one"),
+    ("llama", {"rope_scaling": {"rope_type": "ntk", "factor": 8}}, "rope_type=ntk: is not one"),
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks the field low_freq"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_factor=0.5: must be at l"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {

@@ -84,11 +84,24 @@ def _check_positions(model: ModelConfig, head_dim: int, check: Check) -> None:
   check(model.positions != "rotary" or turned >= 2 and turned % 2 == 0, "model.rope_fraction",
         f"turns {turned} of model.head_dim={head_dim} neurons; their number must be even and "
         "above 0")
-  check(model.rope_scaling != "none" or model.rope_factor == default("model.rope_factor"),
+  check(model.rope_scaling not in ("none", "longrope")
+        or model.rope_factor == default("model.rope_factor"),
         "model.rope_factor", "divides no frequency; set model.rope_scaling=linear or llama3")
   check(model.rope_factor >= 1, "model.rope_factor", "must be at least 1: it slows what turns")
   check(model.rope_low_frequency < model.rope_high_frequency, "model.rope_low_frequency",
         f"must be below model.rope_high_frequency={model.rope_high_frequency:g}")
+  check(model.rope_slow_turns <= model.rope_fast_turns, "model.rope_slow_turns",
+        f"must not be above model.rope_fast_turns={model.rope_fast_turns:g}")
+  check(model.rope_scaling not in ("dynamic", "yarn") or turned > 2, "model.rope_scaling",
+        f"{model.rope_scaling} needs more than one frequency; {turned} neurons of a head turn")
+  check(model.rope_scaling != "yarn" or model.rope_theta > 1, "model.rope_theta",
+        "must be above 1 with model.rope_scaling=yarn")
+  if model.rope_scaling == "longrope":
+    for name in ("short", "long"):
+      divisors = getattr(model, f"rope_{name}_divisors")
+      check(len(divisors) == turned // 2 and all(number > 0 for number in divisors),
+            f"model.rope_{name}_divisors", f"must be {turned // 2} numbers above 0, one for each "
+            "pair of neurons of a head that turns")
 
 
 def _check_block(model: ModelConfig, check: Check) -> None:

@@ -16,9 +16,9 @@ Shape = tuple[int, ...]
 
 # Names of activations in transformers' table -> ours, plain and gated.
 PLAIN = {"relu": "relu", "gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu",
-         "silu": "silu", "swish": "silu"}
+         "gelu_fast": "gelu", "silu": "silu", "swish": "silu"}
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu",
-         "relu": "reglu"}
+         "gelu_fast": "geglu", "relu": "reglu"}
 
 
 def split_fused(fused: Tree, axis: int, count: int = 3) -> list[Tree]:

@@ -1,38 +1,28 @@
 """Gemma 2."""
 
-import math
-
-from of_jax.interop.families import Tree
-from of_jax.interop.families.llama import Llama
+from of_jax.interop.families import GATED, Tree
+from of_jax.interop.families.gemma import Gemma
 from of_jax.interop.rope import window_fields
 from of_jax.interop.tensors import Tensors
 
 
-class Gemma2(Llama):
-  """LLaMA with norms on both sides of a branch, caps on logits and a window in every other block.
-
-  Gains of norms are stored less 1. The embedding is multiplied by sqrt(width).
-  """
+class Gemma2(Gemma):
+  """Gemma with norms on both sides of a branch, caps on logits, a window in every other block."""
 
   norms = {"attention_norm": "input_layernorm", "attention_output_norm": "post_attention_layernorm",
            "mlp_norm": "pre_feedforward_layernorm",
            "mlp_output_norm": "post_feedforward_layernorm"}
   activation = ("hidden_activation", "gelu_pytorch_tanh")
-  tied_default = True
-  head_dim_default = 256
+  activations = GATED
+  kv_heads_default = 4
 
   def model_fields(self, tensors: Tensors) -> Tree:
     settings = self.settings
-    settings.refuse("use_bidirectional_attention", False, what="of_jax's attention is causal")
     layers = ["full_attention" if i % 2 else "sliding_attention" for i in range(self.depth)]
     window = settings.get("sliding_window", 4096)
     settings.set_aside("hidden_act")  # Written beside hidden_activation, which is what acts.
     return {**super().model_fields(tensors), "block": "peri",
-            "embedding_scale": math.sqrt(self.width),
             "attention_scale": settings.number("query_pre_attn_scalar", 256.0) ** -0.5,
             "attention_cap": settings.optional_number("attn_logit_softcapping", 50.0),
             "logit_cap": settings.optional_number("final_logit_softcapping", 30.0),
             **window_fields(settings, layers, window)}
-
-  def norm(self, tensors: Tensors, name: str, size: int, bias: bool = False) -> Tree:
-    return {"scale": 1 + super().norm(tensors, name, size, bias)["scale"]}

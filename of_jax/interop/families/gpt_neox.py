@@ -1,7 +1,7 @@
 """GPT-NeoX and Pythia."""
 
 from of_jax.interop.families import PLAIN, Family, Tree, split_fused
-from of_jax.interop.rope import rope_fields
+from of_jax.interop.rope import Spelling, rope_fields
 from of_jax.interop.settings import Settings
 from of_jax.interop.tensors import Tensors
 
@@ -10,6 +10,7 @@ class GPTNeoX(Family):
   """Attention and MLP side by side, each behind its LayerNorm; rotary on a quarter of a head."""
 
   prefix = "gpt_neox."
+  rope = Spelling("rotary_emb_base", "rotary_pct", 0.25, turns_whole_heads=False)
 
   def __init__(self, settings: Settings):
     super().__init__(settings)
@@ -18,12 +19,15 @@ class GPTNeoX(Family):
     self.tied = settings.flag("tie_word_embeddings", False)
     self.attention_bias = settings.flag("attention_bias", True)
 
+  def positions(self, tensors: Tensors) -> int:
+    return self.settings.integer("max_position_embeddings", self.rope.longest)
+
   def model_fields(self, tensors: Tensors) -> Tree:
     settings = self.settings
     parallel = settings.flag("use_parallel_residual", True)
     return {**self.sizes(), "block": "parallel_two_norms" if parallel else "pre", "norm": "layer",
             "norm_eps": settings.number("layer_norm_eps", 1e-5), "final_norm": True,
-            **rope_fields(settings, "rotary_emb_base", ("rotary_pct", 0.25)),
+            **rope_fields(settings, self.head_dim, self.rope),
             "mlp": settings.choice("hidden_act", PLAIN, "gelu"), "linear_bias": True}
 
   def outside(self, tensors: Tensors) -> Tree:

@@ -10,6 +10,10 @@ class OLMo2(Llama):
 
   norms = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
 
+  def biases(self) -> tuple[bool, bool, bool]:
+    attention = self.settings.flag("attention_bias", False)
+    return attention, attention, False
+
   def model_fields(self, tensors: Tensors) -> Tree:
     return {**super().model_fields(tensors), "block": "output", "qk_norm": "rms",
             "qk_norm_over": "width",

@@ -29,6 +29,9 @@ class OPT(Family):
     self.has_final_norm = self.norm_before and not removed
     self.bias = settings.flag("enable_bias", True)
 
+  def positions(self, tensors: Tensors) -> int:
+    return self.settings.integer("max_position_embeddings", 2048)
+
   def model_fields(self, tensors: Tensors) -> Tree:
     settings = self.settings
     settings.refuse("layer_norm_elementwise_affine", True, what="of_jax's LayerNorm has a gain and "

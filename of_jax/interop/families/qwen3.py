@@ -2,7 +2,7 @@
 
 from of_jax.interop.families import Tree
 from of_jax.interop.families.llama import Llama
-from of_jax.interop.rope import window_fields
+from of_jax.interop.rope import Spelling, windows_above
 from of_jax.interop.tensors import Tensors
 
 
@@ -10,15 +10,16 @@ class Qwen3(Llama):
   """LLaMA with queries and keys normed over the head."""
 
   head_dim_default = 128
+  kv_heads_default = 32
+  rope = Spelling(longest=32768)
+
+  def biases(self) -> tuple[bool, bool, bool]:
+    attention = self.settings.flag("attention_bias", False)
+    return attention, attention, False
 
   def model_fields(self, tensors: Tensors) -> Tree:
-    used = self.settings.flag("use_sliding_window", False)
-    self.settings.set_aside("sliding_window|max_window_layers")  # Read below, where they act.
-    full = self.settings.integer("max_window_layers", 28) if used else self.depth
-    layers = ["full_attention" if i < full else "sliding_attention" for i in range(self.depth)]
-    window = self.settings.get("sliding_window", 4096) if used else None
     return {**super().model_fields(tensors), "qk_norm": "rms",
-            **window_fields(self.settings, layers, window)}
+            **windows_above(self.settings, self.depth)}
 
   def block(self, tensors: Tensors, layer: int) -> Tree:
     tree = super().block(tensors, layer)
