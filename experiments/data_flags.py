@@ -61,7 +61,10 @@ def _tokens(model: Any, name: str, where: str) -> tuple[Any, dict[str, Any]]:
     texts = text_file.read(path, where, flags.FLAGS.text_field, print)
     return replay.encode(model, texts.documents, where), {"data": where, "text": texts.record}
   try:
-    return np.load(path, allow_pickle=False), {"data": where}
+    tokens = np.load(path, allow_pickle=False)
+    if not isinstance(tokens, np.ndarray):
+      raise ValueError("an archive of arrays")
+    return tokens, {"data": where}
   except (OSError, ValueError, EOFError) as error:
     reason = ("no such file" if isinstance(error, FileNotFoundError)
               else "not a .npy file of numbers")
