@@ -76,10 +76,11 @@ def refuse_overrides(taken: Mapping[str, str]) -> None:
       raise UserError(f"--config.{path}={text}: {taken[path]} decides it here")
 
 
-def load_config(spec: str, extra: Iterable[tuple[str, str]] = ()) -> config_lib.Config:
+def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = True
+                ) -> config_lib.Config:
   """Loads the config of `PATH` or `PATH:ARGUMENT`, sets fields and resolves it.
 
-  The fields of `extra` are set first, then those of the command line.
+  The fields of `extra` are set first, then those of the command line, unless `typed` is false.
   The file defines `get_config()` or `get_config(argument)`, returning an of_jax Config.
 
   Raises:
@@ -102,7 +103,7 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = ()) -> config_lib.
   if takes_argument and not argument:
     raise UserError(f"--config={spec}: needs an argument, as in {path}:NAME")
   config = get_config(argument) if argument else get_config()
-  return config_lib.apply_overrides(config, [*extra, *overrides()])
+  return config_lib.apply_overrides(config, [*extra, *(overrides() if typed else ())])
 
 
 def _take_overrides(argv: list[str]) -> list[str]:

@@ -51,6 +51,7 @@ def _save(model: "Pretrained", out: Path) -> None:
   from of_jax.config import to_dict
   from of_jax.storage import run_directory
   from of_jax.storage.checkpoint import Checkpoints
+  from of_jax.train import environment
   if out.is_file() or out.is_dir() and any(out.iterdir()):
     raise UserError(f"--out={out}: exists and is no empty folder; give a new one")
   out.mkdir(parents=True, exist_ok=True)
@@ -59,6 +60,9 @@ def _save(model: "Pretrained", out: Path) -> None:
     checkpoints.wait()
   if model.tokenizer is not None:
     (out / run_directory.TOKENIZER).write_text(model.tokenizer.to_str(), encoding="utf-8")
+  run_directory.write_json(out / run_directory.ENVIRONMENT, {
+      "loaded_from": {"path": model.report.path, "kind": model.report.kind,
+                      "parameters": model.report.parameters}, **environment.machine()})
   # Last, so that what has a config is whole.
   run_directory.write_json(out / run_directory.CONFIG, to_dict(model.config))
   print(f"  written to {out}")

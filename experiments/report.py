@@ -77,11 +77,12 @@ def _judged(study: dict[str, Any], runs: dict[str, Run]) -> dict[str, Any]:
   A study that this clone does not declare keeps the verdicts that it came with.
   """
   try:
-    declared = studies.load(str(study["study"]), str(study["scale"])).claims
+    scale = studies.load(str(study["study"]), str(study["scale"]))
   except UserError:
     return study
   numbers = [{**run, **study_record.numbers(runs.get(run["name"]))} for run in study["runs"]]
-  return {**study, "claims": study_record.judge(declared, runs, study), "runs": numbers}
+  claims = study_record.judge(scale.claims, runs, study, studies.configs(scale))
+  return {**study, "claims": claims, "runs": numbers}
 
 
 if __name__ == "__main__":

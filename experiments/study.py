@@ -59,10 +59,8 @@ def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
   for path, text in cli.overrides():
     if path in varied:
       raise UserError(f"--config.{path}={text}: the study varies {path} itself")
-  # The declaration names files of this clone, wherever the command was typed.
-  base = str(pathlib.Path(__file__).parent.parent / scale.config)
   extra = [("data.corpus", corpus)] if corpus else []
-  return {name: cli.load_config(base, [*scale.common, *own, *extra])
+  return {name: cli.load_config(studies.base_config(scale), [*scale.common, *own, *extra])
           for name, own in scale.runs.items()}
 
 
@@ -130,6 +128,9 @@ class _Record:
   previous: Mapping[str, object] | None
   loaded: dict[str, Run] = dataclasses.field(default_factory=dict)
 
+  def __post_init__(self) -> None:
+    self._declared = studies.configs(self.scale)
+
   def write(self) -> None:
     """Reads the runs that were not finished before, judges the claims and writes study.json."""
     # A finished run does not change: it is read once.
@@ -139,7 +140,8 @@ class _Record:
     settings = [*((("data.corpus", self.corpus),) if self.corpus else ()), *cli.overrides()]
     study_record.write(self.root, {
         "study": self.study, "scale": self.scale_name,
-        "claims": study_record.judge(self.scale.claims, runs, self.previous),
+        "claims": study_record.judge(self.scale.claims, runs, self.previous,
+                                     self._declared),
         "runs": study_record.describe_runs(self.planned, runs),
         "overrides": {path: text for path, text in settings},
         "paper_setup": dict(self.scale.paper), "command": _command()})

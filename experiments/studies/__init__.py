@@ -7,7 +7,9 @@ import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from of_jax.claims.rules import Claim
+from experiments import cli
+from of_jax.claims.judge import Claim
+from of_jax.config import Config
 from of_jax.errors import UserError, nearest
 
 Overrides = tuple[tuple[str, str], ...]
@@ -53,6 +55,19 @@ def load(study: str, scale: str) -> Scale:
   if scale not in scales:
     raise UserError(f"--scale={scale}: {study} has no such scale{_nearest(scale, list(scales))}")
   return scales[scale]
+
+
+def base_config(scale: Scale) -> str:
+  """Returns what `--config` takes for the study's base config, wherever the command was typed."""
+  # The declaration names files of this clone.
+  return str(pathlib.Path(__file__).parents[2] / scale.config)
+
+
+def configs(scale: Scale) -> dict[str, Config]:
+  """Resolves every run's config by name as the study declares it, whatever was typed."""
+  base = base_config(scale)
+  return {name: cli.load_config(base, [*scale.common, *own], typed=False)
+          for name, own in scale.runs.items()}
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -24,8 +24,8 @@ from experiments.studies import Scale
 from experiments.studies.op_block import PAPER as SETUP
 from experiments.studies.op_block import name_of, run_of
 from of_jax.claims import quantisation
+from of_jax.claims.judge import Claim
 from of_jax.claims.quantisation import ANALYSIS
-from of_jax.claims.rules import Claim
 
 SEEDS = (0, 1, 2)
 SCHEMES = ("W8A8", "W4A8")
@@ -55,8 +55,8 @@ def _claims(rates: Sequence[str], embedding_scale: str) -> tuple[Claim, ...]:
     judged += [
         Claim(
             f"op_loses_less_{short}",
-            f"Quantised to {scheme}, the OP block loses less than Pre-Norm (RMSNorm), each at its "
-            "best learning rate.",
+            f"Quantised to {scheme}, the OP block loses less than Pre-Norm (RMSNorm) at embedding "
+            f"scale {embedding_scale}, each at the best of the learning rates {', '.join(rates)}.",
             "On quantisation: W8A8 takes OPT-125m of Pre-LN with Adam from perplexity 16.00 to "
             "63.4, OP with SOAP from 14.71 to 14.87; OP with AdamW loses less than 0.73 in every "
             "setting.",

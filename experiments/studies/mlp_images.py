@@ -22,7 +22,7 @@ Transformer Training" (arXiv 2405.19279 v2), cited below as the paper.
 
 from experiments.studies import Overrides, Scale
 from of_jax.claims import rules
-from of_jax.claims.rules import Claim
+from of_jax.claims.judge import Claim
 
 OPTIMIZERS: dict[str, Overrides] = {
     "sgd": (("optim.name", "sgd"), ("optim.momentum", "0"), ("optim.learning_rate", "3")),

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from experiments.studies import Overrides, Scale
 from experiments.studies.op_block import PAPER
 from of_jax.claims import rules
-from of_jax.claims.rules import Claim
+from of_jax.claims.judge import Claim
 
 VARIANTS: dict[str, Overrides] = {
     "pre": (),

@@ -24,7 +24,7 @@ text, and stands here without numbers.
 
 from experiments.studies import Scale
 from of_jax.claims import checkpoints as rules
-from of_jax.claims.rules import Claim
+from of_jax.claims.judge import Claim
 
 PAPER = {"model.width": "4,096 and more", "model.depth": "32 and more",
          "data.corpus": "each model's own; analysed on WikiText-103",

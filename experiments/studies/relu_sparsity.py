@@ -24,7 +24,7 @@ of its figures, not its text.
 
 from experiments.studies import Scale
 from of_jax.claims import checkpoints as rules
-from of_jax.claims.rules import Claim
+from of_jax.claims.judge import Claim
 
 PAPER = {"model.mlp_width": "32,768", "model.depth": "6", "model.mlp": "relu"}
 _OPEN = "Inconclusive if a run is missing, unfinished, not finite or was not analysed."

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from of_jax import config as config_lib
 from of_jax.config.kinds import kind_of
 from of_jax.errors import UserError
+from of_jax.interop.source import NO_CORPUS
 from of_jax.storage.run_directory import (
     CONFIG,
     DONE,
@@ -27,6 +28,8 @@ from of_jax.storage.run_directory import (
     read_json,
     read_lines,
 )
+
+MEASURED = "measure.json"
 
 # The site that claims and pages speak of: the stream entering each block.
 SITE = "resid_pre"
@@ -87,6 +90,11 @@ class Run:
   def final_accuracy(self) -> float:
     """The last evaluation's share of images told right; NaN for tokens."""
     return float(self.eval.accuracy[-1]) if self.eval.accuracy.size else math.nan
+
+  @property
+  def is_loaded(self) -> bool:
+    """Whether it holds weights from elsewhere, as `experiments.load --out` leaves them."""
+    return "loaded_from" in self.env or self.config.data.corpus == NO_CORPUS
 
   @property
   def reads_images(self) -> bool:
@@ -194,6 +202,23 @@ def read_analysis(run: Run, name: str) -> Mapping[str, Any] | None:
   if value.get("analysis") != name or not value.get("steps"):
     raise UserError(f"{path}: not the analysis of that name; remove it and run the study again")
   return value
+
+
+def read_measurements(run: Run) -> list[Mapping[str, Any]]:
+  """Reads what `experiments.measure --out` left in the run's own folder, one object a step.
+
+  Raises:
+    UserError: a measure.json that holds something else.
+  """
+  path = run.path / MEASURED
+  if not path.is_file():
+    return []
+  value = _read_object(path)
+  steps = value.get("steps", [value])
+  if not isinstance(steps, list) or not all(
+      isinstance(one, dict) and {"loss", "step", "telemetry"} <= set(one) for one in steps):
+    raise UserError(f"{path}: holds no measurements; remove it and measure again")
+  return steps
 
 
 def read_config(path: pathlib.Path) -> config_lib.Config:

@@ -8,66 +8,93 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from of_jax.analysis.runs import read_analysis
-from of_jax.claims.rules import Runs, Verdict, problems, span, unjudged, verdict
+from of_jax.claims.judge import Judge, Runs, Verdict, decided, span, unjudged
 
-Judge = Callable[[Runs], Verdict]
-# An analysis of one run -> (whether the claim holds, what was read, a few words); None where there
-# is nothing to look at.
-Read = Callable[[Mapping[str, Any]], tuple[bool, dict[str, Any], str] | None]
+# What a rule finds in one run's analysis: whether the claim holds, what was read, a few words; or a
+# sentence that says why there is nothing to judge.
+Found = tuple[bool, dict[str, Any], str] | str
+Read = Callable[[Mapping[str, Any]], Found]
+
+_NO_DIMENSION = "no outlier dimension at the end"
 
 
-def in_every_run(analysis: str, names: Sequence[str], read: Read, nothing: str = "") -> Judge:
+def in_every_run(analysis: str, names: Sequence[str], read: Read, from_start: bool = False
+                 ) -> Judge:
   """Judges that what `read` looks for holds in every run.
 
   Args:
     analysis: which file.
     names: of runs, one a seed.
-    nothing: why the claim is not judged where `read` has nothing to look at.
+    read: looks at one run's analysis, whose last checkpoint is that of the run's last step.
+    from_start: whether the rule compares with step 0, which must have been analysed then.
   """
-  def judge(runs: Runs) -> Verdict:
-    found = problems(runs, names)
-    analyses = {}
+  def decide(runs: Runs) -> Verdict:
+    found: dict[str, str] = {}
+    held: dict[str, tuple[bool, dict[str, Any], str]] = {}
     for name in names:
-      if name not in found:
-        value = read_analysis(runs[name], analysis)
-        if value is None:
-          found[name] = f"has no {analysis}.json"
-        else:
-          analyses[name] = value
+      result = _read(read_analysis(runs[name], analysis), analysis, read, from_start,
+                     runs[name].config.train.steps)
+      if isinstance(result, str):
+        found[name] = result
+      else:
+        held[name] = result
     if found:
       return unjudged(found)
-    results = {name: read(value) for name, value in analyses.items()}
-    empty = [name for name, result in results.items() if result is None]
-    if empty:
-      return unjudged(dict.fromkeys(empty, nothing))
-    held = {name: result for name, result in results.items() if result is not None}
-    return Verdict(
-        verdict(all(result[0] for result in held.values())),
+    return decided(
+        all(result[0] for result in held.values()),
+        [number for result in held.values() for number in _numbers(result[1])],
         {name: result[1] for name, result in held.items()},
         "; ".join(f"{name}: {result[2]}" for name, result in held.items()))
 
-  return judge
+  return Judge({analysis: names}, decide)
+
+
+def _read(value: Mapping[str, Any] | None, analysis: str, read: Read, from_start: bool, last: int
+          ) -> Found:
+  """Reads one run's analysis, if it is there and reaches to the run's last step, `last`."""
+  if value is None:
+    return f"has no {analysis}.json"
+  steps = [entry["step"] for entry in value["steps"]]
+  if not steps or max(steps) != last:
+    return f"{analysis}.json ends at step {max(steps, default=0)} of {last}"
+  if from_start and 0 not in steps:
+    return f"{analysis}.json has no checkpoint at step 0"
+  return read(value)
+
+
+def _numbers(value: Any) -> list[float]:
+  """Lists all numbers in nested lists and dictionaries; null counts as undefined."""
+  if isinstance(value, Mapping):
+    value = list(value.values())
+  if isinstance(value, Sequence) and not isinstance(value, str):
+    return [number for one in value for number in _numbers(one)]
+  return [] if isinstance(value, str) else [math.nan if value is None else float(value)]
 
 
 def dimensions_appear(names: Sequence[str], until: int) -> Judge:
-  """Judges that outlier dimensions appear: none at the first checkpoint, some from `until` on."""
-  def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str]:
-    counts = {entry["step"]: len(entry["outlier_dimensions"]) for entry in analysis["steps"]}
-    first, last = min(counts), max(counts)
-    holds = counts[first] == 0 and all(n > 0 for step, n in counts.items() if step >= until)
-    return holds, {"outlier_dimensions_by_step": counts}, (
-        f"{counts[first]} outlier dimensions at step {first}, {counts[last]} at step {last}")
+  """Judges that outlier dimensions appear: none at step 0, some at every checkpoint from `until`.
 
-  return in_every_run("outlier_dimensions", names, read)
+  Inconclusive where there is no checkpoint at step 0, or none from step `until` on.
+  """
+  def read(analysis: Mapping[str, Any]) -> Found:
+    counts = {entry["step"]: len(entry["outlier_dimensions"]) for entry in analysis["steps"]}
+    late = [count for step, count in counts.items() if step >= until]
+    if not late:
+      return f"too short: no checkpoint from step {until} on"
+    holds = counts[0] == 0 and all(late)
+    return holds, {"outlier_dimensions_by_step": counts}, (
+        f"{counts[0]} outlier dimensions at step 0, {counts[max(counts)]} at step {max(counts)}")
+
+  return in_every_run("outlier_dimensions", names, read, from_start=True)
 
 
 def ablation_hurts(names: Sequence[str], least: float, factor: float) -> Judge:
   """Judges that surprisal rises by `least` nats without outlier dimensions, and `factor` times as
   much as without random ones."""
-  def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str] | None:
+  def read(analysis: Mapping[str, Any]) -> Found:
     last = analysis["steps"][-1]
     if last["without_outlier_dimensions"] is None or last["without_random"] is None:
-      return None
+      return _NO_DIMENSION
     rise, by_chance = (last[mode]["surprisal"] - last["full"]["surprisal"]
                        for mode in ("without_outlier_dimensions", "without_random"))
     accuracy = {mode: last[mode]["accuracy"] for mode in (
@@ -78,17 +105,17 @@ def ablation_hurts(names: Sequence[str], least: float, factor: float) -> Judge:
             f"surprisal rises by {rise:.3f} nats without {len(last['outlier_dimensions'])} outlier "
             f"dimensions and by {by_chance:.3f} without as many random ones")
 
-  return in_every_run("outlier_dimensions", names, read, "no outlier dimension at the end")
+  return in_every_run("outlier_dimensions", names, read)
 
 
 def alone_they_predict_few(names: Sequence[str], share: float) -> Judge:
   """Judges that outlier dimensions alone predict at most `share` of the distinct tokens that all
   dimensions predict, and no rarer ones."""
-  def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str] | None:
+  def read(analysis: Mapping[str, Any]) -> Found:
     last = analysis["steps"][-1]
     alone, full = last["only_outlier_dimensions"], last["full"]
     if alone is None:
-      return None
+      return _NO_DIMENSION
     distinct = [alone["distinct_predictions"], full["distinct_predictions"]]
     common = [alone["mean_corpus_share_of_predicted"], full["mean_corpus_share_of_predicted"]]
     return (distinct[0] <= share * distinct[1] and common[0] >= common[1],
@@ -97,28 +124,33 @@ def alone_they_predict_few(names: Sequence[str], share: float) -> Judge:
             f"alone they predict {distinct[0]} distinct tokens of mean corpus share "
             f"{common[0]:.2%}, all dimensions {distinct[1]} of {common[1]:.2%}")
 
-  return in_every_run("outlier_dimensions", names, read, "no outlier dimension at the end")
+  return in_every_run("outlier_dimensions", names, read)
 
 
 def boosted(names: Sequence[str], writes: Sequence[str]) -> Judge:
   """Judges that the median outlier dimension gets more of each of `writes` than the median one."""
-  def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str] | None:
+  def read(analysis: Mapping[str, Any]) -> Found:
     last = analysis["steps"][-1]
     ratios = {name: (last["boost"].get(name) or {}).get("ratios") for name in writes}
-    if not last["outlier_dimensions"] or not all(ratios.values()):
-      return None
+    if not last["outlier_dimensions"]:
+      return _NO_DIMENSION
+    lacking = [name for name in writes if not ratios[name]]
+    if lacking or not writes:
+      return f"nothing writes to the dimensions as {', '.join(lacking) or 'named'}"
     medians = {name: statistics.median(values) for name, values in ratios.items() if values}
     return (all(value > 1 for value in medians.values()), {"median_ratio": medians},
             ", ".join(f"{name.replace('_', ' ')} {value:.2f} times the usual"
                       for name, value in medians.items()))
 
-  return in_every_run("outlier_dimensions", names, read, "no outlier dimension at the end")
+  return in_every_run("outlier_dimensions", names, read)
 
 
 def first_layer_uses_less(names: Sequence[str], share: float) -> Judge:
   """Judges that at the end the first layer uses at most `share` as many units as the last."""
-  def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str]:
+  def read(analysis: Mapping[str, Any]) -> Found:
     used = [row["active_fraction_batch"] for row in analysis["steps"][-1]["layers"]]
+    if len(used) < 2 or not any(used):
+      return "one layer alone" if len(used) < 2 else "no unit is active in any layer"
     return (used[0] <= share * used[-1], {"active_fraction_batch_by_layer": used},
             f"{used[0]:.1%} of units in layer 0 and {used[-1]:.1%} in layer {len(used) - 1}, in "
             f"{analysis['batch_tokens']:,} tokens")
@@ -128,7 +160,7 @@ def first_layer_uses_less(names: Sequence[str], share: float) -> Judge:
 
 def token_use_falls(names: Sequence[str]) -> Judge:
   """Judges that the share of units active for a token, mean over layers, is lower at the end."""
-  def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str]:
+  def read(analysis: Mapping[str, Any]) -> Found:
     means = {entry["step"]: statistics.fmean(row["active_fraction_token"]
                                              for row in entry["layers"])
              for entry in analysis["steps"]}
@@ -136,12 +168,12 @@ def token_use_falls(names: Sequence[str]) -> Judge:
     return (last < first, {"active_fraction_token_by_step": means},
             f"from {first:.1%} to {last:.1%} of units for a token")
 
-  return in_every_run("sparsity", names, read)
+  return in_every_run("sparsity", names, read, from_start=True)
 
 
 def units_die(names: Sequence[str], least: float) -> Judge:
   """Judges that in some layer the share of dead units grows by `least`."""
-  def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str]:
+  def read(analysis: Mapping[str, Any]) -> Found:
     first, last = ([row["dead_fraction"] for row in analysis["steps"][i]["layers"]]
                    for i in (0, -1))
     grown = [b - a for a, b in zip(first, last)]
@@ -151,17 +183,17 @@ def units_die(names: Sequence[str], least: float) -> Judge:
              "largest_share_of_dead_revived_between_checkpoints": revived},
             f"dead units from {span(first, '.1%')} to {span(last, '.1%')}, by layer")
 
-  return in_every_run("sparsity", names, read)
+  return in_every_run("sparsity", names, read, from_start=True)
 
 
 def prunable(names: Sequence[str], least: float, most: float) -> Judge:
   """Judges that at least the share `least` of units is rarely active and costs `most` nats or less.
   """
-  def read(analysis: Mapping[str, Any]) -> tuple[bool, dict[str, Any], str] | None:
+  def read(analysis: Mapping[str, Any]) -> Found:
     pruned = analysis.get("pruning")
-    if not pruned or not math.isfinite(pruned["loss_change"]):
-      return None
+    if not pruned:
+      return "nothing was pruned"
     return (pruned["share"] >= least and pruned["loss_change"] <= most, dict(pruned),
             f"{pruned['share']:.1%} of units pruned, loss {pruned['loss_change']:+.4f} nats")
 
-  return in_every_run("sparsity", names, read, "nothing was pruned")
+  return in_every_run("sparsity", names, read)

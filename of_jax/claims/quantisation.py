@@ -2,19 +2,21 @@
 of_jax.claims.rules makes them of curves.
 """
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from of_jax.analysis.runs import read_analysis
-from of_jax.claims.checkpoints import Judge
-from of_jax.claims.rules import Runs, Verdict, problems, span, unjudged, verdict
+from of_jax.claims.judge import Judge, Runs, Verdict, decided, span, unjudged
 
 ANALYSIS = "quantised"
 RESAMPLES = 10_000
+# Of n runs the ranks agree by chance with probability 1 / n!, which is above 2.5 % for fewer.
+LEAST_RUNS = 5
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,28 +39,38 @@ def spearman(a: Floats, b: Floats) -> Floats:
 def bootstrap_interval(a: Floats, b: Floats, resamples: int = RESAMPLES) -> tuple[float, float]:
   """Bootstraps the 2.5 % and 97.5 % quantiles of Spearman's correlation, from seed 0.
 
-  A resample in which either side is constant has no correlation and is left out.
+  A resample in which either side is constant has no correlation and is left out; NaN where that
+  is every one.
   """
   rng = np.random.default_rng(0)
   rows = rng.integers(len(a), size=(resamples, len(a)))
   found = spearman(a[rows], b[rows])
-  low, high = np.quantile(found[np.isfinite(found)], [0.025, 0.975])
+  found = found[np.isfinite(found)]
+  if not found.size:
+    return math.nan, math.nan
+  low, high = np.quantile(found, [0.025, 0.975])
   return float(low), float(high)
 
 
-def _analyses(runs: Runs, names: Sequence[str]
-              ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
-  """Reads what each run's last checkpoint lost, and why runs cannot be judged."""
-  found = problems(runs, names)
-  last: dict[str, Mapping[str, Any]] = {}
-  for name in names:
-    if name not in found:
+def _judge(groups: Mapping[str, Sequence[str]],
+           decide: Callable[[Runs, dict[str, Mapping[str, Any]]], Verdict]) -> Judge:
+  """Makes a judge of what each run's last checkpoint lost, by name."""
+  def decide_if_quantised(runs: Runs) -> Verdict:
+    last: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, str] = {}
+    for name in judge.names:
       value = read_analysis(runs[name], ANALYSIS)
+      end = runs[name].config.train.steps
       if value is None:
         found[name] = f"has no {ANALYSIS}.json"
+      elif not value["steps"] or value["steps"][-1]["step"] != end:
+        found[name] = f"{ANALYSIS}.json does not reach to step {end}"
       else:
         last[name] = value["steps"][-1]
-  return last, found
+    return unjudged(found) if found else decide(runs, last)
+
+  judge = Judge(groups, decide_if_quantised)
+  return judge
 
 
 def correlates(names: Sequence[str], scheme: str) -> Judge:
@@ -67,17 +79,17 @@ def correlates(names: Sequence[str], scheme: str) -> Judge:
   Kurtosis is the mean over layers of the stream entering each block, at the last checkpoint. The
   bootstrap interval of Spearman's correlation over runs must lie above 0.
   """
-  def judge(runs: Runs) -> Verdict:
-    last, found = _analyses(runs, names)
-    if found:
-      return unjudged(found)
+  def decide(runs: Runs, last: Mapping[str, Mapping[str, Any]]) -> Verdict:
+    if len(names) < LEAST_RUNS:
+      return Verdict("inconclusive", {"reason": "too few runs", "runs": {}},
+                     f"{len(names)} runs; a correlation needs at least {LEAST_RUNS}")
     kurtosis = np.asarray([last[name]["kurtosis"] for name in names], np.float64)
     increase = np.asarray([last[name]["schemes"][scheme]["increase"]["mean"] for name in names],
                           np.float64)
     correlation = float(spearman(kurtosis, increase))
     low, high = bootstrap_interval(kurtosis, increase)
-    return Verdict(
-        verdict(low > 0),
+    return decided(
+        low > 0, [correlation, low, high],
         {"kurtosis": dict(zip(names, kurtosis.tolist())),
          "increase_of_log_perplexity": dict(zip(names, increase.tolist())),
          "spearman": correlation, "bootstrap_interval_95": [low, high], "resamples": RESAMPLES},
@@ -85,7 +97,7 @@ def correlates(names: Sequence[str], scheme: str) -> Judge:
         f"log-perplexity under {scheme} is {correlation:.2f}, 95 % interval {low:.2f} to "
         f"{high:.2f}")
 
-  return judge
+  return _judge({"ranked": names}, decide)
 
 
 def loses_less(op: Mapping[str, Sequence[str]], pre: Mapping[str, Sequence[str]], scheme: str
@@ -96,13 +108,7 @@ def loses_less(op: Mapping[str, Sequence[str]], pre: Mapping[str, Sequence[str]]
     op, pre: setting -> the names of its runs, one a seed. The best one has the lowest mean of the
       final validation losses.
   """
-  names = [name for table in (pre, op) for seeds in table.values() for name in seeds]
-
-  def judge(runs: Runs) -> Verdict:
-    last, found = _analyses(runs, names)
-    if found:
-      return unjudged(found)
-
+  def decide(runs: Runs, last: Mapping[str, Mapping[str, Any]]) -> Verdict:
     def best(table: Mapping[str, Sequence[str]]) -> dict[str, Any]:
       means = {setting: statistics.fmean(runs[name].final_loss for name in seeds)
                for setting, seeds in table.items()}
@@ -114,9 +120,11 @@ def loses_less(op: Mapping[str, Sequence[str]], pre: Mapping[str, Sequence[str]]
 
     ours, theirs = best(op), best(pre)
     lost, lost_theirs = (side["increase_of_log_perplexity"] for side in (ours, theirs))
-    return Verdict(
-        verdict(max(lost) < min(lost_theirs)), {"op": ours, "pre": theirs},
+    return decided(
+        max(lost) < min(lost_theirs), [*lost, *lost_theirs], {"op": ours, "pre": theirs},
         f"under {scheme}, each at its best setting, op loses {span(lost)} nats "
         f"({ours['best_setting']}) and pre {span(lost_theirs)} ({theirs['best_setting']})")
 
-  return judge
+  groups = {f"{what} at {setting}": names for what, table in (("op", op), ("pre", pre))
+            for setting, names in (table.items() or [("no setting", ())])}
+  return _judge(groups, decide)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from of_jax.analysis.runs import Run, find_runs, load_run, read_config
-from of_jax.claims.rules import Claim, Runs
+from of_jax.claims.judge import Claim, Runs, Verdict, unjudged
 from of_jax.config import Config, to_dict
 from of_jax.errors import UserError
 from of_jax.storage.run_directory import CONFIG, DONE, read_json, write_json
@@ -18,6 +18,8 @@ STUDY = "study.json"
 
 # They decide where and how a run is stored or split, not what it computes.
 _IRRELEVANT = ("mesh.", "data.cache_dir", "train.tensorboard", "train.wandb_project")
+# What may differ from the declaration besides: more or less is measured, the same is trained.
+_OBSERVING = (*_IRRELEVANT, "telemetry.", "train.checkpoint_every", "train.keep_checkpoints")
 
 _COMPUTED = ("optim.warmup_steps", "model.beta_attention", "model.beta_mlp", "model.qk_norm",
              "model.mlp_width", "model.position_init_std", "model.kv_heads", "model.mlp_norm",
@@ -59,24 +61,54 @@ def conflict(path: pathlib.Path, planned: Config) -> str | None:
   return f"config.{field}={there[field]}, not {wanted[field]}{more}"
 
 
-def judge(claims: Iterable[Claim], runs: Runs,
-          previous: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+def judge(claims: Iterable[Claim], runs: Runs, previous: Mapping[str, Any] | None = None,
+          declared: Mapping[str, Config] | None = None) -> list[dict[str, Any]]:
   """Judges each claim, and gives it with its verdict as study.json holds it.
 
   A rule that reads otherwise than in `previous` keeps that one beside it, as `rule_at_start`.
+  `left_out` lists the runs that the rule does not read, with their numbers.
+
+  Args:
+    claims: of the study, with their rules.
+    runs: the study's runs by name, as far as they got.
+    previous: the study.json that was there before.
+    declared: config of each run as the study declares it. A claim that reads a run with other
+      settings is inconclusive: its rule was made for the declared ones.
   """
   before = {c["id"]: c.get("rule_at_start", c["rule"])
             for c in (previous or {}).get("claims", [])}
   result = []
   for claim in claims:
-    verdict = claim.judge(runs)
+    verdict = _undeclared(claim, runs, declared or {}) or claim.judge(runs)
     entry = {"id": claim.id, "statement": claim.statement, "paper": claim.paper,
              "rule": claim.rule, "verdict": verdict.verdict, "evidence": verdict.evidence,
-             "summary": verdict.summary}
+             "summary": verdict.summary, "left_out": _left_out(claim, runs)}
     if before.get(claim.id, claim.rule) != claim.rule:
       entry["rule_at_start"] = before[claim.id]
     result.append(entry)
   return result
+
+
+def _undeclared(claim: Claim, runs: Runs, declared: Mapping[str, Config]) -> Verdict | None:
+  """Makes the verdict on runs that were not set as the study declares; None if all were."""
+  found = {}
+  for name in claim.judge.names:
+    if name in runs and name in declared:
+      here, wanted = flatten(runs[name].config), flatten(declared[name])
+      different = [path for path in wanted
+                   if here[path] != wanted[path] and not path.startswith(_OBSERVING)]
+      different.sort(key=lambda path: path in _COMPUTED)
+      if different:
+        field = different[0]
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        found[name] = f"not the declared setting: {field}={here[field]}, not {wanted[field]}{more}"
+  return unjudged(found) if found else None
+
+
+def _left_out(claim: Claim, runs: Runs) -> list[dict[str, Any]]:
+  """Lists the runs that a claim does not read, with what they came to."""
+  return [{"run": name, "final_loss": run.final_loss, "peak_kurtosis": run.peak("kurtosis")}
+          for name, run in runs.items() if name not in claim.judge.names]
 
 
 def describe_runs(planned: Mapping[str, Config], runs: Runs) -> list[dict[str, Any]]:

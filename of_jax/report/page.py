@@ -37,7 +37,7 @@ def render(runs: Mapping[str, Run], study: Mapping[str, Any] | None,
   data = json.dumps(drawn, separators=(",", ":")).replace("<", "\\u003c")
   body = [
       f"<h1>{_text(title)}</h1>", _answer(runs, study), _figure(runs, figures),
-      _claims(study), _runs(runs), _asset("figures.html"),
+      _claims(study), _runs(runs), _asset("figures.html") if _has_curves(runs) else "",
       '<h2 class="js">Inside the runs</h2><div class="js" id="analyses"></div>'
       if drawn["analyses"] else "", _differences(runs),
       _provenance(runs, study)]
@@ -49,6 +49,10 @@ def render(runs: Mapping[str, Run], study: Mapping[str, Any] | None,
       f'<script type="application/json" id="data">{data}</script>',
       f'<script type="text/plain" id="library">{_library()}</script>',
       f"<script>{_asset('page.js')}</script>\n</body>\n</html>\n"])
+
+
+def _has_curves(runs: Mapping[str, Run]) -> bool:
+  return any(run.train.steps.size or run.eval.steps.size for run in runs.values())
 
 
 def _asset(name: str) -> str:
@@ -68,7 +72,7 @@ def _text(value: Any) -> str:
 
 
 def _answer(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> str:
-  lines = [f'<p class="lead">{_text(prose.trained(runs))}</p>', '<ul class="answers">']
+  lines = [f'<p class="lead">{_text(prose.described(runs))}</p>', '<ul class="answers">']
   for verdict, sentence in prose.found(runs, study):
     lines.append(f"<li>{_chip(verdict)}{_text(sentence)}</li>")
   lines.append("</ul>")
@@ -86,6 +90,8 @@ def _chip(verdict: str) -> str:
 
 
 def _figure(runs: Mapping[str, Run], figures: Sequence[str]) -> str:
+  if all(run.is_loaded for run in runs.values()):
+    return ""
   _, condition = plots.headline(runs)
   return (f'<figure class="pair">{"".join(f"<div>{f}</div>" for f in figures)}'
           f"<figcaption>Kurtosis of the residual stream: {_formula('kurtosis')}; tokens t of a "
@@ -107,6 +113,7 @@ def _claims(study: Mapping[str, Any] | None) -> str:
   for claim in study["claims"]:
     rows = [("Found", prose.sentence(str(claim.get("summary", "")))), ("Rule", claim["rule"]),
             ("In the paper", claim["paper"])]
+    rows.append(("Left out", prose.left_out(claim)))
     if "rule_at_start" in claim:
       rows.insert(2, ("Rule when the study began", claim["rule_at_start"]))
     evidence = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>"
@@ -166,6 +173,7 @@ def _provenance(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> str
   else:
     add("command", [env.get("command") for env in envs])
   add("commit", [_commit(env.get("git") or {}) for env in envs])
+  add("loaded from", [(env.get("loaded_from") or {}).get("path") for env in envs])
   add("corpus", [env.get("corpus") for env in envs])
   add("corpus sha256", [env.get("corpus_sha256") for env in envs])
   add("tokenizer sha256", [env.get("tokenizer_sha256") for env in envs])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from of_jax.analysis import identity, registry
-from of_jax.analysis.runs import SITE, Run, read_analysis
+from of_jax.analysis.runs import SITE, Run, read_analysis, read_measurements
 from of_jax.config import declared_metrics
 from of_jax.report import analysis_panels, metrics
 from of_jax.report.panel import Line, Panel, finite, plain
@@ -111,7 +111,9 @@ def timeline(run: Run) -> list[Panel]:
 
 def of_run(run: Run) -> dict[str, list[Panel]]:
   """Draws everything that a run directory holds beside curves: title -> panels."""
-  found = {"The largest neurons over training, stream entering each block": timeline(run)}
+  measured = read_measurements(run)
+  found = {"Measured, stream entering each block": of_measurements(measured) if measured else [],
+           "The largest neurons over training, stream entering each block": timeline(run)}
   for name, row in registry.ANALYSES.items():
     analysis = read_analysis(run, name)
     if analysis is not None:

@@ -122,22 +122,22 @@ def _kurtosis(axes: Any, items: list[series.Series]) -> None:
 
 
 def _loss(axes: Any, items: list[series.Series]) -> None:
-  low: list[float] = []
-  high: list[float] = []
+  seen: list[float] = []
   for item in items:
     curves = item.run.train
     steps, values = series.thin(curves.steps, curves.loss, _POINTS)
     axes.plot(steps, values, color=item.colour, linewidth=0.7, alpha=0.35)
-    if item.run.eval.steps.size:
-      axes.plot(item.run.eval.steps, item.run.eval.loss, color=item.colour,
+    evaluated = item.run.eval
+    if evaluated.steps.size:
+      axes.plot(evaluated.steps, evaluated.loss, color=item.colour,
                 linestyle=_dash(item), marker="o", markersize=3, label=_label(item))
     # The first tenth falls from its initial value and would flatten the rest.
-    late = values[steps > steps[-1] / 10] if steps.size else values
-    low += [float(v) for v in late if v == v]
-    high += [float(v) for v in late if v == v]
-  if low:
-    margin = 0.05 * (max(high) - min(low)) + 1e-3
-    axes.set_ylim(min(low) - margin, max(high) + margin)
+    for at, losses in ((steps, values), (evaluated.steps, evaluated.loss)):
+      late = losses[at > at[-1] / 10] if at.size else losses
+      seen += [float(loss) for loss in late if math.isfinite(loss)]
+  if seen:
+    margin = 0.05 * (max(seen) - min(seen)) + 1e-3
+    axes.set_ylim(min(seen) - margin, max(seen) + margin)
   axes.set_ylabel(loss_unit({item.run.name: item.run for item in items}))
   axes.set_title("Loss: validation (dots), training (faint)")
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from of_jax.analysis.runs import Run
+from of_jax.analysis.runs import SITE, Run, read_measurements
 from of_jax.claims.study_record import flatten
 from of_jax.report.series import field_name, shown, varied
 from of_jax.report.terminal import show, status
@@ -20,11 +20,33 @@ def title(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> str:
   """Makes the page's heading."""
   if study is not None:
     return f"Study {study['study']}, scale {study['scale']}"
-  return f"Run {next(iter(runs))}" if len(runs) == 1 else f"{len(runs)} runs"
+  if len(runs) > 1:
+    return f"{len(runs)} runs"
+  return f"{'Model' if all(run.is_loaded for run in runs.values()) else 'Run'} {next(iter(runs))}"
+
+
+def described(runs: Mapping[str, Run]) -> str:
+  """Says what was trained, and what came from elsewhere, in a few sentences."""
+  here = {name: run for name, run in runs.items() if not run.is_loaded}
+  return " ".join([*([trained(here)] if here else []),
+                   *(loaded(run) for run in runs.values() if run.is_loaded)])
+
+
+def loaded(run: Run) -> str:
+  """Says what is known of a model that was loaded from elsewhere."""
+  model, source = run.config.model, run.env.get("loaded_from") or {}
+  parameters = source.get("parameters")
+  known = f"{source['kind']}, " if "kind" in source else ""
+  known += f"{_millions(parameters)} parameters, " if isinstance(parameters, int) else ""
+  return (f"{run.name} was not trained here: its weights come from "
+          f"{source.get('path', 'elsewhere')} ({known}depth {model.depth}, width {model.width:,}, "
+          f"vocabulary {run.config.data.vocab_size:,}, at most "
+          f"{run.config.train.sequence_length:,} tokens). How it was trained, on what and for how "
+          "long is not known.")
 
 
 def trained(runs: Mapping[str, Run]) -> str:
-  """Says what was trained, in a few sentences."""
+  """Says how runs were trained, in a few sentences."""
   configs = [flatten(run.config) for run in runs.values()]
 
   def values(path: str) -> str:
@@ -59,6 +81,8 @@ def found(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> list[tupl
              if c["verdict"] != "inconclusive" else
              f"{sentence(str(c['statement']))} Not judged: {c.get('summary', '')}.")
             for c in study["claims"]]
+  if all(run.is_loaded for run in runs.values()):
+    return [("", text) for run in runs.values() for text in _measured(run)]
   peaks = {n: run.peak("kurtosis") for n, run in runs.items()}
   peaks = {n: p for n, p in peaks.items() if math.isfinite(p)}
   if not peaks:
@@ -68,6 +92,34 @@ def found(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> list[tupl
   if top != bottom:
     text += f", the highest, and at {show(peaks[bottom])} in {bottom}, the lowest"
   return [("", text + ". No study is recorded here, so no claim is judged.")]
+
+
+def _measured(run: Run) -> list[str]:
+  """Says what was measured of a model, a sentence a step; how to, where nothing was."""
+  measured = read_measurements(run)
+  if not measured:
+    return [f"Nothing was measured of {run.name} yet: experiments.measure --run={run.name} "
+            f"--out={run.name}, with the data to read, leaves its numbers here."]
+  texts = []
+  for one in measured:
+    layers = one["telemetry"].get(SITE, {}).get("kurtosis") or []
+    finite = [value for value in layers if isinstance(value, (int, float))]
+    kurtosis = (f"; kurtosis of the stream entering each block is largest, {show(max(finite))}, "
+                f"in layer {layers.index(max(finite))}" if finite else "")
+    texts.append(f"{run.name}: loss {one['loss']:.3f} nats a token over "
+                 f"{one.get('num_tokens', 0):,} tokens{kurtosis}.")
+  return texts
+
+
+def left_out(claim: Mapping[str, Any]) -> str:
+  """Says which of the study's runs a claim's rule does not read, and what they came to."""
+  told = [f"{one['run']}: loss {_known(one['final_loss'])}, peak kurtosis "
+          f"{_known(one['peak_kurtosis'])}" for one in claim.get("left_out") or ()]
+  return f"These runs decide nothing here. {'; '.join(told)}." if told else ""
+
+
+def _known(number: float | None) -> str:
+  return "-" if number is None else f"{number:.4g}"
 
 
 def against_paper(runs: Mapping[str, Run],
@@ -83,6 +135,9 @@ def against_paper(runs: Mapping[str, Run],
 
 def small(runs: Mapping[str, Run]) -> str:
   """Says how far one experiment of this size reaches."""
+  runs = {name: run for name, run in runs.items() if not run.is_loaded}
+  if not runs:
+    return ""
   tokens = [run.config.train.steps * run.config.train.batch_size
             * run.config.train.sequence_length for run in runs.values()]
   seeds = sorted({run.config.train.seed for run in runs.values()})

@@ -58,7 +58,9 @@ def show_accuracy(value: float) -> str:
 
 
 def status(run: Run) -> str:
-  """Says that a run is finished or diverged, or how far it is."""
+  """Says that a run is finished, diverged or loaded from elsewhere, or how far it is."""
+  if run.is_loaded:
+    return "loaded"
   if run.diverged:
     return "diverged"
   return "finished" if run.finished else f"step {run.steps_done:,} of {run.config.train.steps:,}"

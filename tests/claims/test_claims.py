@@ -134,3 +134,68 @@ def test_a_reworded_rule_keeps_the_first_one():
   assert again["rule_at_start"] == "old rule"
   same, = study_record.judge([claim], {}, {"claims": [{"id": "a", "rule": "new rule"}]})
   assert "rule_at_start" not in same
+
+
+@pytest.mark.parametrize("judge", [
+    rules.outliers_at_best({}, OP, 5), rules.outliers_at_best(PRE, {}, 5),
+    rules.outliers_at_best({"fast": []}, OP, 5), rules.smaller_peaks([], "nothing"),
+    rules.larger_peaks([], 2, "nothing", "none"), rules.falls([], "nothing"),
+    rules.growth([], 10)], ids=lambda judge: ",".join(judge.groups))
+def test_a_rule_that_names_no_run_is_inconclusive(make, judge):
+  for runs in ({}, make()):
+    verdict = judge(runs)
+    assert verdict.verdict == "inconclusive" and "names no run" in verdict.summary
+
+
+@pytest.mark.parametrize("judge", [
+    JUDGE, rules.outliers_need_small_scale("pf0", "ps0", factor=5, ceiling=2),
+    rules.smaller_peaks([("ps0", "pf0")], "slow"),
+    rules.larger_peaks([("pf0", "ps0")], 2, "a", "b"),
+    rules.falls(["pf0"], "pf"), rules.growth(["pf0"], 1)])
+def test_a_run_of_one_logged_step_or_none_at_its_end_is_inconclusive(tmp_path, judge):
+  for steps, total, why in ((1, "1", "too short"), (5, "20", "evaluated last at step 5 of 20")):
+    runs = {}
+    for name, (kurtosis, loss) in NUMBERS.items():
+      path = tmp_path / total / name
+      write_run(path, config([("train.steps", total), ("train.eval_every", "5")]),
+                kurtosis=kurtosis, loss=loss, steps=steps)
+      runs[name] = load_run(path)
+    verdict = judge(runs)
+    assert verdict.verdict == "inconclusive" and why in verdict.summary
+
+
+def test_a_number_that_is_undefined_decides_nothing(make):
+  judge = rules.smaller_peaks([("ps0", "pf0")], "slow", metric="max_abs_of_nothing")
+  assert judge(make()).verdict == "inconclusive"
+  assert "undefined" in judge(make()).summary
+
+
+def test_runs_left_out_are_told_and_do_not_decide(make):
+  also = {"os0": "op, slowly", "gone": "a run that is missing"}
+  judge = rules.outliers_at_best(PRE, {"fast": OP["fast"]}, 5, also=also)
+  runs = make()
+  assert "not part of this claim: op, slowly has loss 4.530 and kurtosis 1.1" in judge(runs).summary
+  assert judge(runs).verdict == "reproduced"
+  pairs = rules.smaller_peaks([("ps0", "pf0")], "slow", also={"op": [("of0", "os0")]})
+  assert "not part of this claim: op 1.1 against 1.1" in pairs(runs).summary
+  claim = rules.Claim("a", "s", "p", "rule", pairs)
+  entry, = study_record.judge([claim], runs)
+  assert {one["run"] for one in entry["left_out"]} == set(NUMBERS) - {"ps0", "pf0"}
+  assert entry["left_out"][0] == {"run": "pf1", "final_loss": 4.48,
+                                  "peak_kurtosis": pytest.approx(18.8)}
+
+
+def test_other_settings_than_declared_are_not_judged(make):
+  claim = rules.Claim("a", "s", "p", "rule", rules.smaller_peaks([("ps0", "pf0")], "slow"))
+  runs = make()
+
+  def verdict(*fields):
+    declared = dict.fromkeys(runs, config([("train.steps", "20"), *fields]))
+    return study_record.judge([claim], runs, declared=declared)[0]
+
+  assert verdict()["verdict"] == "reproduced"
+  assert verdict(("telemetry.every", "7"), ("mesh.data", "1"))["verdict"] == "reproduced"
+  for field, value in (("train.steps", "150"), ("data.corpus", "text:mine.txt")):
+    found = verdict((field, value))
+    assert found["verdict"] == "inconclusive"
+    assert f"not the declared setting: {field}=" in found["summary"]

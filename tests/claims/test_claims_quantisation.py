@@ -99,3 +99,14 @@ def test_what_cannot_be_judged(tmp_path: Path) -> None:
     for judge in (loses_less(OP, PRE, "W8A8"), correlates(list(NUMBERS), "W8A8")):
       verdict = judge(runs)
       assert verdict.verdict == "inconclusive" and why in verdict.summary, name
+
+
+def test_too_few_or_equal_runs_cannot_be_ranked(tmp_path: Path) -> None:
+  runs = made(tmp_path, {})
+  few = correlates(list(NUMBERS)[:4], "W8A8")(runs)
+  assert few.verdict == "inconclusive" and "at least 5" in few.summary
+  for judge in (correlates([], "W8A8"), loses_less({}, PRE, "W8A8"), loses_less(OP, {}, "W8A8"),
+                loses_less({"fast": []}, PRE, "W8A8")):
+    assert judge(runs).verdict == "inconclusive"
+  alike = made(tmp_path / "alike", {name: (4.4, 2.0, 0.1) for name in NUMBERS})
+  assert correlates(list(NUMBERS), "W8A8")(alike).verdict == "inconclusive"

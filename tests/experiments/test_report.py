@@ -7,11 +7,14 @@ import re
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments import report
+from of_jax.analysis.runs import load_run
+from of_jax.config import to_dict
 from of_jax.errors import UserError
-from of_jax.report import plots
+from of_jax.report import plots, series
 from tests.analysis.synthetic import config, write_run
 
 OP = [("model.block", "op"), ("model.beta", "0.3")]
@@ -121,6 +124,78 @@ def test_a_diverged_run_is_shown_as_one(tmp_path, with_figure):
 def test_a_run_that_has_logged_nothing(tmp_path, with_figure):
   write_run(tmp_path / "r" / "a", config(), steps=0, finished=False)
   assert "No kurtosis was measured" in write(tmp_path / "r")[0]
+
+
+def loaded_model(path, env=None):
+  """What experiments.load --out leaves, less its checkpoint."""
+  path.mkdir(parents=True)
+  values = to_dict(config([("data.corpus", "tokens:none.npy"), ("train.steps", "1000")]))
+  (path / "config.json").write_text(json.dumps(values))
+  if env is not None:
+    (path / "env.json").write_text(json.dumps({"loaded_from": env}))
+
+
+def test_a_loaded_model_was_not_trained_here(tmp_path, with_figure):
+  where = {"path": "models/smol", "kind": "Hugging Face llama", "parameters": 134_515_008}
+  loaded_model(tmp_path / "smol", where)
+  page, printed = write(tmp_path / "smol")
+  text = without_scripts(page)
+  for claimed in ("steps of", "adamw", "none.npy", "1,000", "seed", "step 0 of", "<h2>Curves"):
+    assert claimed not in text.replace("loading", ""), claimed
+  assert "Model smol" in text and "was not trained here" in text and "loaded" in printed
+  assert "models/smol (Hugging Face llama, 135 million parameters" in text
+  assert "Nothing was measured of smol yet" in text
+
+
+@pytest.mark.parametrize("env", [None, {"path": "m.gguf", "kind": "GGUF"}])
+def test_a_loaded_model_shows_its_measurements(tmp_path, env):
+  loaded_model(tmp_path / "smol", env)
+  one = {"loss": 3.97512, "perplexity": 53.2, "num_tokens": 2048, "model": "smol", "step": 0,
+         "telemetry": {"resid_pre": {"kurtosis": [1.5, 544.41, 31.0]}}}
+  (tmp_path / "smol" / "measure.json").write_text(json.dumps(one))
+  page, _ = write(tmp_path / "smol")
+  assert "loss 3.975 nats a token over 2,048 tokens" in page
+  assert "is largest, 544, in layer 1" in page and "Inside the runs" in page
+  panel, = data_of(page)["analyses"][0]["panels"]
+  assert panel["lines"][0]["y"] == pytest.approx([1.5, 544.4, 31.0])
+  (tmp_path / "smol" / "measure.json").write_text('{"steps": 7}')
+  with pytest.raises(UserError, match="measure.json: holds no measurements"):
+    write(tmp_path / "smol")
+
+
+def test_a_loaded_model_beside_a_trained_run(tmp_path):
+  loaded_model(tmp_path / "r" / "smol")
+  write_run(tmp_path / "r" / "own", config(), kurtosis=20.4)
+  text = without_scripts(write(tmp_path / "r")[0])
+  assert "smol was not trained here" in text and "150 steps" in text and "1,000" not in text
+
+
+def test_no_loss_lies_outside_its_axis(tmp_path):
+  # Validation far above the training loss, as of a model that has learnt its corpus by heart.
+  run = tmp_path / "r" / "a"
+  write_run(run, config([("train.steps", "40"), ("train.eval_every", "10")]))
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  for line in lines:
+    if line["split"] == "eval":
+      line["loss"] = 9.5
+  (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  axes = Figure().add_subplot()
+  plots._loss(axes, series.arrange({"a": load_run(run)}))
+  low, high = axes.get_ylim()
+  assert low < 9.5 < high
+  assert min(line["loss"] for line in lines[-4:]) > low
+
+
+def test_a_claim_names_the_runs_that_it_leaves_out(folder):
+  claim = {"id": "x", "statement": "S", "paper": "P", "rule": "R", "verdict": "reproduced",
+           "evidence": {}, "left_out": [{"run": "op_b", "final_loss": 3.966,
+                                         "peak_kurtosis": 1.61},
+                                        {"run": "op_c", "final_loss": None, "peak_kurtosis": None}]}
+  (folder / "study.json").write_text(json.dumps(
+      {"study": "elsewhere", "scale": "smoke", "claims": [claim],
+       "runs": [{"name": "pre_a"}, {"name": "op_a"}]}))
+  text = without_scripts(write(folder)[0])
+  assert "op_b: loss 3.966, peak kurtosis 1.61; op_c: loss -, peak kurtosis -" in text
 
 
 def test_claims_are_judged_again(folder):

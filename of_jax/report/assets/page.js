@@ -238,6 +238,8 @@
 
   function start() {
     const legend = byId("legend");
+    // A page of models that were loaded from elsewhere has no curves.
+    if (!legend) return analyses();
     const seeds = unique(data.runs.map(r => r.seed));
     for (const group of unique(data.runs.map(r => r.group))) {
       legendItem(legend, data.runs.find(r => r.group === group).colour, "solid", group);
@@ -276,7 +278,7 @@
 
   unpack().then(start).catch(error => {
     document.body.classList.add("no-figures");
-    byId("failed").hidden = false;
+    if (byId("failed")) byId("failed").hidden = false;
     console.error(error);
   });
 })();
