@@ -27,6 +27,9 @@ _INIT_FROM = flags.DEFINE_string(
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", None, "FIRST:LAST, steps to trace into WORKDIR/profile for TensorBoard's "
     "profiler, as in 20:24")
+_STRICT_RESUME = flags.DEFINE_bool(
+    "strict_resume", False, "refuse to resume where a checkpoint or metrics.jsonl is damaged; "
+    "default: name it, set it aside, and go on from the newest checkpoint that is whole")
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", None, "folder for compiled programs, so that a run that is started again "
     "does not compile again; default JAX_COMPILATION_CACHE_DIR, and without it none")
@@ -54,7 +57,7 @@ def main() -> None:
   # jax comes with the trainer, so it is imported only once the command line is known to be good.
   from of_jax.train import distributed, train
   with distributed.joined(distributed.Job(*place) if place else None):
-    train(config, _WORKDIR.value, profile=profile)
+    train(config, _WORKDIR.value, profile=profile, strict_resume=_STRICT_RESUME.value)
 
 
 def _profile_steps(steps: int) -> tuple[int, int] | None:

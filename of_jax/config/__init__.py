@@ -7,6 +7,8 @@ is None or "auto" is computed from the others by `resolve`, and config.json reco
 
 from of_jax.config.fields import (
     PARAMETERS,
+    SCHEMA,
+    SCHEMA_VERSION,
     differences,
     field_help,
     fields,
@@ -27,6 +29,6 @@ from of_jax.config.sections import (
 )
 
 __all__ = [
-    "PARAMETERS", "Config", "DataConfig", "MeshConfig", "ModelConfig", "OptimConfig",
-    "TelemetryConfig", "TrainConfig", "apply_overrides", "differences", "field_help", "fields",
-    "from_dict", "get", "replaced", "resolve", "to_dict"]
+    "PARAMETERS", "SCHEMA", "SCHEMA_VERSION", "Config", "DataConfig", "MeshConfig", "ModelConfig",
+    "OptimConfig", "TelemetryConfig", "TrainConfig", "apply_overrides", "differences", "field_help",
+    "fields", "from_dict", "get", "replaced", "resolve", "to_dict"]

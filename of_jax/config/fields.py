@@ -12,6 +12,10 @@ from of_jax.errors import UserError, closest
 
 # Of config.json alone: the table of leaves that follows from the config. No section of it.
 PARAMETERS = "parameters"
+# The version of a run directory, a number, and today's. 1, which has no number, is that of runs
+# whose checkpoints have no digest of the optimiser's state, and nothing of metrics.jsonl.
+SCHEMA = "schema"
+SCHEMA_VERSION = 2
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -22,10 +26,18 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
-  """Inverts `to_dict`, of config.json too. Raises UserError on an unknown field or type."""
+  """Inverts `to_dict`, of config.json too.
+
+  Raises:
+    UserError: an unknown field or type, or a run of a newer version.
+  """
+  version = sections.get(SCHEMA, 1)
+  if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+    raise UserError(f"{SCHEMA} {str(version)[:40]}: this version reads run directories of schema 1 "
+                    f"to {SCHEMA_VERSION}; use the version of of_jax that wrote it, or a newer one")
   config = Config()
   for section, fields in sections.items():
-    if section == PARAMETERS:
+    if section in (PARAMETERS, SCHEMA):
       continue
     for name, value in fields.items():
       config = set_field(config, f"{section}.{name}", value)

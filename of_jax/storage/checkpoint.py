@@ -3,7 +3,8 @@
 The v1 interface of Orbax still moves, so this file alone imports it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from of_jax.config import TrainConfig
+from of_jax.config import SCHEMA, SCHEMA_VERSION, TrainConfig
 from of_jax.errors import UserError
-from of_jax.storage import remote
-from of_jax.storage.digest import Digest, digest
+from of_jax.storage import remote, run_directory
+from of_jax.storage.digest import Damaged, Digest, check_state, digest, digest_of_state
+from of_jax.storage.quiet import abandon, quiet
 
 State = dict[str, Any]
+
+# In the name of what Orbax has not finished to write.
+_TEMPORARY = "orbax-checkpoint-tmp"
 
 
 def kept_steps(train: TrainConfig) -> list[int]:
@@ -36,95 +41,182 @@ class Checkpoints:
   """The checkpoints of one run directory; `with` waits for the last save and closes."""
 
   def __init__(self, workdir: Path, reading: bool = False):
-    """`reading`: leaves alone what another process may be in the middle of saving."""
-    self._checkpointer = ocp.training.Checkpointer(
-        remote.checkpoints(workdir), cleanup_tmp_directories=not reading)
+    """`reading`: leaves alone what another process may be in the middle of saving, and each process
+    of a job reads for itself, so that one that cannot does not keep the others waiting."""
+    self._folder = remote.checkpoints(workdir)
+    self._context = _alone() if reading else contextlib.nullcontext()
+    self._saving: Any = None
+    if not reading:
+      # Removes what was not saved to its end. Lightweight, since it would else read a file of each
+      # step, and fail at one that is damaged.
+      ocp.training.Checkpointer(
+          self._folder, cleanup_tmp_directories=True, lightweight_initialize=True).close()
 
   def __enter__(self) -> "Checkpoints":
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._checkpointer.close()
+    self.wait()
 
   @property
   def latest(self) -> int | None:
     """Last step that was saved whole; a torn save does not count."""
-    latest = self._checkpointer.latest
-    return None if latest is None else int(latest.step)
+    return max(self.steps, default=None)
 
-  def save(self, state: Mapping[str, Any], step: int) -> None:
-    """Copies the state to the host and goes on writing in the background."""
-    self._checkpointer.save_checkpointables_async(
-        step, {"params": state["params"], "opt_state": state["opt_state"],
-               "digest": digest(state["params"], step)}, force=True)
+  def save(self, state: Mapping[str, Any], step: int, kept: Mapping[str, Any] | None = None
+           ) -> None:
+    """Copies the state to the host and goes on writing in the background.
+
+    Args:
+      state: `params` and `opt_state`.
+      step: how many steps it was trained for; what was saved of it before is replaced.
+      kept: what a run has beside its state, for JSON: see `kept`.
+    """
+    self.wait()
+    self._saving = ocp.save_checkpointables_async(
+        self._folder / str(step),
+        {"params": state["params"], "opt_state": state["opt_state"],
+         "digest": digest_of_state(state["params"], state["opt_state"], step)},
+        overwrite=True, custom_metadata={SCHEMA: SCHEMA_VERSION, **(kept or {})})
+
+  def wait(self) -> None:
+    """Returns when everything that was saved is on disk; a save holds a thread until then."""
+    saving, self._saving = self._saving, None
+    if saving is not None:
+      saving.result()
 
   @property
   def steps(self) -> list[int]:
     """Steps that were saved whole, ascending."""
-    return sorted(int(saved.step) for saved in self._checkpointer.checkpoints)
+    return sorted(int(path.name) for path in self._folder.iterdir()
+                  if _is_step(path.name) and path.is_dir() and _is_committed(path))
+
+  @property
+  def strange(self) -> dict[str, str]:
+    """Finds what lies among the steps and only looks like one: its name, and what is wrong."""
+    found = {}
+    for path in self._folder.iterdir():
+      name = path.name
+      if not name[:1].isdigit() or _TEMPORARY in name or run_directory.ASIDE in name:
+        continue
+      if not _is_step(name):
+        found[name] = "that is no step's name"
+      elif not path.is_dir():
+        found[name] = "a file where a folder should be"
+    return found
+
+  def set_aside(self, name: str) -> str:
+    """Gives what lies among the steps another name, which it returns.
+
+    Raises:
+      UserError: that is not permitted.
+    """
+    there = run_directory.name_aside(self._folder / name)
+    try:
+      (self._folder / name).rename(there)
+    except OSError as error:
+      raise UserError(f"{self._folder / name}: is damaged and cannot be renamed to {there.name}: "
+                      f"{error.strerror or error}; move it away") from None
+    return str(there.name)
+
+  def kept(self, step: int) -> dict[str, Any] | None:
+    """Reads what was saved beside the state of `step`; None for a checkpoint of schema 1.
+
+    Raises:
+      Damaged: it cannot be read.
+    """
+    # Of checkpoints before schema 2 it says nothing.
+    found = self._read(step, lambda path: ocp.checkpointables_metadata(path).custom_metadata) or {}
+    return dict(found) if SCHEMA in found else None
 
   def shapes(self, step: int, names: tuple[str, ...] = ("params", "opt_state")) -> State:
     """Reads which parts a step has, with a shape and a dtype for every array.
 
     Beside the two there is `digest`, which checkpoints of older versions lack.
+
+    Raises:
+      Damaged: it cannot be read.
     """
-    metadata = self._checkpointer.checkpointables_metadata(step).metadata
-    return {name: metadata[name] for name in names if name in metadata}
+    metadata = self._read(step, lambda path: ocp.checkpointables_metadata(path).metadata)
+    return {name: metadata[name] for name in names if metadata.get(name) is not None}
 
   def load_host(self, step: int, names: tuple[str, ...] = ("params", "opt_state")) -> State:
-    """Loads the same parts as NumPy arrays, whatever mesh wrote them."""
-    abstract = jax.tree.map(
-        lambda leaf: np.empty(leaf.shape, leaf.dtype), self.shapes(step, names))
-    loaded: State = self._checkpointer.load_checkpointables(step, abstract)
+    """Loads the same parts as NumPy arrays, whatever mesh wrote them.
+
+    Raises:
+      Damaged: they cannot be read.
+    """
+    found = self.shapes(step, names)
+    loaded: State = self._read(step, lambda path: ocp.load_checkpointables(path, jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype), found)))
     return loaded
 
   def load_parameters(self, step: int, shapes: Any, shardings: Any) -> Any:
-    """Loads the parameters alone, laid out as `shardings` say."""
-    return self._checkpointer.load_checkpointables(
-        step, {"params": _abstract(shapes, shardings)})["params"]
+    """Loads the parameters alone, laid out as `shardings` say. Raises Damaged."""
+    abstract = {"params": _abstract(shapes, shardings)}
+    return self._read(step, lambda path: ocp.load_checkpointables(path, abstract))["params"]
 
-  def wait(self) -> None:
-    """Returns when everything that was saved is on disk."""
-    self._checkpointer.wait()
+  def load(self, shapes: State, shardings: State, step: int) -> tuple[State, State]:
+    """Loads the state after `step`, laid out as `shardings` say, whatever mesh wrote it.
+
+    Returns:
+      The state, and the digest that was saved with it, see `check_state`.
+
+    Raises:
+      Damaged: it cannot be read.
+    """
+    parts = ("params", "opt_state")
+    for name in parts:
+      if name not in self.shapes(step):
+        raise Damaged(f"it has no {name}", f"{self._folder}/{step}")
+    written = self.load_host(step, ("digest",)).get("digest", {})
+    abstract = {name: _abstract(shapes[name], shardings[name]) for name in parts}
+    loaded = self._read(step, lambda path: {
+        **ocp.load_checkpointables(path, abstract),
+        "step": jax.device_put(np.int32(step), shardings["step"])})
+    return loaded, written
 
   def restore(self, shapes: State, shardings: State, step: int) -> State:
-    """Loads the state after `step`, laid out as `shardings` say, whatever mesh wrote it."""
-    abstract = _abstract(shapes, shardings)
-    loaded = self._checkpointer.load_checkpointables(
-        step, {name: abstract[name] for name in ("params", "opt_state")})
-    count = jax.device_put(np.int32(step), shardings["step"])
-    return {"params": loaded["params"], "opt_state": loaded["opt_state"], "step": count}
+    """Loads the state after `step` as `load` does, and checks its digest. Raises Damaged."""
+    state, written = self.load(shapes, shardings, step)
+    check_state(state, step, written, self.kept(step) is not None)
+    return state
+
+  def _read(self, step: int, call: Callable[[Any], Any]) -> Any:
+    """Calls a reader with the folder of a step. Raises Damaged for whatever it raises of damage."""
+    path = self._folder / str(step)
+    with quiet():
+      try:
+        with self._context:
+          return call(path)
+      except (MemoryError, jax.errors.JaxRuntimeError):
+        # Too little memory says nothing of the checkpoint.
+        raise
+      except Exception as error:
+        text = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {text[:160]}{'...' if len(text) > 160 else ''}"
+      abandon()
+    raise Damaged(f"it cannot be read: {reason}", str(path))
 
 
-def has_checkpoint(workdir: Path) -> bool:
-  """Tells whether a run in `workdir` has saved a step whole, to go on from."""
-  if not remote.checkpoints(workdir).is_dir():
-    return False
-  with Checkpoints(workdir, reading=True) as checkpoints:
-    return checkpoints.latest is not None
-
-
-def load_parameters(source: str, shapes: Any, shardings: Any) -> tuple[Any, int]:
-  """Loads the parameters of another run, for fine-tuning, and tells their step.
-
-  Args:
-    source: a run directory, or `DIR@STEP`; default its last checkpoint.
-    shapes, shardings: of the parameters that the new run has.
+def has_begun(workdir: Path) -> bool:
+  """Tells whether there is, or was, a checkpoint in `workdir`, to go on from.
 
   Raises:
-    UserError: no such run or step, or parameters of other names or shapes.
+    UserError: where the checkpoints should be is something else, or it cannot be read.
   """
-  directory, step = parse_source(source)
-  where = f"config.train.init_from={source}"
-  with Checkpoints(directory, reading=True) as checkpoints:
-    available = checkpoints.steps
-    if not available:
-      raise UserError(f"{where}: no checkpoint in {directory}")
-    wanted = check_step(where, max(available) if step is None else step, available)
-    check_same_shapes(where, shapes, checkpoints.shapes(wanted)["params"])
-    params = checkpoints.load_parameters(wanted, shapes, shardings)
-    check_digest(where, params, wanted, checkpoints.load_host(wanted, ("digest",)))
-  return params, wanted
+  folder = remote.checkpoints(workdir)
+  try:
+    if folder.exists() and not folder.is_dir():
+      raise UserError(f"{folder}: is a file, and should be the folder of the run's checkpoints")
+    if not folder.exists():
+      return False
+    names = [path.name for path in folder.iterdir()]
+  except OSError as error:
+    raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from None
+  checkpoints = Checkpoints(workdir, reading=True)
+  return bool(checkpoints.steps or checkpoints.strange
+              or [name for name in names if run_directory.ASIDE in name])
 
 
 def check_step(where: str, step: int, available: Sequence[int]) -> int:
@@ -158,21 +250,27 @@ def check_digest(where: str, params: Any, step: int, written: Mapping[str, Any])
   return found
 
 
-def parse_source(source: str) -> tuple[Path, int | None]:
-  """Parses `DIR` or `DIR@STEP`: (directory, step). Raises UserError where there is no such run."""
-  directory, _, step = source.partition("@") if not Path(source).exists() else (source, "", "")
-  if step and not step.isdigit():
-    raise UserError(f"config.train.init_from={source}: the step behind @ is not a number")
-  path = remote.reading(directory)
-  if not remote.checkpoints(path).is_dir():
-    raise UserError(f"config.train.init_from={source}: {directory} is not a run directory, nor a "
-                    "foreign model: a folder with config.json and safetensors, or a .gguf file")
-  return path, int(step) if step else None
-
-
 def bytes_of(shapes: Iterable[Any]) -> int:
   """Counts the bytes that arrays of these shapes take, uncompressed."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+
+
+def _is_step(name: str) -> bool:
+  return name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def _is_committed(path: Any) -> bool:
+  """Says whether a save came to its end; in a store, which does not rename, a file says so."""
+  return not remote.is_url(path) or (path / "commit_success.txt").exists()
+
+
+def _alone() -> Any:
+  """Makes a context in which Orbax waits for no other process."""
+  if jax.process_count() == 1:
+    return contextlib.nullcontext()
+  own = jax.process_index()
+  return ocp.Context(multiprocessing_options=ocp.options.MultiprocessingOptions(
+      primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"alone_{own}"))
 
 
 def _abstract(shapes: Any, shardings: Any) -> Any:

@@ -7,6 +7,7 @@ analysis never needs the trainer. docs/run_directory.md says what each file hold
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -28,6 +29,8 @@ SOURCE_DIFF = "source.diff"
 DONE = "DONE"
 # Copies of the files that telemetry.user_metrics names.
 USER_METRICS = "user_metrics"
+# Behind the name of what was found damaged, and is kept.
+ASIDE = ".set_aside"
 # The folder of lock files in a study's folder.
 CLAIMS = ".claims"
 
@@ -106,11 +109,24 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def keep_lines_until(path: Path, step: int) -> None:
-  """Drops the records after `step`, and a torn last line, which a resumed run writes again."""
-  if not path.exists():
+  """Drops the records after `step`, and what is none, as a torn last line."""
+  if not path.is_file():
     return
-  kept = [json.dumps(record) + "\n" for record in read_lines(path) if record["step"] <= step]
+  kept = []
+  for line in path.read_bytes().splitlines():
+    try:
+      record = json.loads(line)
+      if record["step"] <= step:
+        kept.append(json.dumps(record) + "\n")
+    except (ValueError, TypeError, KeyError, RecursionError):
+      continue
   replace_text(path, "".join(kept))
+
+
+def name_aside(path: Any) -> Any:
+  """Finds a free name beside `path`, a path here or in a store, for what is kept but not used."""
+  names = (f"{path.name}{ASIDE}" + (f"_{n}" if n > 1 else "") for n in itertools.count(1))
+  return next(there for name in names if not (there := path.parent / name).exists())
 
 
 @contextlib.contextmanager

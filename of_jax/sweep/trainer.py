@@ -27,12 +27,12 @@ from of_jax.config.fields import replaced
 from of_jax.data.loader import Shuffled
 from of_jax.errors import UserError
 from of_jax.storage import checkpoint
-from of_jax.storage.checkpoint import Checkpoints
 from of_jax.sweep import members
 from of_jax.train import loop, startup
 from of_jax.train.distributed import Interruption
 from of_jax.train.outputs import RunOutputs
 from of_jax.train.profile import Profile
+from of_jax.train.resume import Resumed, newest_whole
 from of_jax.train.sharding import AXES, state_shardings
 from of_jax.train.trainer import Functions, Trainer, compile_functions, make_functions, make_trainer
 from of_jax.train.types import Batch, Log
@@ -51,15 +51,18 @@ class Number:
     return x * self._value.astype(x.dtype)
 
 
-def train_together(runs: Mapping[Path, Config], log: Log = print) -> None:
+def train_together(runs: Mapping[Path, Config], log: Log = print, strict_resume: bool = False
+                   ) -> None:
   """Trains or resumes several runs to their ends; finished ones are left as they are.
 
-  Members that are to go on from different checkpoints, as after a kill between two saves, are
-  trained apart. One that diverges ends, as it would alone, and the others go on.
+  Members that are to go on from different checkpoints, as after a kill between two saves or where
+  one is damaged, are trained apart. One that diverges ends, as it would alone, and the others go
+  on.
 
   Args:
     runs: run directory -> resolved config.
     log: takes the lines that tell what happens.
+    strict_resume: refuses to go on where anything is damaged, see of_jax.train.resume.
 
   Raises:
     UserError: configs that differ in more than members may, and what of_jax.train.train raises.
@@ -69,39 +72,55 @@ def train_together(runs: Mapping[Path, Config], log: Log = print) -> None:
   if jax.process_count() > 1:
     raise UserError("members of one program are trained by one process; start as many commands")
   members.check({str(path): config for path, config in runs.items()})
-  going = [workdir for workdir, config in runs.items() if not startup.check(workdir, config)]
-  parts: dict[int | None, dict[Path, Config]] = {}
-  for path in going:
-    parts.setdefault(_latest(path), {})[path] = runs[path]
-  with Interruption() as interruption:
+  going = {workdir: config for workdir, config in runs.items()
+           if not startup.check(workdir, config)}
+  if not going:
+    return
+  with Interruption() as interruption, contextlib.ExitStack() as held:
+    found = _restored(going, held, log, strict_resume)
+    parts: dict[int | None, dict[Path, Config]] = {}
+    for path, config in going.items():
+      resumed = found.get(path)
+      parts.setdefault(resumed.step if resumed else None, {})[path] = config
     for part in parts.values():
-      _train(part, log, interruption)
+      _train(part, {path: found.pop(path) for path in part if path in found}, log, interruption)
 
 
-def _train(runs: dict[Path, Config], log: Log, interruption: Interruption) -> None:
+def _restored(runs: dict[Path, Config], held: contextlib.ExitStack, log: Log, strict: bool
+              ) -> dict[Path, Resumed | None]:
+  """Locks and restores the runs that have begun, before it is known which go on together."""
+  begun = {path: config for path, config in runs.items() if checkpoint.has_begun(path)}
+  if not begun:
+    return {}
+  sweep = Sweep(list(begun.values()))
+  with jax.set_mesh(sweep.single_mesh):
+    for path in begun:
+      startup.lock(path, held)
+    return {path: newest_whole(path, config, sweep.trainer_of(config), log, strict)
+            for path, config in begun.items()}
+
+
+def _train(runs: dict[Path, Config], resumed: dict[Path, Resumed | None], log: Log,
+           interruption: Interruption) -> None:
   workdirs, configs = list(runs), list(runs.values())
   name = f"{len(runs)} runs" if len(runs) > 1 else workdirs[0].name
   sweep = Sweep(configs)
   planned = startup.Planned(runs, name, sweep.single_mesh, sweep.trainer_of, {
-      "together": {"members": [str(path) for path in workdirs], "devices": sweep.mesh.size}})
+      "together": {"members": [str(path) for path in workdirs], "devices": sweep.mesh.size}},
+      resumed=resumed)
   with contextlib.ExitStack() as held:
     begun = startup.begin(planned, held, log)
-    outputs = RunOutputs(workdirs, begun.logs, begun.checkpoints, unstacked, log)
+    outputs = RunOutputs(
+        workdirs, begun.logs, begun.checkpoints, begun.diverged, unstacked, log)
     state = sweep.stacked(begun.states)
     # What is stacked is not kept a second time.
     begun.states.clear()
+    resumed.clear()
     loop.run_steps(
         configs[0], name, sweep.trainer, StackedFeed(sweep, begun.batches), sweep.keys(),
         outputs, state, begun.done, interruption, Profile(workdirs[0], None), log)
   for workdir in workdirs:
     log(f"{workdir}: finished")
-
-
-def _latest(workdir: Path) -> int | None:
-  if not checkpoint.has_checkpoint(workdir):
-    return None
-  with Checkpoints(workdir, reading=True) as checkpoints:
-    return checkpoints.latest
 
 
 class Sweep:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -119,6 +119,39 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     if others:
       raise UserError(f"{name}: process {', '.join(others)} has another than process 0; start all "
                       "processes with the same command, on the same data and code")
+
+
+def told(find: Callable[[], Any]) -> Any:
+  """Gives every process what process 0 finds, which JSON can hold.
+
+  Raises:
+    UserError: process 0 raised one; in every process.
+  """
+  if jax.process_count() == 1:
+    return find()
+  from jax.experimental import multihost_utils
+  answer: dict[str, Any] = {}
+  if is_writer():
+    try:
+      answer = {"found": find()}
+    except UserError as error:
+      answer = {"error": str(error)}
+  text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+  if not is_writer():
+    text = np.zeros(length, np.uint8)
+  answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
+  if "error" in answer:
+    raise UserError(answer["error"])
+  return answer["found"]
+
+
+def any_of(fact: bool) -> bool:
+  """Says whether a fact holds in at least one process of the job."""
+  if jax.process_count() == 1:
+    return fact
+  from jax.experimental import multihost_utils
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(fact))))
 
 
 class Interruption:

@@ -18,7 +18,7 @@ from of_jax.config import Config, ModelConfig
 from of_jax.errors import UserError
 from of_jax.interop.source import Source
 from of_jax.models.functional import Network, Parameters, build_network
-from of_jax.storage import checkpoint, remote, run_directory
+from of_jax.storage import checkpoint, remote, run_directory, sources
 from of_jax.storage.digest import as_text, digest
 
 # Fields in which a model may differ and compute the same.
@@ -74,7 +74,7 @@ def load(config: Config, network: Network, shardings: Any, log: Callable[[str], 
     path = Path(source.where)
   else:
     path, wanted = source
-    params, step = checkpoint.load_parameters(named, network.shapes, shardings)
+    params, step = sources.load_parameters(named, network.shapes, shardings)
     assert wanted in (step, None)
     kind = "run directory"
     saved = run_directory.read_json(path / run_directory.CONFIG)
@@ -99,7 +99,7 @@ def _open(named: str) -> Source | tuple[Path, int | None]:
       return interop.open_source(path)
     except UserError as error:
       raise UserError(f"config.train.init_from={named}: {error}") from None
-  return checkpoint.parse_source(named)
+  return sources.parse_source(named)
 
 
 def _foreign(named: str, source: Source, config: Config, network: Network, shardings: Any

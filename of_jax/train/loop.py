@@ -12,6 +12,7 @@ from of_jax.config.kinds import kind_of
 from of_jax.data.loader import Shuffled
 from of_jax.errors import Preempted
 from of_jax.storage import checkpoint, remote
+from of_jax.storage.record import is_evaluated, is_logged
 from of_jax.train import distributed, startup
 from of_jax.train.distributed import Interruption
 from of_jax.train.outputs import RunOutputs
@@ -24,11 +25,12 @@ from of_jax.train.types import Batch, Log, Metrics, State
 
 
 def train(config: Config, workdir: str | Path, log: Log = print,
-          profile: tuple[int, int] | None = None) -> None:
+          profile: tuple[int, int] | None = None, strict_resume: bool = False) -> None:
   """Trains a run to its end, or resumes it; a finished run returns at once.
 
   The numbers in metrics.jsonl and the checkpoints are functions of the config, the corpus and
-  the mesh: killed at any moment and started again, the run ends in the same bits.
+  the mesh: killed at any moment and started again, the run ends in the same bits. A checkpoint
+  or a record that is damaged is named and set aside, and the run goes on from an older one.
 
   Several processes (see of_jax.train.distributed) call this alike. Each reads its own rows of a
   batch, process 0 alone writes and talks; checkpoints are written by all.
@@ -38,11 +40,12 @@ def train(config: Config, workdir: str | Path, log: Log = print,
     workdir: the run directory, or its URL; made if it is not there.
     log: takes the lines that tell what happens.
     profile: first and last step to trace, see of_jax.train.profile.
+    strict_resume: refuses to go on where anything is damaged, see of_jax.train.resume.
 
   Raises:
     UserError: a directory that holds another config's run, data that does not fit the config,
-      a mesh that does not fit the devices, processes that do not agree. Nothing has been written
-      then.
+      a mesh that does not fit the devices, processes that do not agree, no checkpoint that is
+      whole. Nothing has been written then.
     Preempted: SIGTERM came to this or another process; the state is saved.
   """
   writes = distributed.is_writer()
@@ -52,21 +55,23 @@ def train(config: Config, workdir: str | Path, log: Log = print,
       if writes:
         log(line.replace(str(local), str(workdir)))
 
-    _train(config, local, say, interruption, profile)
+    _train(config, local, say, interruption, profile, strict_resume)
 
 
 def _train(config: Config, workdir: Path, log: Log, interruption: Interruption,
-           profile: tuple[int, int] | None) -> None:
+           profile: tuple[int, int] | None, strict: bool) -> None:
   if startup.check(workdir, config):
     log(f"{workdir}: finished before, nothing to do")
     return
   mesh = make_mesh(config)
   # Runs that differ in their seed alone share what is compiled.
   trainer = make_trainer(replaced(config, {"train.seed": 0}), mesh)
-  planned = startup.Planned({workdir: config}, str(workdir), mesh, lambda config: trainer, {})
+  planned = startup.Planned(
+      {workdir: config}, str(workdir), mesh, lambda config: trainer, {}, strict)
   with contextlib.ExitStack() as held:
     begun = startup.begin(planned, held, log)
-    outputs = RunOutputs([workdir], begun.logs, begun.checkpoints, lambda tree: [tree], log)
+    outputs = RunOutputs([workdir], begun.logs, begun.checkpoints, begun.diverged,
+                         lambda tree: [tree], log)
     with jax.set_mesh(mesh):
       run_steps(config, workdir.name, trainer, Feed(mesh, begun.batches[0], config),
                 startup.training_key(config), outputs, begun.states.pop(), begun.done,
@@ -133,9 +138,11 @@ def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: j
   with outputs, profile, TrainingProgress(
       name, done, last, unit, distributed.is_writer()) as progress:
     late = _Late(outputs, progress)
-    for step in range(done + 1, last + 1):
+    # Those that were killed between their last save and their end.
+    outputs.end_diverged(done)
+    for step in range(done + 1, 0 if outputs.over else last + 1):
       batch = feed.train(step)
-      logged = step in (1, last) or step % steps.log_every == 0
+      logged = is_logged(steps, step)
       measured = logged and (step in (1, last) or step % every == 0)
       due = side_programs.due(step) if logged else ()
       if due:
@@ -150,7 +157,7 @@ def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: j
       late.write()
       if logged:
         late.hold(step, metrics)
-      evaluated = step == last or step % steps.eval_every == 0
+      evaluated = is_evaluated(steps, step)
       preempted = interruption.stops_at(step) and step != last
       saved = preempted or step in kept
       if not (evaluated or saved or outputs.diverged):

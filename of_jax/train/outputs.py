@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from of_jax.storage import remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
+from of_jax.storage.record import Record
 from of_jax.train import distributed
 from of_jax.train.types import Log, Metrics, State
 from of_jax.train.writers import Fetched, RunLog
@@ -24,15 +25,19 @@ class RunOutputs:
   which runs a call is for. The record of a whole study is of_jax.claims.study_record's.
 
   A run whose loss is not finite is over: nothing that it could still do has a number. It is
-  evaluated and saved where that is noticed, and is then finished. The others go on.
+  evaluated and saved where that is noticed, its checkpoint says so, and is then finished. The
+  others go on.
   """
 
   def __init__(self, workdirs: Sequence[Path], logs: Sequence[RunLog],
-               checkpoints: Sequence[Checkpoints], split: Split, say: Log):
+               checkpoints: Sequence[Checkpoints], diverged: Sequence[bool], split: Split,
+               say: Log):
+    """`diverged` says which runs were over when they were saved, and only lack their DONE."""
     self._workdirs, self._logs, self._checkpoints = workdirs, logs, checkpoints
     self._split, self._say = split, say
+    self._records = [Record(workdir / run_directory.METRICS) for workdir in workdirs]
     self._going = list(range(len(workdirs)))
-    self._diverged: list[int] = []
+    self._diverged = [i for i in self._going if diverged[i]]
 
   def __enter__(self) -> Self:
     self._open = contextlib.ExitStack()
@@ -81,7 +86,10 @@ class RunOutputs:
     self._put_back(range(len(self._logs)))
     parts = self._split({"params": state["params"], "opt_state": state["opt_state"]})
     for i in self._going if due else self._diverged:
-      self._checkpoints[i].save(parts[i], step)
+      # Process 0 alone writes the record, and what a checkpoint keeps of it.
+      kept = self._records[i].up_to_here() if distributed.is_writer() else {}
+      self._checkpoints[i].save(
+          parts[i], step, {"metrics": kept, "diverged": i in self._diverged})
 
   def end_diverged(self, step: int) -> None:
     """Finishes the runs that have diverged, if any."""

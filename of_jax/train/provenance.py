@@ -42,7 +42,12 @@ def check_workdir(workdir: Path, config: Config) -> None:
       raise UserError(f"--workdir={workdir}: holds files but no run; give a new or empty folder")
     return
   # Resolved, for the fields that a run of an older version does not have.
-  saved = config_lib.resolve(config_lib.from_dict(run_directory.read_json(saved_at)))
+  try:
+    saved = config_lib.resolve(config_lib.from_dict(run_directory.read_json(saved_at)))
+  except AttributeError as error:
+    raise UserError(f"{saved_at}: no config: {error}") from None
+  except UserError as error:
+    raise UserError(f"--workdir={workdir}: {run_directory.CONFIG}: {error}") from None
   changed = config_lib.differences(saved, config)
   if changed:
     listed = ", ".join(f"{path} {old} -> {new}" for path, (old, new) in changed.items())
@@ -79,6 +84,10 @@ def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
   if not saved_at.exists():
     return
   saved = run_directory.read_json(saved_at)
+  ours, theirs = described["special_tokens"], saved.get("special_tokens")
+  if theirs not in (None, ours):
+    raise UserError(f"--workdir={workdir}: the run began with the special tokens {theirs}, and now "
+                    f"they are {ours}; set config.data.end_token_id and data.begin_token_id")
   for name in ("corpus_sha256", "tokenizer_sha256"):
     if saved[name] != described[name]:
       raise UserError(f"--workdir={workdir}: the run began with {name} {saved[name][:12]}, and "
@@ -127,7 +136,8 @@ def write_config(workdir: Path, config: Config, network: Network) -> None:
   if distributed.is_writer():
     layout = lay_out(config.optim, network.roles, network.axes, network.shapes)
     run_directory.write_json(workdir / run_directory.CONFIG, {
-        **config_lib.to_dict(config), config_lib.PARAMETERS: describe(config.optim, layout)})
+        config_lib.SCHEMA: config_lib.SCHEMA_VERSION, **config_lib.to_dict(config),
+        config_lib.PARAMETERS: describe(config.optim, layout)})
     for source, copy in _user_metrics(workdir, config):
       copy.parent.mkdir(exist_ok=True)
       shutil.copyfile(source, copy)

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -20,10 +20,11 @@ from of_jax.data.corpora import prepare
 from of_jax.data.folder import Described
 from of_jax.data.loader import Shuffled, make_batches
 from of_jax.objectives.tasks import task_of
-from of_jax.storage import checkpoint, remote, run_directory
+from of_jax.storage import checkpoint, record, remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train import distributed, environment, init_from, provenance, writers
 from of_jax.train.init_from import InitialParameters
+from of_jax.train.resume import Resumed, newest_whole
 from of_jax.train.sharding import local_rows
 from of_jax.train.trainer import Trainer
 from of_jax.train.types import Log, State
@@ -39,6 +40,8 @@ class Planned:
     mesh: of one of them.
     trainer_of: what initialises and restores a run.
     facts: for env.json, beside what it always has.
+    strict: refuse to go on from another checkpoint than the newest, see of_jax.train.resume.
+    resumed: where runs go on that were locked and restored before.
   """
 
   configs: Mapping[Path, Config]
@@ -46,6 +49,8 @@ class Planned:
   mesh: Mesh
   trainer_of: Callable[[Config], Trainer]
   facts: Mapping[str, Any]
+  strict: bool = False
+  resumed: Mapping[Path, Resumed | None] = dataclasses.field(default_factory=dict)
 
   @property
   def workdirs(self) -> list[Path]:
@@ -64,6 +69,7 @@ class Begun:
 
   Attributes:
     batches, logs, checkpoints, states: one a run.
+    diverged: whether each was over at that step, and only lacks its DONE.
     done: the steps that they have behind them.
   """
 
@@ -71,6 +77,7 @@ class Begun:
   logs: list[writers.RunLog]
   checkpoints: list[Checkpoints]
   states: list[State]
+  diverged: list[bool]
   done: int
 
 
@@ -99,7 +106,7 @@ def begin(planned: Planned, held: contextlib.ExitStack, log: Log) -> Begun:
       Nothing has been written then.
   """
   writers.check_available(planned.first.train)
-  resumes = checkpoint.has_checkpoint(planned.workdirs[0])
+  resumes = checkpoint.has_begun(planned.workdirs[0])
   if not resumes:
     for config in planned.configs.values():
       init_from.check(config)
@@ -139,35 +146,50 @@ def _described(planned: Planned, corpus: Described) -> dict[str, Any]:
 def _open(planned: Planned, batches: list[Shuffled], corpus: Described, described: dict[str, Any],
           sources: Sequence[InitialParameters | None], held: contextlib.ExitStack, log: Log
           ) -> Begun:
-  """Locks and writes the run directories, and makes or restores the states."""
-  for workdir, config in planned.configs.items():
-    workdir.mkdir(parents=True, exist_ok=True)
-    if distributed.is_writer():
-      held.enter_context(run_directory.locked(workdir))
-    # First of all, since a folder with files but without it is not taken for a run.
-    provenance.write_config(workdir, config, planned.trainer_of(config).network)
-  saved = [held.enter_context(Checkpoints(workdir)) for workdir in planned.workdirs]
-  done = saved[0].latest
+  """Locks the run directories, makes or restores the states, and writes what describes them."""
+  resumed = [_resumed(planned, workdir, held, log) for workdir in planned.workdirs]
+  done = resumed[0].step if resumed[0] else None
   if done is not None:
     log(f"{planned.name}: resumes after step {done} of {planned.first.train.steps}")
-  states, logs = [], []
-  for (workdir, config), source, checkpoints in zip(planned.configs.items(), sources, saved):
+  states, logs, saved = [], [], []
+  for (workdir, config), source, found in zip(planned.configs.items(), sources, resumed):
+    trainer = planned.trainer_of(config)
+    # First of all, since a folder with files but without it is not taken for a run.
+    provenance.write_config(workdir, config, trainer.network)
+    saved.append(held.enter_context(Checkpoints(workdir)))
     own = {**described, "init_from": source.record} if source else described
     provenance.write_environment(workdir, own, corpus, done)
-    open_records(workdir, done or 0)
+    if found is None:
+      open_records(workdir)
     if distributed.is_writer():
       remote.put_back(workdir)
-    trainer = planned.trainer_of(config)
-    if done is None:
+    if found is None:
       states.append(initial_state(config, trainer, source))
-      checkpoints.save(states[-1], 0)
+      saved[-1].save(states[-1], 0, {"metrics": record.empty(), "diverged": False})
     else:
-      states.append(cast(State, checkpoints.restore(
-          jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings, done)))
+      states.append(found.state)
     logs.append(writers.RunLog(
         workdir, config, done or 0, environment.peak_flops(),
         task_of(config.model.kind).flops_per_token(config, trainer.network)))
-  return Begun(batches, logs, saved, states, done or 0)
+  return Begun(batches, logs, saved, states,
+               [found is not None and found.diverged for found in resumed], done or 0)
+
+
+def _resumed(planned: Planned, workdir: Path, held: contextlib.ExitStack, log: Log
+             ) -> Resumed | None:
+  """Locks a run directory and restores its newest whole checkpoint, if it has one."""
+  if workdir in planned.resumed:
+    return planned.resumed[workdir]
+  config = planned.configs[workdir]
+  lock(workdir, held)
+  return newest_whole(workdir, config, planned.trainer_of(config), log, planned.strict)
+
+
+def lock(workdir: Path, held: contextlib.ExitStack) -> None:
+  """Makes a run directory and keeps other processes from it until `held` lets go."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  if distributed.is_writer():
+    held.enter_context(run_directory.locked(workdir))
 
 
 def initial_state(config: Config, trainer: Trainer, source: InitialParameters | None) -> State:
@@ -182,8 +204,8 @@ def training_key(config: Config) -> jax.Array:
   return jax.random.fold_in(jax.random.key(config.train.seed), 1)
 
 
-def open_records(workdir: Path, start: int) -> None:
-  """Drops what a killed process logged after the checkpoint that a run goes on from."""
+def open_records(workdir: Path) -> None:
+  """Drops what a process logged that was killed before its first checkpoint."""
   if distributed.is_writer():
     for name in (run_directory.METRICS, run_directory.TIMING):
-      run_directory.keep_lines_until(workdir / name, start)
+      record.cut(workdir / name, 0)

@@ -81,7 +81,7 @@ def test_a_run_there_is_the_run_in_a_folder(make_config: MakeConfig, tmp_path: P
   there = store.folder / "bucket/runs/one"
   assert not (there / "DONE").exists() and any(f"{URL}: " in line for line in lines)
   with monkeypatch.context() as killed:
-    def kill(self: Checkpoints, state: Any, step: int) -> None:
+    def kill(self: Checkpoints, *saved: Any) -> None:
       # Nothing is put back after this.
       killed.setattr(remote, "put_back", lambda directory: None)
       raise KeyboardInterrupt
