@@ -2,7 +2,7 @@
 
 Both sides draw the same weights from here, so that the file holds what the models compute alone:
 for each form `logits`, and of the stream entering each block and of what the unembedding reads
-the metrics of `stream_metrics`. It needs torch 2.13.0, transformers 5.23.0 and the file
+the metrics of `stream_metrics`. It needs torch 2.13.0, transformers 5.24.0 and the file
 simplified_transformers/model_utils.py of github.com/bobby-he/simplified_transformers at its last
 commit, none of which of_jax uses: in an environment of its own, with NumPy,
 
@@ -66,6 +66,58 @@ FORMS: dict[str, dict[str, Any]] = {
     "llama_linear": {**_COMMON, "model_type": "llama", "num_key_value_heads": 2,
                      "rms_norm_eps": 0.02, "rope_theta": 300.0,
                      "rope_scaling": {"type": "linear", "factor": 2.5}},
+    "llama_attention_bias": {**_COMMON, "model_type": "llama", "num_key_value_heads": 2,
+                             "rms_norm_eps": 0.02, "rope_theta": 300.0, "attention_bias": True},
+    "mistral": {**_COMMON, "model_type": "mistral", "num_key_value_heads": 2, "rms_norm_eps": 0.02,
+                "rope_theta": 300.0, "sliding_window": 4},
+    "qwen2": {**_COMMON, "model_type": "qwen2", "num_key_value_heads": 2, "rms_norm_eps": 0.02,
+              "rope_theta": 300.0, "use_sliding_window": True, "sliding_window": 4,
+              "max_window_layers": 0, "tie_word_embeddings": True},
+    # Three of the four pairs of a head turn; the sequences are longer than the first length.
+    "phi3": {**_COMMON, "model_type": "phi3", "num_key_value_heads": 2, "rms_norm_eps": 0.02,
+             "rope_theta": 300.0, "partial_rotary_factor": 0.75, "pad_token_id": 0,
+             "original_max_position_embeddings": 8, "rope_scaling": {
+                 "type": "su", "short_factor": [1.0, 1.1, 1.2], "long_factor": [1.3, 2.0, 3.5],
+                 "original_max_position_embeddings": 8}},
+    "phi3_short": {**_COMMON, "model_type": "phi3", "num_key_value_heads": 4, "rms_norm_eps": 0.02,
+                   "rope_theta": 300.0, "sliding_window": 4, "pad_token_id": 0,
+                   "original_max_position_embeddings": 12, "rope_scaling": {
+                       "type": "longrope", "short_factor": [1.0, 1.1, 1.2, 2.0],
+                       "long_factor": [1.3, 2.0, 3.5, 4.0]}},
+    "olmo": {**_COMMON, "model_type": "olmo", "num_key_value_heads": 2, "rope_theta": 300.0,
+             "attention_bias": True, "clip_qkv": 0.4},
+    "gemma": {**_COMMON, "model_type": "gemma", "num_key_value_heads": 1, "head_dim": 12,
+              "rms_norm_eps": 0.02, "rope_theta": 300.0, "hidden_act": "gelu"},
+    # The base inside the object, in each family that has one, and other kinds of stretching.
+    "qwen3_inside": {**_COMMON, "model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 12,
+                     "rms_norm_eps": 0.02, "use_sliding_window": True, "sliding_window": 4,
+                     "max_window_layers": 0, "rope_theta": None,
+                     "rope_scaling": {"rope_type": "default", "rope_theta": 300.0}},
+    "gemma2_inside": {**_COMMON, "model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 12,
+                      "rms_norm_eps": 0.02, "query_pre_attn_scalar": 5, "sliding_window": 4,
+                      "rope_scaling": {"rope_type": "linear", "factor": 2.5, "rope_theta": 300.0}},
+    "olmo2_inside": {**_COMMON, "model_type": "olmo2", "num_key_value_heads": 2,
+                     "rms_norm_eps": 0.02, "rope_theta": 9000.0,
+                     "rope_scaling": {"type": "llama3", "rope_theta": 300.0, "factor": 8.0,
+                                      "low_freq_factor": 0.2, "high_freq_factor": 1.0,
+                                      "original_max_position_embeddings": 8}},
+    "gpt_neox_inside": {**_COMMON, "model_type": "gpt_neox", "hidden_act": "gelu_fast",
+                        "layer_norm_eps": 0.02, "rotary_pct": 1.0, "rotary_emb_base": 9000,
+                        "rope_parameters": {"rope_type": "linear", "factor": 2.5,
+                                            "rope_theta": 300.0, "partial_rotary_factor": 0.5}},
+    "llama_yarn": {**_COMMON, "model_type": "llama", "num_key_value_heads": 2,
+                   "rms_norm_eps": 0.02, "rope_scaling": {
+                       "rope_type": "yarn", "rope_theta": 300.0, "factor": 4.0, "beta_fast": 1.5,
+                       "beta_slow": 0.1, "mscale": 0.7, "mscale_all_dim": 1.4,
+                       "original_max_position_embeddings": 8}},
+    "mistral_yarn": {**_COMMON, "model_type": "mistral", "num_key_value_heads": 2,
+                     "rms_norm_eps": 0.02, "rope_theta": 300.0, "sliding_window": None,
+                     "rope_parameters": {
+                         "type": "yarn", "factor": None, "attention_factor": 1.7,
+                         "truncate": False, "original_max_position_embeddings": 8}},
+    "qwen2_dynamic": {**_COMMON, "model_type": "qwen2", "num_key_value_heads": 2,
+                      "rms_norm_eps": 0.02, "rope_theta": 300.0, "max_position_embeddings": 8,
+                      "rope_scaling": {"type": "dynamic", "factor": 3.0}},
     # Of four pairs in a head of eight one stays, one is in between and two are slowed.
     "llama3": {**_COMMON, "model_type": "llama", "num_key_value_heads": 2, "rms_norm_eps": 0.02,
                "rope_theta": 300.0, "rope_scaling": {
@@ -147,20 +199,26 @@ def _neox_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def _llama_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
   d, f, kind = config["hidden_size"], config["intermediate_size"], config["model_type"]
   k = config.get("head_dim", d // config["num_attention_heads"])
+  biased = {"qwen2": "q_proj k_proj v_proj"}.get(kind, "")
   q, kv = k * config["num_attention_heads"], k * config["num_key_value_heads"]
-  found: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (_VOCAB, d), "norm.weight": (d,)}
-  norms = {"olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+  found: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (_VOCAB, d)}
+  if kind != "olmo":
+    found["norm.weight"] = (d,)
+  norms = {"olmo": (), "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
            "gemma2": ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
                       "post_feedforward_layernorm")}
   over = {"qwen3": (k, k), "olmo2": (q, kv)}
   for i in range(config["num_hidden_layers"]):
-    parts: dict[str, tuple[int, ...]] = {
-        "self_attn.q_proj": (q, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d),
-        "self_attn.o_proj": (d, q), "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d),
-        "mlp.down_proj": (d, f)}
+    parts: dict[str, tuple[int, ...]] = {"self_attn.o_proj": (d, q), "mlp.down_proj": (d, f)}
+    if kind == "phi3":
+      parts |= {"self_attn.qkv_proj": (q + 2 * kv, d), "mlp.gate_up_proj": (2 * f, d)}
+    else:
+      parts |= {"self_attn.q_proj": (q, d), "self_attn.k_proj": (kv, d),
+                "self_attn.v_proj": (kv, d), "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d)}
     for name, shape in parts.items():
       found[f"layers.{i}.{name}.weight"] = shape
-      if config.get("attention_bias" if "attn" in name else "mlp_bias"):
+      if (config.get("attention_bias" if "attn" in name else "mlp_bias")
+          or name.rpartition(".")[2] in biased.split()):
         found[f"layers.{i}.{name}.bias"] = shape[:1]
     for name in norms.get(kind, ("input_layernorm", "post_attention_layernorm")):
       found[f"layers.{i}.{name}.weight"] = (d,)
@@ -168,7 +226,7 @@ def _llama_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
       found |= {f"layers.{i}.self_attn.{x}_norm.weight": (size,)
                 for x, size in zip("qk", over[kind])}
   found = {f"model.{name}": shape for name, shape in found.items()}
-  tied = config.get("tie_word_embeddings", kind == "gemma2")
+  tied = config.get("tie_word_embeddings", kind in ("gemma", "gemma2"))
   return found if tied else {**found, "lm_head.weight": (_VOCAB, d)}
 
 
@@ -214,7 +272,7 @@ def weights(form: str) -> dict[str, np.ndarray]:
       value = 0.2 + 0.05 * noise
     elif name.endswith((".scale", "_gain")) or "norm" in name and name.endswith(".weight") or (
         "ln_" in name and name.endswith(".weight")):
-      value = 0.3 * noise + (form != "gemma2")
+      value = 0.3 * noise + (not form.startswith("gemma"))
     elif form.startswith("of_") and "qk_attn" not in name and "ln_" not in name:
       value = 0 * noise  # The biases that their code keeps at zero.
     else:
