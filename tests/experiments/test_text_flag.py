@@ -1,0 +1,61 @@
+"""--text of measure and quantise reads bytes as they are, and results record how."""
+
+import json
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from tokenizers import Tokenizer
+
+from experiments import data_flags, measure
+from of_jax.data import tokenizer
+from of_jax.data.special_tokens import SpecialTokens
+from of_jax.errors import UserError
+
+CONTENT = "\ufeffa line\r\nanother\rand\0more\n" * 9
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> types.SimpleNamespace:
+  """What a model is for its texts: a tokenizer and special tokens."""
+  assert measure.__doc__  # It declares the flags.
+  path = tmp_path / "tokenizer.json"
+  path.write_text(tokenizer.train([CONTENT], 300))
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["measure"])
+  return types.SimpleNamespace(tokenizer=path, special=SpecialTokens(0, 1))
+
+
+def test_text_keeps_its_bytes_and_json_lines_their_documents(model, tmp_path, capsys):
+  decode = Tokenizer.from_file(str(model.tokenizer)).decode
+  (tmp_path / "a.txt").write_bytes(CONTENT.encode())
+  (tmp_path / "a.jsonl").write_text("".join(
+      json.dumps({"id": i, "body": text}) + "\r\n" for i, text in enumerate([CONTENT, "two"])))
+  for name, field, documents in (("a.txt", "", [CONTENT]), ("a.jsonl", "body", [CONTENT, "two"])):
+    with flagsaver.flagsaver(text=str(tmp_path / name), text_field=field):
+      tokens, read = data_flags._tokens(model, "text", f"--text={name}")
+    ends = np.flatnonzero(tokens == 0)
+    assert len(ends) == len(documents) and ends[-1] == len(tokens) - 1
+    assert [decode(part.tolist(), skip_special_tokens=False) for part in np.split(
+        tokens, ends)[:-1]] == [documents[0], *(f"{tokenizer.END}{d}" for d in documents[1:])]
+    assert read["text"]["unusual"] == {"crlf": 9, "lone_cr": 9, "nul": 9, "byte_order_marks": 9}
+    assert f"--text={name}: kept as they are: 9 CRLF" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given, words", [
+    (["--text=x", "--tokens=y"], "give one of them"),
+    (["--text_field=body", "--tokens=y.npy"], "--text_field=body: is of --text and --corpus")])
+def test_flags_that_contradict_each_other_are_one_line(given, words, model):
+  values = dict(flag.removeprefix("--").split("=") for flag in given)
+  with flagsaver.flagsaver(run=["r"], **values), pytest.raises(UserError, match=words):
+    measure.check_data()
+
+
+def test_an_archive_of_arrays_is_no_array_of_tokens(model, tmp_path):
+  np.savez(tmp_path / "a.npz", np.arange(9))
+  with flagsaver.flagsaver(tokens=str(tmp_path / "a.npz")):
+    with pytest.raises(UserError, match="--tokens=x: not a .npy file of numbers"):
+      data_flags._tokens(model, "tokens", "--tokens=x")
