@@ -8,6 +8,7 @@ from absl import flags
 
 from of_jax.config.kinds import kind_of
 from of_jax.errors import UserError
+from of_jax.interop.source import NO_CORPUS
 from of_jax.storage import remote
 
 
@@ -90,7 +91,7 @@ def _begun(model: Any, tokens: Any, where: str) -> tuple[Any, bool, dict[str, An
 
   By default text is begun as the model's tokenizer does it, and whatever is cut into windows as the
   run did. Token ids that were given for a model from elsewhere, or as windows, stay as they are.
-  A run's own windows have the begin token in place of their last token, as in training; the others
+  A run's windows have the begin token in place of their last token, as in training; the others
   have it in front, so that the same tokens are predicted with or without it.
   """
   if kind_of(model.config.model.kind).inputs == "images":
@@ -98,7 +99,8 @@ def _begun(model: Any, tokens: Any, where: str) -> tuple[Any, bool, dict[str, An
   from of_jax.data import special_tokens
   data, special, asked = model.config.data, model.special, flags.FLAGS.begin_token
   are_windows = tokens is not None and tokens.ndim == 2
-  is_foreign = bool(flags.FLAGS.model)
+  # The folder that experiments.load leaves is a run that has trained nothing.
+  is_foreign = bool(flags.FLAGS.model) or data.corpus == NO_CORPUS
   are_ids = bool(flags.FLAGS.tokens) or flags.FLAGS.corpus.startswith("tokens:")
   try:
     begins = special_tokens.decide(

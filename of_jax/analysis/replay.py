@@ -167,15 +167,16 @@ def token_batches(config: Config, tokens: npt.NDArray[np.integer], where: str,
 
   Args:
     config: resolved.
-    tokens: [tokens], cut into windows of `train.sequence_length` as the loader does, with
-      `data.begin_token` too, each followed by the first token of the next, which it predicts (fewer
-      tokens than that are one window); or [windows, T], of which each row is read as it is: T
-      tokens, of which T - 1 are followed by one to predict. A token behind `train.sequence_length`
-      is predicted and not read.
+    tokens: [tokens], cut into windows of `train.sequence_length` as the loader does, each followed
+      by the first token of the next, which it predicts (fewer tokens than that are one window); or
+      [windows, T], of which each row is read as it is: T tokens, of which T - 1 are followed by one
+      to predict. A token behind `train.sequence_length` is predicted and not read.
     where: the flag and its value, for messages.
     count: how many batches, of windows evenly spread; default all windows. A stream's last tokens,
       too few for a window, are left out.
-    end_token, begin_token: where the config needs them.
+    end_token: where the config needs it.
+    begin_token: what the loader puts in place of a window's last token with `data.begin_token`;
+      None where windows are read as they are in any case, see `begin_windows`.
 
   Raises:
     UserError: not tokens of this model, or too few.
@@ -197,11 +198,12 @@ def token_batches(config: Config, tokens: npt.NDArray[np.integer], where: str,
   wanted = windows if count is None else min(windows, count * size)
   corpus = Corpus(followed, followed, config.data.vocab_size, end_token, begin_token, "", "", None,
                   where)
-  data = dataclasses.replace(config.data, eval_sequences=wanted)
+  begins = config.data.begin_token and begin_token is not None
+  data = dataclasses.replace(config.data, eval_sequences=wanted, begin_token=begins)
   # Training wants a batch at least; nothing of it is read.
   train = dataclasses.replace(config.train, batch_size=min(size, windows))
   batches: list[Batch] = list(make_batches(corpus, data, train).eval_batches())
-  if is_last_cut and wanted == windows and not config.data.begin_token:
+  if is_last_cut and wanted == windows and not begins:
     batches[-1] = _without_target(batches[-1], (windows - 1) % train.batch_size)
   return batches
 

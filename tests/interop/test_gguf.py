@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from of_jax.data import special_tokens
+from of_jax.data.special_tokens import SpecialTokens
 from of_jax.errors import UserError
 from of_jax.interop import gguf_file, load, open_source
-from of_jax.interop.gguf_tokenizer import build_tokenizer
+from of_jax.interop.gguf_tokenizer import build_tokenizer, special_tokens_of
 from of_jax.models.rope_scaling import frequency_scale
 from tests.golden import foreign, sentencepiece_bpe
 from tests.interop.test_foreign import same_parameters
@@ -247,3 +249,51 @@ def test_a_tokenizer_becomes_a_file(tmp_path: Path) -> None:
   tokenizer.save(str(folder / "tokenizer.json"))
   own = open_source(folder).tokenizer_file(str(tmp_path / "other"))
   assert own == folder / "tokenizer.json" and not (tmp_path / "other").exists()
+
+
+def test_special_tokens_are_the_metadata_s() -> None:
+  """Ids as they stand there; defaults of llama.cpp, by the kind of tokenizer."""
+  def found(kind: str, pre: str = "", **fields: Any) -> tuple[int | None, int | None, bool]:
+    special = special_tokens_of({
+        "tokenizer.ggml.model": kind, "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": ["<unk>", "[S]", "[E]", "</s>"],
+        **{f"tokenizer.ggml.{key}": value for key, value in fields.items()}})
+    return special.begin, special.end, special.begins
+
+  assert found("llama") == (1, 2, True)
+  assert found("llama", bos_token_id=3, eos_token_id=0) == (3, 0, True)
+  assert found("llama", add_bos_token=False) == (1, 2, False)
+  assert found("gpt2", "llama-bpe", bos_token_id=1) == (1, None, True)
+  assert found("gpt2", "llama-bpe", bos_token_id=1, add_bos_token=False) == (1, None, False)
+  assert found("gpt2", "smollm", bos_token_id=1, eos_token_id=2) == (1, 2, False)
+  assert found("gpt2", "smollm", bos_token_id=3, add_bos_token=True) == (3, None, True)
+  assert found("gpt2", "smollm") == (None, None, False)
+  assert found("gpt2", "llama-bpe", bos_token_id=9) == (None, None, False)
+
+
+def test_a_config_and_a_file_say_which_token_begins_a_text(tmp_path: Path) -> None:
+  """The tokenizer that is left in the cache keeps its special tokens' odd names."""
+  letters = [chr(c) for c in range(97, 105)] + ["\u0120"]
+  fields, arrays = converted("qwen3", foreign.FORMS["qwen3"])
+  tokens = ["[E]", *letters, "[S]", *(f"[{i}]" for i in range(28)), "ab"]
+  fields |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
+             "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["a b"],
+             "tokenizer.ggml.bos_token_id": 10, "tokenizer.ggml.eos_token_id": 0,
+             "tokenizer.ggml.add_bos_token": True}
+  path = tmp_path / "model.gguf"
+  path.write_bytes(gguf_bytes(fields, arrays))
+  model = load(path)
+  data = model.config.data
+  assert (data.begin_token, data.begin_token_id, data.end_token_id) == (True, 10, 0)
+  assert model.encode("ab c").tolist() == [10, 39, 9, 3]
+  assert load(path, begin_token="no").encode("ab").tolist() == [39]
+  assert "its tokenizer begins a text with [S] (10)" in str(model.report)
+  written = open_source(path).tokenizer_file(str(tmp_path / "cache"))
+  assert written is not None
+  assert special_tokens.of_folder(written.parent) == SpecialTokens(0, 10, True)
+  path.write_bytes(gguf_bytes({**fields, "tokenizer.ggml.bos_token_id": 99}, arrays))
+  with pytest.raises(UserError, match="add_bos_token without a bos_token_id that is a token"):
+    load(path)
+  folder = foreign.save_folder(tmp_path / "folder", "llama")
+  with pytest.raises(UserError, match="begin_token=yes: no begin token is known of .*folder"):
+    load(folder, begin_token="yes")
