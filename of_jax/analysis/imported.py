@@ -11,6 +11,7 @@ from of_jax import interop
 from of_jax.analysis.evaluation import Batch, Replayed
 from of_jax.analysis.replay import Log, Restored
 from of_jax.config import DataConfig
+from of_jax.data.special_tokens import SpecialTokens
 from of_jax.errors import UserError
 from of_jax.interop.pretrained import assemble
 from of_jax.storage.digest import as_text, digest
@@ -23,10 +24,18 @@ class Imported(Restored):
   Attributes:
     kind: format and family.
     tokenizer_path: of its tokenizer.json, None where it came with none.
+    notes: what a user should know of how its files were read.
   """
 
   kind: str
   tokenizer_path: Path | None
+  notes: tuple[str, ...] = ()
+
+  @property
+  def special(self) -> SpecialTokens:
+    """The tokens that begin and end a text, as the model's files say."""
+    data = self.config.data
+    return SpecialTokens(data.end_token_id, data.begin_token_id, data.begin_token)
 
   @property
   def tokenizer(self) -> Path | None:
@@ -43,18 +52,24 @@ class Imported(Restored):
     raise UserError(f"{self.path}: came without a corpus")
 
 
-def load(path: str | Path, begin_token: str = "auto") -> Imported:
+def load(path: str | Path, begin_token: str = "auto", weights: str | None = None,
+         log: Log = lambda line: None) -> Imported:
   """Loads the model at `path` on the first device.
 
   Args:
-    begin_token: as of_jax.interop.load.
+    begin_token, weights: as of_jax.interop.load.
+    log: is given what a user should know of how it was read, a line each.
 
   Raises:
     UserError: as of_jax.interop.load.
   """
-  source = interop.open_source(path)
+  source = interop.open_source(path, weights)
   tokenizer = source.tokenizer_file(DataConfig.cache_dir)
   model = assemble(source, begin_token)
+  notes = (*source.notes, *source.family.settings.notes,
+           *filter(None, (source.special.note,)))
+  for note in notes:
+    log(f"{path}: {note}")
   params = jax.device_put(model.params, jax.devices()[0])
   return Imported(Path(path).expanduser(), model.config, params, 0, as_text(digest(params, 0)),
-                  False, source.kind, tokenizer)
+                  False, source.kind, tokenizer, notes)

@@ -100,7 +100,8 @@ def save(folder: pathlib.Path, name: str) -> pathlib.Path:
       "decoder": {**BYTES, "add_prefix_space": True} if cut else None,
       "model": {"type": "BPE", "dropout": None, "unk_token": None,
                 "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
-                "byte_fallback": False, "ignore_merges": False, "vocab": {**one["special"], **letters}, "merges": []}}))
+                "byte_fallback": False, "ignore_merges": False,
+                "vocab": {**one["special"], **letters}, "merges": []}}))
   for file in ("tokenizer_config", "config"):
     content = dict(one[file])
     if file == "tokenizer_config":
