@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, weights_flag
+from of_jax.data.special_tokens import CHOICES
 from of_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _MODEL = flags.DEFINE_string(
 _TENSORS = flags.DEFINE_bool("tensors", False, "Also print a line for every tensor.")
 _CHECK = flags.DEFINE_bool(
     "check", False, "Compare the stream before each block, and the logits, with transformers.")
+_BEGIN_TOKEN = flags.DEFINE_enum(
+    "begin_token", "auto", CHOICES, "Whether texts begin with the begin token: as the model's "
+    "tokenizer does it, yes or no; --check's sequences, and data.begin_token of --out.")
 _OUT = flags.DEFINE_string(
     "out", "", "Write config, parameters and tokenizer here, as a run directory without a run.")
 _TOKENS = flags.DEFINE_integer("tokens", 64, "check: length of the two random sequences.")
@@ -34,7 +38,11 @@ def main() -> None:
   from of_jax.interop import load
 
   path = Path(_MODEL.value).expanduser()
-  model = load(path)
+  try:
+    model = load(path, _BEGIN_TOKEN.value, weights=weights_flag.chosen())
+  except UserError as error:
+    text = str(error)
+    raise UserError(f"--{text}" if text.startswith("begin_token=") else text) from None
   print(model.report)
   if _TENSORS.value:
     print(model.report.table())
@@ -73,11 +81,15 @@ def _check(model: "Pretrained", path: Path) -> None:
 
   if not path.is_dir() or "simplified_transformers" in model.report.kind:
     raise UserError(f"--check: transformers reads Hugging Face folders; {path} is none")
-  from of_jax.interop import check
+  from of_jax.interop import check, weight_sets
+  if weights_flag.chosen() == "sharded" and (path / weight_sets.SINGLE).exists():
+    raise UserError(f"--check: transformers reads {weight_sets.SINGLE}; leave --weights out")
   length = min(_TOKENS.value, model.config.train.sequence_length)
   if length < 1:
     raise UserError(f"--tokens={_TOKENS.value}: must be at least 1")
   tokens = np.random.default_rng(0).integers(0, model.config.data.vocab_size, (2, length))
+  if model.config.data.begin_token:
+    tokens[:, 0] = model.config.data.begin_token_id
   differences = check.compare(check.our_stream(model, tokens), check.their_stream(path, tokens))
   for difference in differences:
     print(f"  {difference.place:28} {difference.largest:9.2e}  relative {difference.relative:9.2e}")

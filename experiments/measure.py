@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, data_flags, flag_checks
+from experiments import cli, data_flags, flag_checks, weights_flag
 from of_jax.analysis import registry
 from of_jax.config import declared_metrics
 from of_jax.config.sites import every_own_site, name_of
@@ -50,7 +50,7 @@ _TRAINING_BATCH = flags.DEFINE_bool(
     "training_batch", False, "read the batch of the training step behind the checkpoint, as that "
     "step did: what metrics.jsonl has at step + 1")
 _SITES = flags.DEFINE_list("sites", [], "where to measure, default everywhere; what to quantise, "
-                           "default all but final and unembedding")
+                           "default those of --preset")
 _METRICS = flags.DEFINE_list("metrics", [], "what to measure, by id; default everything")
 _USER_METRICS = flags.DEFINE_list(
     "user_metrics", [], "functions or classes of your own files, as in my_file.py:my_metric")
@@ -111,7 +111,8 @@ def main() -> None:
 def load(run: str, step: int | None) -> Any:
   """Loads the model that --model names, or else a run's checkpoint, by default the last."""
   from of_jax.analysis import imported, replay
-  return imported.load(_MODEL.value) if _MODEL.value else replay.restore(run, step)
+  return (imported.load(_MODEL.value, weights=weights_flag.chosen(), log=print) if _MODEL.value
+          else replay.restore(run, step))
 
 
 def measure_one(model: Any, batches: Any, read: dict[str, Any], chosen: Sequence[Any]
@@ -144,7 +145,7 @@ def provenance(model: Any, read: dict[str, Any]) -> dict[str, Any]:
   from of_jax.train.environment import machine
   found = {**machine(), **{name: value for name, value in read.items() if name != "begin_token"},
            "digest": model.digest, "digest_agreed": model.is_verified}
-  return {**found, "kind": model.kind} if _MODEL.value else found
+  return {**found, "kind": model.kind, "notes": list(model.notes)} if _MODEL.value else found
 
 
 def _check_model() -> None:
@@ -155,7 +156,7 @@ def _check_model() -> None:
   if not data_flags.given():
     raise UserError(f"--model={_MODEL.value}: came without data; give --tokens, --text or --corpus")
   from of_jax.interop import open_source
-  open_source(_MODEL.value)
+  open_source(_MODEL.value, weights_flag.chosen())
 
 
 def check_data() -> None:
@@ -164,6 +165,7 @@ def check_data() -> None:
   Raises:
     UserError: flags that contradict each other, or a file that is not there.
   """
+  weights_flag.chosen()
   if _MODEL.value:
     _check_model()
   elif not any(_RUN.value):

@@ -71,7 +71,7 @@ def choose(folder: Path, choice: str | None = None) -> Chosen:
   if choice is None:
     beside = _checked(folder, file, entries, there, strays) + beside
   else:
-    beside = [name for name in there if name != file] + strays + beside
+    beside = list(dict.fromkeys([*(name for name in there if name != file), *strays, *beside]))
   notes = (f"{file} is read; not {_some(beside)} beside it",) if beside else ()
   return Chosen(file, entries, notes)
 
@@ -79,7 +79,8 @@ def choose(folder: Path, choice: str | None = None) -> Chosen:
 def _checked(folder: Path, file: str, entries: Entries, there: list[str], strays: list[str]
              ) -> list[str]:
   """Names what is not read and may be passed over; raises UserError where it may not."""
-  ways = f"choose with --weights=single ({SINGLE}) or --weights=sharded ({INDEX})"
+  ways = (f"choose with --weights=single ({SINGLE}) or --weights=sharded ({INDEX}), of a run with "
+          "PATH@single or PATH@sharded")
   if (folder / _ADAPTER).exists():
     raise UserError(f"{folder}: holds {_ADAPTER} beside {file}, and of_jax adds no adapters; merge "
                     "it into the weights, or read these without it: "

@@ -17,6 +17,7 @@ from of_jax import interop
 from of_jax.config import Config, ModelConfig
 from of_jax.errors import UserError
 from of_jax.interop.source import Source
+from of_jax.interop.weight_sets import split_choice
 from of_jax.models.functional import Network, Parameters, build_network
 from of_jax.storage import checkpoint, remote, run_directory, sources
 from of_jax.storage.digest import as_text, digest
@@ -33,8 +34,8 @@ class InitialParameters:
   Attributes:
     params: float32, with the network's names and shapes, laid out over the mesh.
     record: for env.json: `path`, `step` (null for foreign weights), `kind`, `digest` (see
-      of_jax.storage.digest; at step 0 for foreign weights), and `differs`, the fields of the
-      model's config that have another value there.
+      of_jax.storage.digest; at step 0 for foreign weights), `differs`, the fields of the model's
+      config that have another value there, and `notes` on how foreign files were read.
   """
 
   params: Parameters
@@ -67,11 +68,11 @@ def load(config: Config, network: Network, shardings: Any, log: Callable[[str], 
   named = config.train.init_from
   if not named:
     return None
-  source = _open(named)
+  source, notes = _open(named), []
   if isinstance(source, Source):
     theirs, step, kind = source.config(), None, source.kind
     params = _foreign(named, source, theirs, network, shardings)
-    path = Path(source.where)
+    path, notes = Path(source.where), [*source.notes, *source.family.settings.notes]
   else:
     path, wanted = source
     params, step = sources.load_parameters(named, network.shapes, shardings)
@@ -84,19 +85,21 @@ def load(config: Config, network: Network, shardings: Any, log: Callable[[str], 
   found = as_text(digest(params, step or 0))
   differs = _differences(theirs.model, config.model)
   log(f"starts from {named}: {kind}, digest {found[:16]}"
-      + (f"; the model differs in {', '.join(differs)}" if differs else ""))
+      + (f"; the model differs in {', '.join(differs)}" if differs else "")
+      + "".join(f"; {note}" for note in notes))
   return InitialParameters(params, {
       "path": remote.name_of(path.absolute()), "step": step, "kind": kind, "digest": found,
-      "differs": differs})
+      "differs": differs, "notes": notes})
 
 
 def _open(named: str) -> Source | tuple[Path, int | None]:
   """Opens a foreign model, or finds (run directory, step)."""
-  path = Path(named).expanduser()
+  name, weights = split_choice(named)
+  path = Path(name).expanduser()
   ours = (path / run_directory.CHECKPOINTS).is_dir()
   if path.exists() and not ours and (path.is_file() or (path / run_directory.CONFIG).exists()):
     try:
-      return interop.open_source(path)
+      return interop.open_source(path, weights)
     except UserError as error:
       raise UserError(f"config.train.init_from={named}: {error}") from None
   return sources.parse_source(named)
