@@ -26,11 +26,13 @@ METRICS = {
         "`telemetry.quantised_perplexity_every`",
         "perplexity of the first evaluation batch, of the model after the step, quantised to W8A8: "
         "weights symmetric, a range a tensor by squared error; activations asymmetric, a range a "
-        "token; all sites but `final` and the unembedding", "perplexity", "1 and above",
+        "token; all sites but `final` and the unembedding; the arithmetic in float32, whatever the "
+        "compute type", "perplexity", "1 and above",
         "Bondarenko et al. 2023, 2306.12929, but for the ranges of activations"),
     "quantised_loss_increase": (
         "`telemetry.quantised_perplexity_every`",
-        "log of quantised_perplexity less the loss of the same batch and model as trained",
+        "log of quantised_perplexity less the loss of the same batch and model in float32, not "
+        "quantised",
         "nats a token", "any", "He et al. 2024, 2405.19279, on quantisation"),
 }
 SCHEME = Scheme(activation_granularity="token", activation_range="min_max")

@@ -68,20 +68,15 @@ class Pair:
     """Puts `other` where the condition does not hold."""
     return Pair(jnp.where(condition, self.high, other), jnp.where(condition, self.low, 0))
 
-  def total(self, axis: int) -> "Pair":
-    """Sums over an axis, to 48 bits of the largest partial sum."""
+  def total(self, *axes: int) -> "Pair":
+    """Sums over axes, counted from 0, to 48 bits of the largest partial sum."""
 
     def add(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
       together = Pair(*a) + Pair(*b)
       return together.high, together.low
 
     zero = np.float32(0)
-    axis %= self.high.ndim
-    return Pair(*jax.lax.reduce((self.high, self.low), (zero, zero), add, (axis,)))
-
-  def mean(self, axis: int) -> "Pair":
-    """Averages over an axis."""
-    return self.total(axis) / jnp.float32(self.high.shape[axis])
+    return Pair(*jax.lax.reduce((self.high, self.low), (zero, zero), add, axes))
 
   def rounded(self) -> jax.Array:
     """Gives the nearest float32."""
