@@ -1,6 +1,7 @@
 """Configs that public repositories have: transformers' logits, or a line that says why not."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ def test_there_are_forty_and_few_are_refused() -> None:
   assert len(CONFIGS) == 40 and REFUSED.keys() <= CONFIGS.keys() and len(REFUSED) <= 8
   sources = {(e["repository"], e["path"], e.get("key")) for e in CONFIGS.values()}
   assert len(sources) == 40
+
+
+def test_the_page_says_how_many_load_and_names_the_others() -> None:
+  page = (Path(__file__).parents[2] / "docs" / "foreign_models.md").read_text()
+  [note] = [part for part in page.split("\n\n") if "public repositories have" in part]
+  load_count = len(CONFIGS) - len(REFUSED)
+  assert f"{load_count} of {len(CONFIGS)} give the logits" in " ".join(note.split())
+  kinds = {CONFIGS[name]["config"]["model_type"] for name in REFUSED}
+  named = set(re.findall(r"`(\w+)` \(", note.partition("Refused")[2]))
+  assert named == kinds
 
 
 @pytest.mark.parametrize("name", [
