@@ -280,6 +280,38 @@ def test_one_of_two_is_told_to_stop(token_file: Path, tmp_path: Path, whole: Pat
   same_bits(workdir, whole)
 
 
+@pytest.mark.slow
+def test_damage_is_seen_by_every_process(token_file: Path, tmp_path: Path) -> None:
+  """Two processes on a (2, 2, 1) mesh: a checkpoint is damaged, then the record too; both go on
+  from the same older one, and end in the bits of the run that nothing happened to."""
+  mesh = ("mesh.data=2", "mesh.fsdp=2")
+  undisturbed, workdir = tmp_path / "whole", tmp_path / "run"
+  finish(start(token_file, undisturbed, 2, 2, *mesh))
+  shutil.copytree(undisturbed, workdir)
+  (workdir / "DONE").unlink()
+  checkpoints = workdir / "checkpoints"
+  shutil.rmtree(checkpoints / "12" / "opt_state")
+  for path in (checkpoints / "4" / "params").rglob("ocdbt.process_1/d/*"):
+    path.write_bytes(path.read_bytes()[:10])
+  with (workdir / "metrics.jsonl").open("a") as file:
+    file.write("noise")
+  finish(start(token_file, workdir, 2, 2, *mesh))
+  same_bits(workdir, undisturbed)
+  assert {path.name for path in checkpoints.iterdir()} == {
+      "0", "1", "4", "12", "4.set_aside", "12.set_aside"}
+  (workdir / "DONE").unlink()
+  (workdir / "metrics.jsonl").write_text("")
+  finish(start(token_file, workdir, 2, 2, *mesh))
+  same_bits(workdir, undisturbed)
+  resumed = run_directory.read_json(workdir / "env.json")["resumed"]
+  assert [one["after_step"] for one in resumed] == [1, 0]
+  for step in (0, 1, 4, 12):
+    shutil.rmtree(checkpoints / str(step) / "digest")
+  (workdir / "DONE").unlink()
+  errors = finish(start(token_file, workdir, 2, 2, *mesh), status=1)
+  assert all("there is no checkpoint to go on from" in error for error in errors)
+
+
 # Restores the last checkpoint on whatever devices the job has, and writes what process 0 sees, with
 # hashes of the batches that follow.
 RESTORE = """
