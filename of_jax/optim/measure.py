@@ -56,6 +56,8 @@ METRICS = {
         "1 to 2^23 / side, where float32 ends",
         "Gupta et al. 2018, 1802.09568; Vyas et al. 2024, 2409.11321"),
 }
+# Numbers below float32's smallest normal one, 2^-126, are lost, which this bears to 1e-6.
+_SMALLEST = 2.0 ** -104
 # Entries of a block, of which four arrays lie in a core's cache.
 _BLOCK = 2 ** 17
 # What is the largest over a layer's entries, and not a sum.
@@ -65,18 +67,36 @@ _UNITS = {"g2": {"max_g": 2}, "g4": {"max_g": 4}, "u2": {"max_u": 2}, "u4": {"ma
           "uw": {"max_u": 1}, "radial": {"max_u": 2}}
 # Sums over a layer's entries, [layers] each, and the learning rate -> [layers].
 _FINISH: dict[str, Callable[[Sums, jax.Array], jax.Array]] = {
-    "gradient_kurtosis": lambda s, _: s["count"] * s["g4"] / jnp.square(s["g2"]),
-    "gradient_rms": lambda s, _: s["max_g"] * jnp.sqrt(s["g2"] / s["count"]),
-    "update_kurtosis": lambda s, _: s["count"] * s["u4"] / jnp.square(s["u2"]),
-    "update_rms_ratio": lambda s, _: s["max_u"] * jnp.sqrt(s["u2"]) / jnp.sqrt(s["w2"]),
-    "nu_tail": lambda s, _: s["max_v"] * s["count"] / s["v"],
-    "effective_lr": lambda s, rate: rate / jnp.sqrt(s["w2"]),
-    "effective_lr_squared": lambda s, rate: rate / s["w2"],
+    "gradient_kurtosis": lambda s, _: _kurtosis(s, "g"),
+    "gradient_rms": lambda s, _: _size_of(s, "g") * jnp.sqrt(s["g2"] / s["count"]),
+    "update_kurtosis": lambda s, _: _kurtosis(s, "u"),
+    "update_rms_ratio": lambda s, _: (
+        _size_of(s, "u") * jnp.sqrt(s["u2"]) / jnp.sqrt(_sure(s, "w2"))),
+    "nu_tail": lambda s, _: s["max_v"] * s["count"] / _sure(s, "v"),
+    "effective_lr": lambda s, rate: rate / jnp.sqrt(_sure(s, "w2")),
+    "effective_lr_squared": lambda s, rate: rate / _sure(s, "w2"),
     "radial_share": lambda s, _: s["radial"] / s["u2"],
     "projection_factor": lambda s, _: s["factor"] / s["factors"],
     "projection_factor_writers": lambda s, _: s["writer"] / s["writers"],
     "preconditioner_condition": lambda s, _: s["condition"],
 }
+
+
+def _sure(s: Sums, name: str) -> jax.Array:
+  """Takes a sum of squares; NaN where their mean is too small for float32."""
+  return jnp.where(s[name] >= _SMALLEST * s["count"], s[name], jnp.nan)
+
+
+def _size_of(s: Sums, name: str) -> jax.Array:
+  """Takes the largest |entry| of g or u; NaN where it is too small for float32, but 0 where all
+  are 0."""
+  size = s[f"max_{name}"]
+  return jnp.where((size >= _SMALLEST) | (size == 0), size, jnp.nan)
+
+
+def _kurtosis(s: Sums, name: str) -> jax.Array:
+  kurtosis = s["count"] * s[f"{name}4"] / jnp.square(s[f"{name}2"])
+  return jnp.where(s[f"max_{name}"] >= _SMALLEST, kurtosis, jnp.nan)
 
 
 def measure_step(layout: Layout, params: Any, gradients: Any, updates: Any, state: Any,
@@ -170,9 +190,11 @@ def _sums(leaf: _Leaf) -> Sums:
                                       for name, x in split.items()}))
     sums = _together([{name: sums_L[:, n] for name, sums_L in sums_LxN.items()}
                       for n in range(blocks)])
-  norm = sums["w2"]
+  norm, product = sums["w2"], sums.pop("uw")
   sums["count"] = jnp.full(norm.shape, float(view.rows * view.columns))
-  sums["radial"] = jnp.square(sums.pop("uw")) / jnp.where(norm > 0, norm, 1)
+  # A weight of 0 has no direction, one whose squares are lost an unknown part in the update's.
+  sums["radial"] = jnp.where((norm == 0) & (product == 0), 0,
+                             jnp.square(product) / _sure(sums, "w2"))
   if leaf.factor is not None:
     sums |= {"factor": leaf.factor, "factors": jnp.ones_like(leaf.factor)}
   if leaf.factor is not None and leaf.writes:

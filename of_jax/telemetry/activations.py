@@ -36,6 +36,11 @@ _STAGES = (8, 8, 6)
 UNRESOLVED_BITS = 31 - sum(_STAGES)
 # Half the largest number whose square is a float32: x less a mean is at most twice as large.
 LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 0.5 / 2
+# The smallest mean of squares that is sure to 1e-6, at an RMS of 2^-52, 2.2e-16. Squares below
+# float32's smallest normal number, 2^-126, are lost: at worst that much of every entry.
+SMALLEST_MEAN_SQUARE = 2.0 ** -104
+# And the smallest number that is sure to 1e-6 of itself although halves and differences are lost.
+SMALLEST = SMALLEST_MEAN_SQUARE
 _FARTHEST = np.uint32(np.iinfo(np.uint32).max)
 MINUS_INFINITY = int(np.float32(-np.inf).view(np.int32))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from of_jax.telemetry.activations import FIRST, REST, Activations
+from of_jax.telemetry.activations import FIRST, REST, SMALLEST_MEAN_SQUARE, Activations
 
 Statistics = dict[str, jax.Array]
 # (queries [batch, some of the time, heads, head_dim], keys, number of the first query)
@@ -116,6 +116,11 @@ def group(s: Statistics, name: str, no_first: bool, axis: int = -1) -> jax.Array
   if no_first:
     return rest
   return jnp.maximum(first, rest) if name.startswith("max_") else first + rest
+
+
+def where_squared(mean_square: jax.Array, value: jax.Array) -> jax.Array:
+  """Puts NaN in place of values made of squares that are too small for float32."""
+  return jnp.where(mean_square >= SMALLEST_MEAN_SQUARE, value, jnp.nan)
 
 
 def defined(value: jax.Array) -> jax.Array:

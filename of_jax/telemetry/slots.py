@@ -31,10 +31,15 @@ def _forward(x_BxTxD: jax.Array, slot_D: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _backward(_: None, g_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-  squares_BxNxD = fold(lambda total, g: plus(total, jnp.square(g.astype(jnp.float32))), 0.,
+  squares_BxNxD = fold(lambda total, g: plus(total, _square(g.astype(jnp.float32))), 0.,
                        g_BxTxD, axis=1, least=4)
   # Row by row first, as in Activations.totals.
   return g_BxTxD, jnp.sum(jax.lax.optimization_barrier(jnp.sum(squares_BxNxD, 1)), 0)
+
+
+def _square(g: jax.Array) -> jax.Array:
+  """Squares; what would be lost to float32 stays above 0, and so can be told from 0."""
+  return jnp.maximum(jnp.square(g), jnp.where(g == 0, 0, jnp.finfo(jnp.float32).tiny))
 
 
 leave_squares.defvjp(_forward, _backward)

@@ -83,6 +83,41 @@ def test_every_metric_is_its_formula() -> None:
       np.testing.assert_allclose(found[role][name], values, rtol=1e-5, err_msg=f"{role} {name}")
 
 
+def test_what_float32_loses_is_null() -> None:
+  """Layers of one role: weights whose squares are lost, gradients and updates from 1e-15 to 1e-37.
+
+  Sizes of gradients and updates are told by their largest, and so are right as long as entries are.
+  """
+  rng = np.random.default_rng(0)
+  sizes = np.array([1, 1e-15, 1e-19, 1e-25, 1e-37])
+  w, g, u = ((rng.normal(size=(5, 4, 6)) * size[:, None, None]).astype(np.float32)
+             for size in (np.array([1, 1e-15, 1e-17, 1e-25, 0]), sizes, sizes))
+  params, gradients, updates, roles, axes = (
+      {"stacks": {"0": {"w": leaf}}} for leaf in (w, g, u, "hidden", ("layers", "embed", "mlp")))
+  optim = config_lib.apply_overrides(Config(), [("optim.name", "adamw")]).optim
+  state = build_optimizer(optim, lambda step: 0.1, roles, axes, params).init(params)
+  state = jax.tree.map(lambda leaf: jnp.square(g) if leaf.shape else leaf, state)
+  found = jax.jit(lambda *trees: measure_step(lay_out(optim, roles, axes, params), *trees))(
+      params, gradients, updates, state, 0.1)["hidden"]
+  w, g, u = (x.astype(float).reshape(5, -1) for x in (w, g, u))
+  with np.errstate(all="ignore"):
+    expected = {
+        "gradient_kurtosis": np.mean(g ** 4, 1) / np.mean(g ** 2, 1) ** 2,
+        "update_kurtosis": np.mean(u ** 4, 1) / np.mean(u ** 2, 1) ** 2,
+        "gradient_rms": np.sqrt(np.mean(g ** 2, 1)),
+        "update_rms_ratio": np.sqrt(np.mean(u ** 2, 1) / np.mean(w ** 2, 1)),
+        "nu_tail": (g ** 2).max(1) / np.mean(g ** 2, 1),
+        "effective_lr": 0.1 / np.linalg.norm(w, axis=1),
+        "radial_share": np.sum(w * u, 1) ** 2 / np.sum(w ** 2, 1) / np.sum(u ** 2, 1)}
+  known = {"gradient_kurtosis": 4, "update_kurtosis": 4, "gradient_rms": 4}
+  for name, values in expected.items():
+    right = known.get(name, 2)
+    np.testing.assert_allclose(found[name][:right], values[:right], rtol=1e-5, err_msg=name)
+    if name != "radial_share":  # A weight of 0 has none.
+      assert np.all(np.isnan(found[name][right:])), name
+  assert np.all(np.isnan(found["radial_share"][2:4])) and found["radial_share"][4] == 0
+
+
 def test_projection_of_what_writes_to_the_stream() -> None:
   """Of a layer's two matrices, grown twofold and threefold, the one whose columns are neurons."""
   params = {"stacks": {"0": {"a": jnp.ones((2, 4, 6)), "b": jnp.ones((2, 6, 4))}}}

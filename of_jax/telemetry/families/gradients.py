@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from of_jax.telemetry.families.moments import kurtosis
-from of_jax.telemetry.family import Family, Statistics
+from of_jax.telemetry.family import Family, Statistics, where_squared
 
 KIND = "gradients"
 SITES = ()
@@ -27,6 +27,8 @@ class Gradients(Family):
 
   def finish(self, s: Statistics, no_first: bool) -> dict[str, jax.Array]:
     del no_first
-    mean_square = s["sum_square"] / s["count"][..., None]
-    return {"activation_gradient_kurtosis": kurtosis(s["sum_square"]),
-            "activation_gradient_rms": jnp.sqrt(jnp.mean(mean_square, -1))}
+    mean_square = jnp.mean(s["sum_square"] / s["count"][..., None], -1)
+    # The sum is 0 for gradients of 0 alone, see of_jax.telemetry.slots.
+    rms = jnp.where(mean_square == 0, 0, where_squared(mean_square, jnp.sqrt(mean_square)))
+    return {"activation_gradient_kurtosis": kurtosis(s["count"], s["sum_square"]),
+            "activation_gradient_rms": rms}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from of_jax.telemetry.activations import Activations
-from of_jax.telemetry.family import Family, Statistics, group
+from of_jax.telemetry.family import Family, Statistics, group, where_squared
 
 KIND = "activations"
 SITES = ("resid_pre", "final")
@@ -57,12 +57,14 @@ class Gram(Family):
     off_diagonal = jnp.sum(jnp.square(share) * (1 - jnp.eye(width)), (-2, -1))
     everything = jnp.sum(jnp.square(share), (-2, -1))
     pairs = jnp.where(count > 1, count - 1, jnp.nan)
+    mean_square = trace / width / count
     of_inputs = (everything - norm_fourth * jnp.square(scale / trace)) * count / pairs
     return {
         # Rounding alone can bring the difference below 0.
-        "input_correlation_rms": jnp.sqrt(jnp.maximum(of_inputs, 0)),
-        "feature_correlation_rms": jnp.sqrt(
-            off_diagonal * width / (width - 1 if width > 1 else jnp.nan)),
+        "input_correlation_rms": where_squared(
+            mean_square, jnp.sqrt(jnp.maximum(of_inputs, 0))),
+        "feature_correlation_rms": where_squared(mean_square, jnp.sqrt(
+            off_diagonal * width / (width - 1 if width > 1 else jnp.nan))),
     }
 
 

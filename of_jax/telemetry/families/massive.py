@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from of_jax.telemetry.activations import REST, Activations
+from of_jax.telemetry.activations import REST, SMALLEST, Activations
 from of_jax.telemetry.family import Family, Statistics, group
 from of_jax.xla.reductions import as_float
 
@@ -40,7 +40,8 @@ class Massive(Family):
   def finish(self, s: Statistics, no_first: bool) -> dict[str, jax.Array]:
     chosen = "rest" if no_first else "all"
     median = s[f"median_{chosen}"] / s[f"count_{chosen}"]
-    return {"massive_ratio": group(s, "max_abs", no_first) / median}
+    ratio = group(s, "max_abs", no_first) / median
+    return {"massive_ratio": jnp.where(median >= SMALLEST, ratio, jnp.nan)}
 
 
 def _median(bits_BxTxD: jax.Array, counted_BxT: jax.Array) -> jax.Array:

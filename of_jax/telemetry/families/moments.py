@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.activations import Activations
-from of_jax.telemetry.family import UNDEFINED, Family, Statistics, group
+from of_jax.telemetry.activations import SMALLEST_MEAN_SQUARE, Activations
+from of_jax.telemetry.family import UNDEFINED, Family, Statistics, group, where_squared
 
 KIND = "activations"
 SITES = ()
@@ -46,21 +46,33 @@ class Moments(Family):
     count, largest = (group(s, name, no_first) for name in ("count", "max_abs"))
     total, square, square_centred = (
         group(s, name, no_first, -2) for name in ("sum", "sum_square", "sum_square_centred"))
-    values, top = _largest(square, min(_TOP, square.shape[-1]))
-    sum_of_top = jnp.take_along_axis(total, top, -1)
-    is_known = jnp.isfinite(jnp.sum(square, -1)) & (values[..., 0] > 0)
+    mean_square = jnp.mean(square / count[..., None], -1)
     return {
-        "kurtosis": kurtosis(square),
-        "kurtosis_centred": kurtosis(square_centred),
-        "rms": jnp.sqrt(jnp.mean(square / count[..., None], -1)),
+        "kurtosis": kurtosis(count, square),
+        "kurtosis_centred": kurtosis(count, square_centred),
+        "rms": jnp.where(largest == 0, 0, where_squared(mean_square, jnp.sqrt(mean_square))),
         "max_abs": largest,
-        "input_correlation": _input_correlation(count, total, square),
-        "top_neurons": jnp.where(is_known[..., None], top, UNDEFINED),
-        # Over the largest, so that the sum cannot overflow.
-        "top_neuron_share": (values / values[..., :1]
-                             / jnp.sum(square / values[..., :1], -1, keepdims=True)),
-        "top_neuron_mean": (sum_of_top / jnp.sqrt(values)) / jnp.sqrt(count)[..., None],
-    }
+        "input_correlation": where_squared(mean_square, _input_correlation(count, total, square)),
+        **_top_neurons(count, total, square, mean_square)}
+
+
+def _top_neurons(count: jax.Array, total: jax.Array, square: jax.Array, mean_square: jax.Array
+                 ) -> dict[str, jax.Array]:
+  """Lists the largest neurons, undefined behind the first whose squares are lost to float32."""
+  values, top = _largest(square, min(_TOP, square.shape[-1]))
+  sum_of_top = jnp.take_along_axis(total, top, -1)
+  is_known = (jnp.isfinite(jnp.sum(square, -1)) & (values[..., 0] > 0)
+              & (mean_square >= SMALLEST_MEAN_SQUARE))
+  # Neurons that are 0 are the smallest in truth, unlike those whose squares are lost.
+  smallest = SMALLEST_MEAN_SQUARE * count[..., None]
+  is_lost = jnp.any((square < smallest) & ((square > 0) | (total != 0)), -1, keepdims=True)
+  is_listed = is_known[..., None] & ((values >= smallest) | ~is_lost)
+  # Over the largest, so that the sum cannot overflow.
+  share = values / values[..., :1] / jnp.sum(square / values[..., :1], -1, keepdims=True)
+  mean = (sum_of_top / jnp.sqrt(values)) / jnp.sqrt(count)[..., None]
+  return {"top_neurons": jnp.where(is_listed, top, UNDEFINED),
+          "top_neuron_share": jnp.where(is_listed, share, jnp.nan),
+          "top_neuron_mean": jnp.where(is_listed, mean, jnp.nan)}
 
 
 def _largest(values_D: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -79,11 +91,14 @@ def _largest(values_D: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
   return values, places
 
 
-def kurtosis(square_D: jax.Array) -> jax.Array:
-  """Computes mean(v^2) / mean(v)^2 over the last axis, of sums of squares."""
+def kurtosis(count: jax.Array, square_D: jax.Array) -> jax.Array:
+  """Computes mean(v^2) / mean(v)^2 over the last axis, of sums of squares of so many tokens."""
   # Scaled to a largest entry of 1, so that the fourth power can neither overflow nor vanish.
-  share = square_D / jnp.max(square_D, -1, keepdims=True)
-  return jnp.mean(jnp.square(share), -1) / jnp.square(jnp.mean(share, -1))
+  largest = jnp.max(square_D, -1, keepdims=True)
+  share = square_D / largest
+  mean = jnp.mean(share, -1)
+  return where_squared(mean * (largest[..., 0] / count),
+                       jnp.mean(jnp.square(share), -1) / jnp.square(mean))
 
 
 def _input_correlation(count: jax.Array, total: jax.Array, square: jax.Array) -> jax.Array:

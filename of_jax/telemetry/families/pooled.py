@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from of_jax.telemetry.activations import REST, Activations
+from of_jax.telemetry.activations import REST, SMALLEST, Activations
 from of_jax.telemetry.family import Family, Statistics, group
 from of_jax.xla.reductions import fold
 
@@ -49,6 +49,7 @@ class Pooled(Family):
     variance_BxT = c2_BxT / max(width - 1, 1) if width > 1 else jnp.full_like(c2_BxT, jnp.nan)
     excess_BxT = jnp.maximum(
         about(mean_BxT)[1] / width / jnp.square(variance_BxT) - 3, 0)
+    excess_BxT = jnp.where(largest_BxT >= SMALLEST, excess_BxT, jnp.nan)
 
     # Of all tokens that count, and of those but at position 0.
     counts_CxBxT = jnp.stack([a.counts_BxT, a.groups_GxBxT[REST]])
@@ -63,6 +64,7 @@ class Pooled(Family):
         c2_BxT * share_CxBxT ** 2, c3_BxT * share_CxBxT ** 3, c4_BxT * share_CxBxT ** 4, width,
         mean_BxT * share_CxBxT - mean_CxB[..., None]))
     kurtosis_CxB = tokens_CxB * width * (fourth_CxB / second_CxB) / second_CxB
+    kurtosis_CxB = jnp.where(scale_CxB >= SMALLEST, kurtosis_CxB, jnp.nan)
     exists_CxB = tokens_CxB > 0
     pooled_C = jnp.where(is_known_C, jnp.sum(jnp.where(exists_CxB, kurtosis_CxB, 0), -1), jnp.nan)
     excess_G = jnp.sum(jnp.where(a.groups_GxBxT, excess_BxT, 0), (1, 2))
