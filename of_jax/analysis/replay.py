@@ -248,7 +248,7 @@ def begin_windows(batches: Sequence[Batch], begin_token: int) -> list[Batch]:
   It is read and measured, and the prediction behind it does not count: the loss is that of the
   same tokens with or without it.
   """
-  found = []
+  found: list[Batch] = []
   for batch in batches:
     first = np.full_like(batch["inputs"][:, :1], begin_token)
     real = evaluation.measured(batch)[:, :1]
