@@ -56,7 +56,7 @@ def read(path: Path, where: str, field: str, log: Log) -> Given:
     raise UserError(f"{where}: holds no text")
   record = {**text.record(documents), "sha256": digest, "documents": len(documents),
             "bytes": sum(len(document.encode("utf-8")) for document in documents),
-            "text_field": chosen}
+            "text_fields": {chosen: 1} if chosen else {}}
   said = text.describe_unusual(record["unusual"])
   if said:
     log(f"{where}: kept as they are: {said}")
