@@ -57,7 +57,7 @@ def _tokens(model: Any, name: str, where: str) -> tuple[Any, dict[str, Any]]:
 
   from of_jax.analysis import replay
   from of_jax.data import text_file
-  path = Path(flags.FLAGS[name].value).expanduser()
+  path = Path(str(flags.FLAGS[name].value)).expanduser()
   if name == "text":
     texts = text_file.read(path, where, flags.FLAGS.text_field, print)
     return replay.encode(model, texts.documents, where), {"data": where, "text": texts.record}
