@@ -7,7 +7,8 @@ On one device, on the run's own evaluation set, or --tokens, --text or --corpus 
 them, which a model from elsewhere needs. Static ranges come from batches of the run's training
 data, or of the data given, which a seed draws. With --run given again, runs are compared:
 quantise.json then holds a list, {"runs": [...]}, and a figure shows kurtosis against what
-quantisation costs. docs/quantisation.md says what is quantised and how.
+quantisation costs. --preset=bondarenko is exactly what papers after Bondarenko et al. 2023 report;
+the default, of_jax, quantises less. docs/quantisation.md says what is quantised and how.
 """
 
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, data_flags, measure
+from experiments import cli, data_flags, measure, weights_flag
 from of_jax.config import resolve
 from of_jax.errors import UserError
 from of_jax.quantise import scheme as schemes
@@ -24,6 +25,11 @@ from of_jax.storage import remote
 from of_jax.storage.run_directory import write_json
 
 _DEFAULT = schemes.Scheme()
+_PRESET = flags.DEFINE_string(
+    "preset", _DEFAULT.preset, "which numbers are rounded, to which grids: of_jax, what linear "
+    "maps read, their kernels and the stream, by the unquantised model's ranges; or bondarenko, "
+    "exactly Bondarenko et al.'s code under fp32_head, which He et al. and the study int8 use: "
+    "tables, gains and the final norm's output too, ranges found while all else is quantised")
 _WEIGHT_BITS = flags.DEFINE_integer("weight_bits", _DEFAULT.weight_bits, "4, 6, 8 or 16")
 _ACTIVATION_BITS = flags.DEFINE_integer("activation_bits", _DEFAULT.activation_bits, "likewise")
 _WEIGHT_GRANULARITY = flags.DEFINE_string(
@@ -50,7 +56,7 @@ _BY_SITE = flags.DEFINE_bool("by_site", False, "also quantise all sites but one,
 
 # What measure.py declares: what this binary reads too, and what it has no use for.
 for _name in ("run", "model", "step", "tokens", "text", "text_field", "corpus", "sequence_length",
-              "begin_token", "split", "batches", "sites", "out"):
+              "begin_token", "split", "batches", "sites", "out", "weights"):
   flags.declare_key_flag(_name)
 _OF_MEASURE = ("metrics", "user_metrics", "intervene", "analyse", "training_batch", "list_metrics")
 
@@ -91,16 +97,17 @@ def _scheme() -> schemes.Scheme:
   Raises:
     UserError: one that cannot be carried out.
   """
-  chosen = (schemes.expand(flags.FLAGS.sites, "--sites") if flags.FLAGS.sites
-            else schemes.DEFAULT_SITES)
-  left_out = schemes.expand(_EXCLUDE.value, "--exclude")
+  preset = schemes.preset_scheme(_PRESET.value)
+  chosen = (schemes.expand(flags.FLAGS.sites, "--sites", preset.preset) if flags.FLAGS.sites
+            else preset.sites)
+  left_out = schemes.expand(_EXCLUDE.value, "--exclude", preset.preset)
   by_token = _ACTIVATION_GRANULARITY.value == "token"
   scheme = schemes.Scheme(
       _WEIGHT_BITS.value, _ACTIVATION_BITS.value, _WEIGHT_GRANULARITY.value,
       _ACTIVATION_GRANULARITY.value, _WEIGHT_RANGE.value,
       _ACTIVATION_RANGE.value or ("min_max" if by_token else _DEFAULT.activation_range),
       _GROUP_SIZE.value, "integer" if _INTEGER.value else "simulated",
-      tuple(site for site in chosen if site not in left_out), _HADAMARD.value)
+      tuple(site for site in chosen if site not in left_out), _HADAMARD.value, preset.preset)
   schemes.check(scheme)
   return scheme
 
@@ -126,7 +133,7 @@ def _check(scheme: schemes.Scheme) -> None:
   from of_jax.interop import open_source
   configs = [resolve(read_config(remote.reading(run))) for run in flags.FLAGS.run]
   if flags.FLAGS.model:
-    configs.append(open_source(flags.FLAGS.model).config())
+    configs.append(open_source(flags.FLAGS.model, weights_flag.chosen()).config())
   for config in configs:
     schemes.check_model(scheme, config)
 

@@ -44,9 +44,10 @@ def _claims(rates: Sequence[str], embedding_scale: str) -> tuple[Claim, ...]:
   pre, op = table("pre"), table("op")
   names = [name for part in (pre, op) for seeds in part.values() for name in seeds]
   how = ("Increase: log-perplexity on the run's validation set, quantised less as trained, of the "
-         "last checkpoint, mean over three calibration seeds; weights symmetric a tensor, ranges "
-         "by MSE, activations asymmetric a tensor, running percentiles of 4 training batches, "
-         "every site but the unembedding and what it reads.")
+         "last checkpoint, mean over three calibration seeds; quantised by the preset bondarenko, "
+         "as in the code of the paper's setup: weights symmetric a tensor, tables and gains among "
+         "them, ranges by MSE; activations asymmetric a tensor, running percentiles of 4 training "
+         "batches, found while all else is quantised; all but the unembedding.")
   missing = ("Inconclusive if a run is missing, unfinished, not finite, not quantised or read "
              "another corpus.")
   judged = []

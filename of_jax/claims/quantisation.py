@@ -15,6 +15,8 @@ from of_jax.claims.judge import Judge, Runs, Verdict, decided, span, unjudged
 
 ANALYSIS = "quantised"
 RESAMPLES = 10_000
+# As of_jax.quantise.scheme has them; an analysis without a preset is an older one, of OF_JAX.
+OF_JAX, BONDARENKO = "of_jax", "bondarenko"
 # Of n runs the ranks agree by chance with probability 1 / n!, which is above 2.5 % for fewer.
 LEAST_RUNS = 5
 
@@ -52,9 +54,9 @@ def bootstrap_interval(a: Floats, b: Floats, resamples: int = RESAMPLES) -> tupl
   return float(low), float(high)
 
 
-def _judge(groups: Mapping[str, Sequence[str]],
+def _judge(groups: Mapping[str, Sequence[str]], scheme: str, preset: str,
            decide: Callable[[Runs, dict[str, Mapping[str, Any]]], Verdict]) -> Judge:
-  """Makes a judge of what each run's last checkpoint lost, by name."""
+  """Makes a judge of what each run's last checkpoint lost under a scheme of a preset, by name."""
   def decide_if_quantised(runs: Runs) -> Verdict:
     last: dict[str, Mapping[str, Any]] = {}
     found: dict[str, str] = {}
@@ -65,6 +67,10 @@ def _judge(groups: Mapping[str, Sequence[str]],
         found[name] = f"has no {ANALYSIS}.json"
       elif not value["steps"] or value["steps"][-1]["step"] != end:
         found[name] = f"{ANALYSIS}.json does not reach to step {end}"
+      elif scheme not in (schemes := value["steps"][-1]["schemes"]):
+        found[name] = f"{ANALYSIS}.json has no {scheme}"
+      elif (theirs := schemes[scheme].get("preset", OF_JAX)) != preset:
+        found[name] = f"{ANALYSIS}.json is of the preset {theirs}, not {preset}: analyse it again"
       else:
         last[name] = value["steps"][-1]
     return unjudged(found) if found else decide(runs, last)
@@ -73,7 +79,7 @@ def _judge(groups: Mapping[str, Sequence[str]],
   return judge
 
 
-def correlates(names: Sequence[str], scheme: str) -> Judge:
+def correlates(names: Sequence[str], scheme: str, preset: str = BONDARENKO) -> Judge:
   """Judges that kurtosis and the increase of log-perplexity rank the runs alike.
 
   Kurtosis is the mean over layers of the stream entering each block, at the last checkpoint. The
@@ -97,11 +103,11 @@ def correlates(names: Sequence[str], scheme: str) -> Judge:
         f"log-perplexity under {scheme} is {correlation:.2f}, 95 % interval {low:.2f} to "
         f"{high:.2f}")
 
-  return _judge({"ranked": names}, decide)
+  return _judge({"ranked": names}, scheme, preset, decide)
 
 
-def loses_less(op: Mapping[str, Sequence[str]], pre: Mapping[str, Sequence[str]], scheme: str
-               ) -> Judge:
+def loses_less(op: Mapping[str, Sequence[str]], pre: Mapping[str, Sequence[str]], scheme: str,
+               preset: str = BONDARENKO) -> Judge:
   """Judges that `op` loses less than `pre`, each at its best setting: every seed, with no overlap.
 
   Args:
@@ -127,4 +133,4 @@ def loses_less(op: Mapping[str, Sequence[str]], pre: Mapping[str, Sequence[str]]
 
   groups = {f"{what} at {setting}": names for what, table in (("op", op), ("pre", pre))
             for setting, names in (table.items() or [("no setting", ())])}
-  return _judge(groups, decide)
+  return _judge(groups, scheme, preset, decide)

@@ -65,6 +65,10 @@ class Network:
         penalise=penalise, training=training, numerics=numerics)
     return x_BxTxD, model.unembedding_table(), statistics
 
+  def unembedding_table(self, parameters: Parameters) -> jax.Array:
+    """Returns the unembedding, [width, vocabulary]."""
+    return self._merge(parameters).unembedding_table()
+
   def trained(self, tree: Parameters) -> Parameters:
     """Selects what is trained of a tree like the parameters: all but the running statistics."""
     return _select(tree, self.roles, lambda role: role != "running")

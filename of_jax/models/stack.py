@@ -128,7 +128,9 @@ class StackedNetwork(nnx.Module):
     return x_BxTxD, _joined(collected, outer.collected)
 
   def _normed_and_left(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    return self.leave(self.final_norm(x_BxTxD, context) if self.model.final_norm else x_BxTxD)
+    if self.model.final_norm:
+      x_BxTxD = context.at("final_norm", self.final_norm(x_BxTxD, context))
+    return self.leave(x_BxTxD)
 
   def _run_stack(self, stack: nnx.Module, x_BxTxD: jax.Array, keys: jax.Array | None,
                  layers_L: jax.Array, context: MakeContext, penalise: Penalise | None

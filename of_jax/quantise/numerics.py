@@ -13,7 +13,7 @@ from of_jax.errors import UserError
 from of_jax.models.norms import at_least_float32
 from of_jax.models.numerics import Numerics
 from of_jax.models.parameter import Linear
-from of_jax.quantise import quantisers
+from of_jax.quantise import bondarenko, quantisers
 from of_jax.quantise.quantisers import Axes, Grid
 from of_jax.quantise.scheme import LINEAR_INPUTS, Scheme
 
@@ -24,7 +24,7 @@ Ranges = Mapping[str, tuple[jax.Array, jax.Array]]
 # site -> whether it is quantised: a bool of Python's, or one that a compiled program is given.
 Chosen = Mapping[str, Any]
 
-_WITHOUT_NEURONS = ("attn_logits", "attn_weights")
+_WITHOUT_NEURONS = ("attn_scores", "attn_logits", "attn_weights")
 
 
 class FindBounds(Numerics):
@@ -47,11 +47,9 @@ class FindRanges(Numerics):
 
   def activation(self, site: str, x: jax.Array, layer: jax.Array | int
                  ) -> tuple[jax.Array, dict[str, Any] | None]:
-    kept = at_least_float32(x)
-    axes = _axes(site, kept, self._scheme)
-    low, high = quantisers.activation_range(
-        kept, axes, self._scheme.activation_bits, self._scheme.activation_range)
-    return x, {"low": low.reshape(-1), "high": high.reshape(-1)}
+    if site not in self._scheme.sites:
+      return x, None
+    return x, _kept(*_range(site, at_least_float32(x), self._scheme))
 
 
 class Quantised(Numerics):
@@ -68,7 +66,7 @@ class Quantised(Numerics):
   def activation(self, site: str, x: jax.Array, layer: jax.Array | int
                  ) -> tuple[jax.Array, dict[str, Any] | None]:
     # A linear map quantises what it reads; others may read the same unquantised, as the stream.
-    if site in LINEAR_INPUTS:
+    if site in LINEAR_INPUTS and not self._scheme.is_theirs:
       return x, None
     return self._rounded(site, x, layer), None
 
@@ -77,13 +75,14 @@ class Quantised(Numerics):
     inputs = x.ndim - linear.inputs
     flat = x.reshape(*x.shape[:inputs], -1)
     w_IxO = _matrix(linear)
-    grid = self._weight_grid(name, layer)
+    grid = weight_grid(w_IxO, _of_layer(self._bounds[name], layer), self._scheme)
     if self._scheme.arithmetic == "integer" and self._chosen[site] and self._chosen[name]:
       y = integer_product(flat, self._grid(site, flat, layer), w_IxO, grid)
     else:
       w_hat = _regrouped(grid, w_IxO)
       w_hat = jnp.where(self._chosen[name], w_hat, w_IxO).astype(flat.dtype)
-      y = jnp.tensordot(self._rounded(site, flat, layer), w_hat, 1)
+      x_hat = flat if self._scheme.is_theirs else self._rounded(site, flat, layer)
+      y = jnp.tensordot(x_hat, w_hat, 1)
     y = y.reshape(*x.shape[:inputs], *linear.weight().shape[linear.inputs:]).astype(x.dtype)
     return (y + linear.bias[...].astype(x.dtype) if linear.has_bias else y), None
 
@@ -94,14 +93,36 @@ class Quantised(Numerics):
     return jnp.where(self._chosen[site], self._grid(site, wide, layer)(wide), wide).astype(x.dtype)
 
   def _grid(self, site: str, x: jax.Array, layer: jax.Array | int) -> Grid:
-    bits = self._scheme.activation_bits
-    if not self._scheme.is_static:
-      return quantisers.asymmetric(*quantisers.extremes(at_least_float32(x), (-1,)), bits)
-    low, high = (_of_layer(one, layer) for one in self._ranges[site])
-    return quantisers.asymmetric(low, high, bits)
+    low, high = ((_of_layer(one, layer) for one in self._ranges[site]) if self._scheme.is_static
+                 else quantisers.extremes(at_least_float32(x), (-1,)))
+    return activation_grid(low, high, self._scheme)
 
-  def _weight_grid(self, name: str, layer: jax.Array | int) -> Grid:
-    return quantisers.symmetric(_of_layer(self._bounds[name], layer), self._scheme.weight_bits)
+
+class FindRangesQuantised(Quantised):
+  """Keeps the range of every activation, this batch's combined with those before, and computes
+  with numbers that are quantised by it."""
+
+  def __init__(self, scheme: Scheme, bounds: Bounds, ranges: Ranges, chosen: Chosen,
+               is_first: jax.Array):
+    """Args:
+      scheme, bounds, chosen: as in Quantised.
+      ranges: after the batches before; not read in the first batch.
+      is_first: whether this is the first.
+    """
+    super().__init__(scheme, bounds, ranges, chosen)
+    self._is_first = is_first
+
+  def activation(self, site: str, x: jax.Array, layer: jax.Array | int
+                 ) -> tuple[jax.Array, dict[str, Any] | None]:
+    if self._chosen[site] is False:
+      return x, None
+    wide = at_least_float32(x)
+    new = _range(site, wide, self._scheme)
+    old = tuple(_of_layer(one, layer).reshape(new[0].shape) for one in self._ranges[site])
+    combined = quantisers.combine((old[0], old[1]), new, self._scheme.activation_range)
+    low, high = (jnp.where(self._is_first, a, b) for a, b in zip(new, combined))
+    y = jnp.where(self._chosen[site], activation_grid(low, high, self._scheme)(wide), wide)
+    return y.astype(x.dtype), _kept(low, high)
 
 
 def weight_bound(w_IxO: jax.Array, scheme: Scheme, name: str) -> jax.Array:
@@ -114,15 +135,33 @@ def weight_bound(w_IxO: jax.Array, scheme: Scheme, name: str) -> jax.Array:
   size = scheme.group_size if scheme.weight_granularity == "group" else inputs
   if inputs % size:
     raise UserError(f"group_size={size}: does not divide the {inputs} inputs of {name}")
-  w_GxIxO = w_IxO.reshape(-1, size, outputs)
+  return grouped_bound(w_IxO.reshape(-1, size, outputs), scheme)
+
+
+def grouped_bound(w_GxIxO: jax.Array, scheme: Scheme) -> jax.Array:
+  """Bound of the entries of [groups, inputs, outputs], [groups, 1, 1 or outputs]."""
   axes = (0, 1, 2) if scheme.weight_granularity == "tensor" else (1,)
+  if scheme.is_theirs and scheme.weight_range == "mse":
+    return bondarenko.searched_bound(w_GxIxO, axes, scheme.weight_bits)
   return quantisers.weight_bound(w_GxIxO, axes, scheme.weight_bits, scheme.weight_range)
+
+
+def weight_grid(w: jax.Array, bound: jax.Array, scheme: Scheme) -> Grid:
+  """Makes the grid for a whole tensor, by the bounds of its parts."""
+  if scheme.is_theirs:
+    return bondarenko.weight_grid(w, bound, scheme.weight_bits)
+  return quantisers.symmetric(bound, scheme.weight_bits)
+
+
+def activation_grid(low: jax.Array, high: jax.Array, scheme: Scheme) -> Grid:
+  """Makes the grid for activations of a range."""
+  grid = bondarenko.activation_grid if scheme.is_theirs else quantisers.asymmetric
+  return grid(low, high, scheme.activation_bits)
 
 
 def rounded_weight(w_IxO: jax.Array, scheme: Scheme, name: str) -> jax.Array:
   """Rounds a matrix to numbers that a scheme can hold."""
-  bound = weight_bound(w_IxO, scheme, name)
-  return _regrouped(quantisers.symmetric(bound, scheme.weight_bits), w_IxO)
+  return _regrouped(weight_grid(w_IxO, weight_bound(w_IxO, scheme, name), scheme), w_IxO)
 
 
 def integer_product(x: jax.Array, x_grid: Grid, w_IxO: jax.Array, w_grid: Grid) -> jax.Array:
@@ -159,6 +198,15 @@ def _matrix(linear: Linear) -> jax.Array:
 def _regrouped(grid: Grid, w_IxO: jax.Array) -> jax.Array:
   groups = grid.scale.shape[0]
   return grid(w_IxO.reshape(groups, -1, w_IxO.shape[1])).reshape(w_IxO.shape)
+
+
+def _range(site: str, x: jax.Array, scheme: Scheme) -> tuple[jax.Array, jax.Array]:
+  return quantisers.activation_range(x, _axes(site, x, scheme), scheme.activation_bits,
+                                     scheme.activation_range)
+
+
+def _kept(low: jax.Array, high: jax.Array) -> dict[str, jax.Array]:
+  return {"low": low.reshape(-1), "high": high.reshape(-1)}
 
 
 def _axes(site: str, x: jax.Array, scheme: Scheme) -> Axes:

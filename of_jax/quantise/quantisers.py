@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PERCENTILE = 99.999
+# Percentiles are 99.999 % and 0.001 %: of this many values one lies beyond.
+TAIL = 100_000
 MOMENTUM = 0.9
 # What the MSE search tries: these shares of the extremes, the whole first.
 FRACTIONS = tuple(round(1 - 0.01 * i, 2) for i in range(81))
@@ -26,8 +27,8 @@ class Grid:
 
   scale: jax.Array
   zero: jax.Array
-  least: int
-  most: int
+  least: int | jax.Array
+  most: int | jax.Array
 
   def integers(self, x: jax.Array) -> jax.Array:
     """Finds the nearest q, as a float; ties to even. What is not finite becomes `zero`."""
@@ -65,21 +66,25 @@ def extremes(x: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array]:
 
 def percentiles(x: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array]:
   """Percentiles 0.001 and 99.999 of the finite values, interpolated; axes as in `extremes`."""
-  return _percentile(x, axes, 100 - PERCENTILE), _percentile(x, axes, PERCENTILE)
+  return -_upper_percentile(-x, axes), _upper_percentile(x, axes)
 
 
-def _percentile(x: jax.Array, axes: Axes, percent: float) -> jax.Array:
+def _upper_percentile(x: jax.Array, axes: Axes) -> jax.Array:
+  """Percentile 99.999 of the finite values along axes.
+
+  Its place from the top, (count - 1) / 100000, is found in whole numbers and a rest: as a float32
+  it would be wrong by whole places of millions.
+  """
   kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
   rows = jnp.transpose(x, (*kept, *axes)).reshape(*(x.shape[axis] for axis in kept), -1)
   finite = jnp.isfinite(rows)
-  # What is not finite comes last, beyond the place that is looked up.
-  ordered = jnp.sort(jnp.where(finite, rows, jnp.inf), -1)
-  count = jnp.sum(finite, -1, keepdims=True)
-  place = jnp.maximum(count - 1, 0) * jnp.asarray(percent / 100, x.dtype)
-  below = jnp.floor(place).astype(jnp.int32)
-  a, b = (jnp.take_along_axis(ordered, jnp.clip(index, 0, jnp.maximum(count - 1, 0)), -1)
-          for index in (below, below + 1))
-  value = jnp.where(count > 0, a + (b - a) * (place - below), 0)
+  last = jnp.sum(finite, -1, keepdims=True, dtype=jnp.int32) - 1
+  size = rows.shape[-1]
+  top = jax.lax.top_k(jnp.where(finite, rows, -jnp.inf), min(size, (size - 1) // TAIL + 2))[0]
+  a, b = (jnp.take_along_axis(top, jnp.clip(place, 0, jnp.maximum(last, 0)), -1)
+          for place in (last // TAIL, last // TAIL + 1))
+  rest = (last % TAIL).astype(x.dtype) / TAIL
+  value = jnp.where(last >= 0, a + (b - a) * rest, 0)
   return value.reshape([1 if axis in axes else size for axis, size in enumerate(x.shape)])
 
 
@@ -101,7 +106,7 @@ def least_error(x: jax.Array, axes: Axes, grid: Callable[[jax.Array], Grid]) -> 
 def weight_bound(w: jax.Array, axes: Axes, bits: int, how: str) -> jax.Array:
   """Largest magnitude that `symmetric` is to hold; `how` is one of scheme.RANGES["weight"]."""
   if how == "percentile":
-    return _percentile(jnp.abs(w), axes, PERCENTILE)
+    return _upper_percentile(jnp.abs(w), axes)
   bound = extremes(jnp.abs(w), axes)[1]
   if how == "mse":
     return bound * least_error(w, axes, lambda fraction: symmetric(bound * fraction, bits))

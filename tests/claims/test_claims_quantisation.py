@@ -45,9 +45,11 @@ def made(folder: Path, change: dict[str, tuple[float, float, float]],
     if name not in without:
       (folder / name / "quantised.json").write_text(json.dumps({
           "analysis": "quantised", "steps": [{"step": 20, "kurtosis": kurtosis, "schemes": {
-              "W8A8": {"increase": {"mean": increase, "std": 0.0}},
+              "W8A8": {"preset": "bondarenko", "increase": {"mean": increase, "std": 0.0}},
               # Another scheme says the opposite, and is not what is judged.
-              "W4A8": {"increase": {"mean": -increase, "std": 0.0}}}}]}))
+              "W4A8": {"preset": "bondarenko", "increase": {"mean": -increase, "std": 0.0}},
+              # As older analyses are, without a preset.
+              "W6A6": {"increase": {"mean": increase, "std": 0.0}}}}]}))
     runs[name] = load_run(folder / name)
   return runs
 
@@ -110,3 +112,12 @@ def test_too_few_or_equal_runs_cannot_be_ranked(tmp_path: Path) -> None:
     assert judge(runs).verdict == "inconclusive"
   alike = made(tmp_path / "alike", {name: (4.4, 2.0, 0.1) for name in NUMBERS})
   assert correlates(list(NUMBERS), "W8A8")(alike).verdict == "inconclusive"
+
+
+def test_another_preset_is_not_judged(tmp_path: Path) -> None:
+  runs = made(tmp_path, {})
+  for scheme, why in (("W6A6", "is of the preset of_jax, not bondarenko"), ("W2A2", "has no W2A2")):
+    for judge in (loses_less(OP, PRE, scheme), correlates(list(NUMBERS), scheme)):
+      verdict = judge(runs)
+      assert verdict.verdict == "inconclusive" and why in verdict.summary
+  assert loses_less(OP, PRE, "W6A6", "of_jax")(runs).verdict == "reproduced"

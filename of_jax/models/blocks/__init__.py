@@ -114,6 +114,11 @@ class NormedBlock(Block):
     """Maps the stream entering a half to the stream leaving it."""
     raise NotImplementedError
 
+  def normed_sum(self, norm: Norm, y_BxTxD: jax.Array, context: Context) -> jax.Array:
+    """Norms the sum of skip and branch, of the half whose norm it is."""
+    site = "attn_sum" if norm is self.attention_norm else "mlp_sum"
+    return norm(context.at(site, y_BxTxD), context)
+
   def attention_half(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     return self.half(self.attention_branch, self.attention_norm, self.attention_skip, x_BxTxD,
                      context)

@@ -28,4 +28,5 @@ class DeepNorm(NormedBlock):
 
   def half(self, branch: Branch, norm: Norm, skip: Gain, x_BxTxD: jax.Array, context: Context
            ) -> jax.Array:
-    return norm(self.alpha * skip(x_BxTxD) + branch(x_BxTxD, context), context)
+    y_BxTxD = self.alpha * skip(x_BxTxD) + branch(x_BxTxD, context)
+    return self.normed_sum(norm, y_BxTxD, context)

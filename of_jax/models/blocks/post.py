@@ -17,4 +17,4 @@ class PostNorm(NormedBlock):
 
   def half(self, branch: Branch, norm: Norm, skip: Gain, x_BxTxD: jax.Array, context: Context
            ) -> jax.Array:
-    return norm(skip(x_BxTxD) + branch(x_BxTxD, context), context)
+    return self.normed_sum(norm, skip(x_BxTxD) + branch(x_BxTxD, context), context)
