@@ -149,9 +149,7 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
     raise UserError(f"sites={','.join(scheme.sites)}: this model has none of them; there are "
                     + ", ".join(present))
   if scheme.is_theirs:
-    # Grids of theirs are in float32, which the compute type of a run may not hold.
-    model = Changed(dataclasses.replace(model.config, model=dataclasses.replace(
-        model.config.model, compute_dtype="float32")), model.params)
+    model = _in_float32(model)
   plain, kurtosis, tokens = plain_loss(model, batches)
   log(f"as trained: {plain:.4f} nats a token")
   rotated: dict[str, float] = {}
@@ -189,6 +187,12 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
           "all_but": perplexity([other for other in scheme.sites if other != site]),
           "only": perplexity([site])}
   return result
+
+
+def _in_float32(model: Model) -> Changed:
+  """Changes the compute type: a narrower one does not hold the numbers of a grid."""
+  inner = dataclasses.replace(model.config.model, compute_dtype="float32")
+  return Changed(dataclasses.replace(model.config, model=inner), model.params)
 
 
 def quantised(run: Path, steps: Sequence[int]) -> dict[str, Any]:
