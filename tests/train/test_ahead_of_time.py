@@ -213,7 +213,7 @@ def test_kernels_of_a_small_step(make_config: Callable[..., Config]) -> None:
     return judge(text, *rest)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(topology, "_judge", keep)
+    patch.setattr(ahead_of_time, "_judge", keep)
     levels = {level: ahead_of_time.compile_step(config, "v5e:2x2")
               for level, config in configs.items()}
   shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w+\[([\d,]+)\]", texts[0])}
