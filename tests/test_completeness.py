@@ -326,7 +326,7 @@ def test_a_new_name_is_told_where_to_go(sort: str, advice: str) -> None:
     ("optimizer", test_optimizer_conformance.ORACLES, "muon"),
     ("optimizer", test_optimizer_conformance.TABLE, "soap"),
     ("metric of activations", test_metrics.ORACLES, "kurtosis"),
-    ("foreign", foreign.FORMS, "olmo2")), ids=lambda part: part if isinstance(part, str) else "")
+    ("foreign", foreign.FORMS, "gemma")), ids=lambda part: part if isinstance(part, str) else "")
 def test_what_is_taken_out_of_a_table_is_missed(sort: str, table: MutableMapping[str, Any],
                                                 key: str, monkeypatch: pytest.MonkeyPatch) -> None:
   before = missing(SORTS[sort])
