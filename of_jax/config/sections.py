@@ -163,7 +163,8 @@ class TrainConfig:
       2, "log-spaced checkpoints stand at the powers of this", ranges=AT_LEAST_TWO)
   init_from: str = field(
       "", "parameters to start from: a run directory or DIR@STEP, a folder of Hugging Face's "
-      "libraries or the released OF code, or a .gguf file")
+      "libraries (PATH@single or PATH@sharded of two sets of weights) or the released OF code, or "
+      "a .gguf file")
   tensorboard: bool = field(True, "write TensorBoard events")
   wandb_project: str = field("", "also log to this Weights & Biases project")
 
