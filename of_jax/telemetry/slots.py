@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from of_jax.telemetry import registry
 from of_jax.telemetry.family import Statistics
@@ -17,6 +18,9 @@ from of_jax.xla.reductions import fold, plus
 
 # site -> `sum_square` [layers, width].
 Slots = Mapping[str, Statistics]
+
+# The smallest square that float32 holds to all its bits.
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @jax.custom_vjp
@@ -39,7 +43,7 @@ def _backward(_: None, g_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _square(g: jax.Array) -> jax.Array:
   """Squares; what would be lost to float32 stays above 0, and so can be told from 0."""
-  return jnp.maximum(jnp.square(g), jnp.where(g == 0, 0, jnp.finfo(jnp.float32).tiny))
+  return jnp.maximum(jnp.square(g), jnp.where(g == 0, 0, _SMALLEST))
 
 
 leave_squares.defvjp(_forward, _backward)

@@ -122,7 +122,8 @@ def _of_quantised(objective: Objective, name: str) -> SideProgram:
 
   def run(params: Parameters, batch: Batch) -> SiteMetrics:
     with jax.default_matmul_precision(_FLOAT32):
-      return measure(params, batch)
+      measured: SiteMetrics = measure(params, batch)
+      return measured
 
   return SideProgram("after", run)
 
