@@ -3,9 +3,9 @@
   JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=1 python -m tests.golden.run_schema
 
 It is run once for each schema, from a clone without changes, and leaves tests/golden/run_schemaN:
-the run of run_75cbc07 with telemetry of level basic, stopped at step 4 of 8, its tokens, finished.jsonl, which is the
-metrics.jsonl of the same run uninterrupted, and measure.json, what experiments.measure gives of
-step 4. What is there is never written again.
+the run of run_75cbc07 with telemetry of level basic, stopped at step 4 of 8, its tokens,
+finished.jsonl, which is the metrics.jsonl of the same run uninterrupted, and measure.json, what
+experiments.measure gives of step 4. What is there is never written again.
 """
 
 import os

@@ -1,6 +1,7 @@
 """Run directories in Cloud Storage: a run there leaves what it leaves in a folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -116,6 +117,24 @@ def test_a_run_there_is_the_run_in_a_folder(make_config: MakeConfig, tmp_path: P
   with remote.working(URL, writes=True) as folder:
     report.write(folder, report.terminal.console())
   assert (there / "report.html").stat().st_size > 1000
+
+
+def test_damage_there_is_set_aside_there(make_config: MakeConfig, tmp_path: Path, store: Store
+                                         ) -> None:
+  """A checkpoint without moments, and a record that lost its lines: both named, kept, mended."""
+  config = make_config(**SMALL)
+  train(config, URL, lambda line: None)
+  there, lines = store.folder / "bucket/runs/one", list[str]()
+  whole, last = (there / "metrics.jsonl").read_bytes(), parameters(URL, 4)
+  (there / "DONE").unlink()
+  shutil.rmtree(there / "checkpoints" / "4" / "opt_state")
+  (there / "metrics.jsonl").write_bytes(whole[:len(whole) // 3])
+  train(config, URL, lines.append)
+  assert any(line.startswith(f"{URL}: checkpoint 4 is damaged: it has no opt_state; set aside as ")
+             or line.startswith(f"{URL}: metrics.jsonl is not what it was") for line in lines)
+  assert (there / "metrics.jsonl").read_bytes() == whole and (there / "DONE").exists()
+  assert (there / "metrics.jsonl.set_aside").read_bytes() == whole[:len(whole) // 3]
+  chex.assert_trees_all_equal(parameters(URL, 4), last)
 
 
 def test_what_changed_there_is_read_again(store: Store) -> None:
