@@ -222,13 +222,15 @@ def quantised(run: Path, steps: Sequence[int]) -> dict[str, Any]:
 def sites_of(config: Config, preset: str = schemes.OF_JAX) -> tuple[str, ...]:
   """Finds the sites of scheme.SITES that a preset has in a model, by tracing it."""
   network, tokens = network_of(config), jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  scheme = schemes.of_model(schemes.preset_scheme(
-      preset, weight_range="min_max", activation_range="min_max", sites=schemes.SITES), config)
+  parts = (schemes.of_model(schemes.preset_scheme(preset, sites=sites), config).sites
+           for sites in (schemes.SITES, schemes.SITES_OF[schemes.BONDARENKO]))
+  scheme = schemes.preset_scheme(preset, weight_range="min_max", activation_range="min_max",
+                                 sites=tuple(set().union(*parts)))
   met = {"unembedding", *(site for _, site, _ in parameters.sites(network))}
   for finder in (FindBounds(scheme), FindRanges(scheme)):
     met |= set(jax.eval_shape(lambda params, x, own=finder: network.stream(
         params, x, numerics=own)[2], network.shapes, tokens))
-  return tuple(site for site in scheme.sites if site in met)
+  return tuple(site for site in schemes.SITES if site in met and site in scheme.sites)
 
 
 @functools.lru_cache(maxsize=16)

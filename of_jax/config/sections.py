@@ -12,6 +12,7 @@ from of_jax.config.declare import (
     AT_LEAST_ONE,
     AT_LEAST_TWO,
     BELOW_ONE,
+    COUNT,
     FRACTION,
     INSIDE_ONE,
     NEGATIVE,
@@ -29,7 +30,8 @@ __all__ = ["Config", "DataConfig", "MeshConfig", "ModelConfig", "OptimConfig", "
 
 _WSD = Owner("optim.schedule", ("wsd",))
 _OPTIMIZER = Owner("optim.name")
-_AXIS = Range("must be at least 1, or -1 for the devices that are left", low=1, also=(-1,))
+_AXIS = Range("must be at least 1, or -1 for the devices that are left", low=1, also=(-1,),
+              most=2 ** 20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +123,7 @@ class OptimConfig:
   warmup_fraction: float = field(
       0.05, "of the steps, where warmup_steps is not given", ranges=FRACTION)
   warmup_steps: int | None = field(
-      None, "linear from 0; default from warmup_fraction", ranges=NOT_NEGATIVE)
+      None, "linear from 0; default from warmup_fraction", ranges=COUNT)
   decay_fraction: float = field(
       0.2, "wsd: last share of the steps, unless decay_steps is given", ranges=FRACTION, owner=_WSD)
   decay_steps: int | None = field(
@@ -176,7 +178,9 @@ class DataConfig:
   corpus: str = field(
       "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH; images: "
       "digits, fashion_mnist, fashion_mnist:PATH, cifar10:PATH or tfds:NAME")
-  vocab_size: int = field(4096, "rows of the embedding; also what the BPE is trained to")
+  vocab_size: int = field(
+      4096, "rows of the embedding; also what the BPE is trained to",
+      ranges=AT_LEAST_TWO)
   tokenizer: str = field("", "a tokenizer.json to use; default: train a byte-level BPE")
   text_field: str = field(
       "", "which field is the text, in JSON lines of text:PATH or in tfds:NAME; default text, else "
@@ -190,8 +194,11 @@ class DataConfig:
       True, "attention may cross documents; if not, positions restart at each document")
   begin_token: bool = field(False, "start every window with a begin token")
   token_dtype: Literal["uint16", "uint32"] = field("uint16", "of a tokens:*.bin file")
-  begin_token_id: int | None = field(None, "tokens: id of the begin token", ranges=NOT_NEGATIVE)
-  end_token_id: int | None = field(None, "tokens: id of the end-of-text token", ranges=NOT_NEGATIVE)
+  begin_token_id: int | None = field(
+      None, "id of the begin token; of a given tokenizer, default what its files say",
+      ranges=COUNT)
+  end_token_id: int | None = field(
+      None, "id of the end-of-text token, likewise", ranges=COUNT)
   whitening: Literal["pca", "none"] = field(
       "pca", "images: what the network reads, principal components scaled to variance 1, or "
       "pixels less their mean, all divided by one number")
@@ -231,7 +238,7 @@ class TelemetryConfig:
       (), "functions or classes of your own files, as in my_file.py:my_metric")
   quantised_perplexity_every: int = field(
       0, "steps between measurements of the perplexity of an evaluation batch when quantised to "
-      "W8A8; 0 is never", ranges=NOT_NEGATIVE)
+      "W8A8 by the preset of_jax, a range a token; 0 is never", ranges=COUNT)
   optimizer: bool = field(
       False, "below level full: also measure gradients, updates, second moments and effective "
       "rates by parameter role")

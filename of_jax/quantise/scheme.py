@@ -217,6 +217,10 @@ def of_model(scheme: Scheme, config: Config) -> Scheme:
       left_out |= {"attn_in", "mlp_in"} - ({"attn_in"} if model.first_attention_norm else set())
     if not (has_norm or model.embedding_projection):
       left_out.add("final")
+  else:
+    # One number, which is rounded behind the mask or the gate if it is at all.
+    pairs = (("attn_scores", "attn_logits"), ("attn_context", "attn_heads"))
+    left_out |= {site for site, behind in pairs if behind in scheme.sites}
   return dataclasses.replace(scheme, sites=tuple(
       site for site in scheme.sites if site not in left_out))
 
