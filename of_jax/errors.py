@@ -1,15 +1,24 @@
 """Ends of a run that are no fault in the code: a user's mistake, or word from the scheduler."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+
+# What is longer is shortened in messages: words, as paths and values are, and lines.
+_LONGEST_WORD, _LONGEST_LINE = 240, 3_000
 
 
 class UserError(Exception):
   """A mistake in what the user gave: a flag, a file, a combination of settings.
 
   The message is one line that says what is wrong, which value it had, and what would be
-  right. Binaries print it behind `error: ` and exit with status 1, without a traceback.
+  right; what is not printable in it is escaped, and what is long is shortened. Binaries print it
+  behind `error: ` and exit with status 1, without a traceback.
   """
+
+  def __init__(self, message: str = ""):
+    super().__init__(one_line(message))
 
 
 class Preempted(Exception):
@@ -23,7 +32,8 @@ class Preempted(Exception):
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
   """Finds the known name that is most like `name`; None where none is at least `cutoff` like it."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+  # Comparing takes time that grows with the square of the length.
+  close = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=cutoff)
   return close[0] if close else None
 
 
@@ -31,3 +41,47 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6, otherwise: str
   """Ends a UserError's message: `; did you mean NAME?` with the closest name, or `otherwise`."""
   close = closest(name, known, cutoff)
   return f"; did you mean {close}?" if close else otherwise
+
+
+def one_line(text: str) -> str:
+  """Makes of a text one line that every terminal can show, with what is long in it shortened."""
+  if len(text) > _LONGEST_LINE:
+    text = f"{text[:_LONGEST_LINE - 500]} ... {text[-480:]}"
+  text = "".join(
+      c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode()
+      for c in text)
+  return re.sub(rf"\S{{{_LONGEST_WORD + 1},}}",
+                lambda found: f"{found[0][:_LONGEST_WORD - 60]}...{found[0][-40:]}", text)
+
+
+def reason_of(error: BaseException) -> str:
+  """Says in a few words why something failed, for a user."""
+  if isinstance(error, MemoryError):
+    return "there is too little memory for it"
+  if isinstance(error, RecursionError):
+    return "it is nested too deeply"
+  text = " ".join(str(error).split())
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def refusing(where: str, what: str = "cannot be read") -> Iterator[None]:
+  """Turns whatever a reader raises about what it was given into one line for the user.
+
+  A panic of a library in Rust is no Exception, so all but what ends the process is taken.
+
+  Args:
+    where: names what is read.
+    what: is wrong with it then.
+
+  Raises:
+    UserError: for anything that was raised in the block.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if isinstance(error, (UserError, Preempted, KeyboardInterrupt, SystemExit, GeneratorExit)):
+      raise
+    raise UserError(f"{where}: {what}: {reason_of(error)}") from error

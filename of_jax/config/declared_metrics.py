@@ -17,17 +17,18 @@ is a function or class in a file of theirs, see of_jax.telemetry.user.
 import ast
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from of_jax import variants
+from of_jax.config import paths
 from of_jax.config.kinds import kind_of
 from of_jax.config.sections import TelemetryConfig
-from of_jax.errors import UserError, nearest
+from of_jax.errors import UserError, nearest, refusing
 
 FOLDER = "telemetry/families"
 NO_FIRST = "_no_first"
+_LARGEST_SOURCE = 10_000_000
 OPTIMIZER = "optimizer"
 QUANTISED = "quantised"
 # Kind -> what its families are given, and the method of of_jax.telemetry.Family that takes it. How
@@ -224,16 +225,17 @@ def user_family(text: str) -> Declared:
   Raises:
     UserError: no such file or name in it, or a class without metrics.
   """
-  path, separator, name = text.rpartition(":")
+  path, _, name = text.rpartition(":")
   where = f"config.telemetry.user_metrics={text}"
-  if not separator or not name.isidentifier():
+  if not path.endswith(".py") or not name.isidentifier():
     raise UserError(f"{where}: not of the form FILE.py:NAME")
-  try:
-    tree = ast.parse(pathlib.Path(path).read_text())
-  except OSError:
-    raise UserError(f"{where}: no such file as {path}") from None
-  except (SyntaxError, ValueError) as error:
-    raise UserError(f"{where}: {path} is not Python: {error}") from None
+  file = paths.expanded(path, where)
+  if not file.exists():
+    raise UserError(f"{where}: no such file as {path}")
+  if paths.check_file(where, file).stat().st_size > _LARGEST_SOURCE:
+    raise UserError(f"{where}: {path} has more than {_LARGEST_SOURCE:,} bytes")
+  with refusing(where, f"{path} is not Python"):
+    tree = ast.parse(file.read_bytes())
   defined = {node.name: node for node in tree.body
              if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
   if name not in defined:

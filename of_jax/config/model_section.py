@@ -4,8 +4,10 @@ import dataclasses
 from typing import Literal
 
 from of_jax.config.declare import (
+    ANY,
     AT_LEAST_ONE,
     BELOW_ONE,
+    COUNT,
     FRACTION,
     NOT_NEGATIVE,
     POSITIVE,
@@ -22,6 +24,7 @@ _ROTARY = Owner("model.positions", ("rotary",))
 _LLAMA3 = Owner("model.rope_scaling", ("llama3",))
 _YARN = Owner("model.rope_scaling", ("yarn",))
 _LONGROPE = Owner("model.rope_scaling", ("longrope",))
+_SIZE = Range("must be at least 1", low=1, most=2 ** 24)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +49,22 @@ class ModelConfig:
       0.9, "power: decay of the running statistics, of both passes", ranges=BELOW_ONE, owner=_POWER)
   power_warmup_steps: int = field(
       10_000, "power: steps that divide by the batch's statistic, before the running one",
-      ranges=NOT_NEGATIVE, owner=_POWER)
-  width: int = field(128, "d: neurons of the residual stream", ranges=AT_LEAST_ONE)
-  depth: int = field(6, "L: blocks", ranges=AT_LEAST_ONE)
+      ranges=COUNT, owner=_POWER)
+  width: int = field(128, "d: neurons of the residual stream", ranges=_SIZE)
+  depth: int = field(6, "L: blocks", ranges=Range("must be at least 1", low=1, most=10_000))
   heads: int = field(
-      4, "attention heads; must divide the width unless head_dim is given", ranges=AT_LEAST_ONE)
-  head_dim: int | None = field(
-      None, "neurons of a head; default width / heads", ranges=AT_LEAST_ONE)
+      4, "attention heads; must divide the width unless head_dim is given", ranges=_SIZE)
+  head_dim: int | None = field(None, "neurons of a head; default width / heads", ranges=_SIZE)
   kv_heads: int | None = field(
-      None, "heads of keys and values, shared by groups of heads; default heads",
-      ranges=AT_LEAST_ONE)
+      None, "heads of keys and values, shared by groups of heads; default heads", ranges=_SIZE)
   mlp: str = field("relu", "form of the MLP", "models/mlps")
   mlp_width: int | None = field(
-      None, "hidden units; default 4 x width, or 8/3 x width if gated", ranges=AT_LEAST_ONE)
+      None, "hidden units; default 4 x width, or 8/3 x width if gated", ranges=_SIZE)
   mlp_norm: str = field(
       "auto", "norm before the MLP's nonlinearity; auto: rms for nap, else none", "models/norms",
       "over_any_axis")
   leaky_relu_slope: float = field(
-      0.01, "leaky_relu: slope below 0", owner=Owner("model.mlp", ("leaky_relu",)))
+      0.01, "leaky_relu: slope below 0", ranges=ANY, owner=Owner("model.mlp", ("leaky_relu",)))
   positions: Literal["learned", "rotary"] = field("learned", "position information")
   rope_theta: float = field(10_000.0, "base of the rotary frequencies", ranges=POSITIVE)
   rope_fraction: float = field(
@@ -72,7 +73,7 @@ class ModelConfig:
   rope_scaling: Literal["none", "linear", "dynamic", "yarn", "longrope", "llama3"] = field(
       "none", "rotary: which frequencies are divided by rope_factor: none, all, all the more the "
       "longer the sequence, the slow ones, each by its own, the slow ones", owner=_ROTARY)
-  rope_factor: float = field(1.0, "rotary: by how much")
+  rope_factor: float = field(1.0, "rotary: by how much", ranges=ANY)
   rope_gain: float = field(
       1.0, "yarn, longrope: multiplies queries and keys where they turn", ranges=POSITIVE,
       owner=Owner("model.rope_scaling", ("yarn", "longrope")))
@@ -84,14 +85,15 @@ class ModelConfig:
   rope_whole_pairs: bool = field(
       True, "yarn: round where the fast and the slow begin to whole frequencies", owner=_YARN)
   rope_short_divisors: tuple[float, ...] = field(
-      (), "longrope: of each frequency in sequences up to rope_original_length", owner=_LONGROPE)
+      (), "longrope: of each frequency in sequences up to rope_original_length", ranges=ANY,
+      owner=_LONGROPE)
   rope_long_divisors: tuple[float, ...] = field(
-      (), "longrope: of each frequency in longer ones", owner=_LONGROPE)
+      (), "longrope: of each frequency in longer ones", ranges=ANY, owner=_LONGROPE)
   rope_low_frequency: float = field(
       1.0, "llama3: turns within rope_original_length below which a frequency is slow",
       ranges=POSITIVE, owner=_LLAMA3)
   rope_high_frequency: float = field(
-      4.0, "llama3: turns from which on it stays as it is", owner=_LLAMA3)
+      4.0, "llama3: turns from which on it stays as it is", ranges=ANY, owner=_LLAMA3)
   rope_original_length: int = field(
       8192, "tokens that the model was made for at first", ranges=AT_LEAST_ONE,
       owner=Owner("model.rope_scaling", ("dynamic", "yarn", "longrope", "llama3")))
@@ -140,9 +142,10 @@ class ModelConfig:
       "none", "matrices with a trained spectral norm: none, attention's, the MLP's too")
   beta: float | None = field(
       None, "gain of both branches; default 1 / sqrt(2 depth) for op, residual_scale for "
-      "residual_scaled, else no gain")
-  beta_attention: float | None = field(None, "gain of the attention branch; default beta")
-  beta_mlp: float | None = field(None, "gain of the MLP branch; default beta")
+      "residual_scaled, else no gain", ranges=ANY)
+  beta_attention: float | None = field(
+      None, "gain of the attention branch; default beta", ranges=ANY)
+  beta_mlp: float | None = field(None, "gain of the MLP branch; default beta", ranges=ANY)
   beta_trainable: bool = field(False, "train the gains")
   beta_per_channel: bool = field(False, "a gain a channel (LayerScale), else one a branch")
   skip_gain: float | None = field(
@@ -158,7 +161,7 @@ class ModelConfig:
       "inverse_sqrt_depth", "residual_scaled: beta's default",
       owner=Owner("model.block", ("residual_scaled",)))
   norm_gate_rank: int = field(
-      16, "gated_norm: rank of the gates", ranges=AT_LEAST_ONE,
+      16, "gated_norm: rank of the gates", ranges=_SIZE,
       owner=Owner("model.block", ("gated_norm",)))
   first_attention_norm: bool = field(
       False, "op: LayerNorm on the attention input of block 0 (the released OF code)", owner=_OP)

@@ -9,9 +9,10 @@ from of_jax.config.fields import set_field
 from of_jax.config.images import image_shape
 from of_jax.config.kinds import Kind, kind_of
 from of_jax.config.rules.common import validate
-from of_jax.config.rules.fields import check_types, owner
+from of_jax.config.rules.fields import check_ranges, check_types, owner
 from of_jax.config.rules.optim import own_fields
 from of_jax.config.sections import Config, ModelConfig, OptimConfig
+from of_jax.errors import UserError
 
 
 def apply_overrides(config: Config, overrides: Iterable[tuple[str, str]]) -> Config:
@@ -32,7 +33,9 @@ def resolve(config: Config) -> Config:
   Raises:
     UserError: a field of a wrong type or value, or a combination that cannot be trained.
   """
+  # Before anything is computed with a number.
   check_types(config)
+  check_ranges(config)
   kind = kind_of(config.model.kind)
   if kind.inputs == "images":
     config = _resolve_images(config)
@@ -56,6 +59,16 @@ def _beta(model: ModelConfig) -> float | None:
           "inverse_sqrt_2_depth": 1 / math.sqrt(2 * model.depth), "zero": 0.0}[rule]
 
 
+def _mlp_input_scale(model: ModelConfig) -> float:
+  """Scale of the MLP's input: what is set, or what brings matrices as drawn to a variance of 1."""
+  if model.mlp_input_scale is not None:
+    return model.mlp_input_scale
+  if not model.init_std:
+    raise UserError("config.model.mlp_input_scale=none: is 1 / (init_std sqrt(width)), and "
+                    "config.model.init_std=0; set one of them")
+  return 1 / (model.init_std * math.sqrt(model.width))
+
+
 def _resolve_model(model: ModelConfig, kind: Kind) -> ModelConfig:
   """Fills the gains and the MLP's fields."""
   beta, hidden = _beta(model), model.mlp_width
@@ -67,8 +80,7 @@ def _resolve_model(model: ModelConfig, kind: Kind) -> ModelConfig:
   return dataclasses.replace(
       model, beta=beta, mlp_width=hidden,
       beta_mlp=beta if model.beta_mlp is None else model.beta_mlp,
-      mlp_input_scale=(1 / (model.init_std * math.sqrt(model.width))
-                       if model.mlp_input_scale is None else model.mlp_input_scale),
+      mlp_input_scale=_mlp_input_scale(model),
       mlp_norm=(traits.block(model.block).mlp_norm if model.mlp_norm == "auto"
                 else model.mlp_norm),
       embedding_dropout=(model.dropout if model.embedding_dropout is None

@@ -1,6 +1,7 @@
 """Values of config fields by their type hints: from text, from JSON, and in words."""
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, Literal
@@ -22,7 +23,22 @@ def _optional(hint: Any) -> tuple[Any, bool]:
 
 def _item(hint: Any) -> Any:
   """What makes an item of a list of its text."""
-  return float if typing.get_args(hint)[0] is float else str.strip
+  return _float if typing.get_args(hint)[0] is float else str.strip
+
+
+def whole(text: str) -> int | None:
+  """Reads a whole number that is not negative; None where the text is none.
+
+  Digits are 0 to 9 alone: those of other scripts, and what is written above or below, are none.
+  """
+  return int(text) if re.fullmatch("[0-9]{1,400}", text) else None
+
+
+def _float(text: str) -> float:
+  """Reads a number; ValueError where the text is none, or has other digits than 0 to 9."""
+  if not text.isascii():
+    raise ValueError
+  return float(text)
 
 
 def parse(text: str, hint: Any) -> Any:
@@ -35,9 +51,12 @@ def parse(text: str, hint: Any) -> Any:
       raise ValueError
     return _BOOLS[text.lower()]
   if hint is int:
-    return int(text.replace("_", ""))
+    number = whole(text.replace("_", "").removeprefix("-"))
+    if number is None:
+      raise ValueError
+    return -number if text.startswith("-") else number
   if hint is float:
-    return float(text)
+    return _float(text)
   if typing.get_origin(hint) is tuple:
     return tuple(_item(hint)(part) for part in text.split(",") if part.strip())
   return text
@@ -53,7 +72,10 @@ def coerce(value: Any, hint: Any) -> Any:
       raise TypeError
     return tuple(coerce(item, typing.get_args(hint)[0]) for item in value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    try:
+      return float(value)
+    except OverflowError:
+      raise TypeError from None
   kind = str if typing.get_origin(hint) is Literal else hint
   if type(value) is not kind:
     raise TypeError
@@ -64,7 +86,7 @@ def describe(hint: Any) -> str:
   """Says what a field of type `hint` takes, for a message."""
   hint, optional = _optional(hint)
   if typing.get_origin(hint) is tuple:
-    text = ("a list of numbers, as in 1,2.5" if _item(hint) is float
+    text = ("a list of numbers, as in 1,2.5" if _item(hint) is _float
             else "a list of names, as in a,b")
   else:
     text = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "a text")

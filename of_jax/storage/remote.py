@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from of_jax.config.paths import expanded
 from of_jax.errors import UserError
 from of_jax.storage import run_directory
 
@@ -62,7 +63,7 @@ def working(workdir: str | Path, writes: bool) -> Iterator[Path]:
     UserError: the store cannot be read or written.
   """
   if not is_url(workdir):
-    yield Path(workdir)
+    yield expanded(workdir)
     return
   with tempfile.TemporaryDirectory(prefix="of_jax_") as folder:
     mirror = _refresh(str(workdir), Path(folder) / PurePosixPath(str(workdir)).name)
@@ -82,7 +83,7 @@ def reading(run: str | Path) -> Path:
     UserError: the store cannot be read.
   """
   if not is_url(run):
-    return Path(run).expanduser()
+    return expanded(run)
   url = str(run).rstrip("/")
   return _refresh(url, _folder_for_reading() / url.replace("://", "/"))
 

@@ -23,12 +23,12 @@ Both are measured inside the compiled train step at every watched site, and agai
 """
 
 import importlib.util
-import pathlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from of_jax.config.paths import expanded
 from of_jax.errors import UserError
 from of_jax.telemetry.activations import Activations
 from of_jax.telemetry.family import Family, Statistics
@@ -42,7 +42,8 @@ def load(text: str) -> Family:
   """
   path, _, name = text.rpartition(":")
   where = f"config.telemetry.user_metrics={text}"
-  spec = importlib.util.spec_from_file_location(f"user_metrics_{pathlib.Path(path).stem}", path)
+  file = expanded(path, where)
+  spec = importlib.util.spec_from_file_location(f"user_metrics_{file.stem}", file)
   assert spec is not None and spec.loader is not None, path
   module = importlib.util.module_from_spec(spec)
   try:

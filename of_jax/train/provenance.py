@@ -1,6 +1,5 @@
 """Provenance of a run: config.json, env.json, and the checks before a run begins."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 
 from of_jax import config as config_lib
 from of_jax.config import Config
+from of_jax.config.paths import check_output_folder, check_utf8, expanded
 from of_jax.data.folder import Described
 from of_jax.errors import UserError
 from of_jax.models.functional import Network
@@ -26,11 +26,8 @@ def check_workdir(workdir: Path, config: Config) -> None:
     UserError: not a folder, not writable, held by another process, or full of something else, as
       another config's run.
   """
-  if workdir.exists() and not workdir.is_dir():
-    raise UserError(f"--workdir={workdir}: is a file, not a folder")
-  parent = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
-  if not os.access(parent, os.W_OK):
-    raise UserError(f"--workdir={workdir}: {parent} is not writable; give another folder")
+  check_utf8(f"--workdir={workdir}", workdir)
+  check_output_folder(f"--workdir={workdir}", expanded(workdir, f"--workdir={workdir}"))
   if workdir.exists() and distributed.is_writer():
     # Tried now, so that nobody waits for data and compiler to hear it.
     with run_directory.locked(workdir):
@@ -70,7 +67,7 @@ def check_user_metrics(workdir: Path, config: Config) -> None:
 def _user_metrics(workdir: Path, config: Config) -> list[tuple[Path, Path]]:
   """Lists (file, its copy in the run directory) of every file with metrics of the user's."""
   files = dict.fromkeys(text.rpartition(":")[0] for text in config.telemetry.user_metrics)
-  return [(Path(file), workdir / run_directory.USER_METRICS / f"{i}_{Path(file).name}")
+  return [(expanded(file), workdir / run_directory.USER_METRICS / f"{i}_{Path(file).name}")
           for i, file in enumerate(files)]
 
 

@@ -10,9 +10,11 @@ from of_jax.config.rules import model as model_rules
 from of_jax.config.rules import optim as optim_rules
 from of_jax.config.rules import telemetry as telemetry_rules
 from of_jax.config.rules.check import Check
-from of_jax.config.rules.fields import check_ranges, default
+from of_jax.config.rules.fields import check_ranges, check_types, default
 from of_jax.config.sections import Config, TrainConfig
 from of_jax.errors import UserError
+
+_MOST_CHECKPOINTS = 1_000_000
 
 
 def _require(condition: bool, path: str, config: Config, what: str) -> None:
@@ -31,7 +33,8 @@ def validate(config: Config) -> None:
   def check(condition: bool, path: str, what: str) -> None:
     _require(condition, path, config, what)
 
-  check_ranges(config, check)
+  check_types(config)
+  check_ranges(config)
   model_rules.validate(config, check)
   _check_train(config.train, check)
   optim_rules.validate(config, check, TRAINED_ROLES)
@@ -41,13 +44,17 @@ def validate(config: Config) -> None:
 
 
 def _check_train(train: TrainConfig, check: Check) -> None:
-  """Checks the term against outliers, and that micro-batches add up."""
+  """Checks the term against outliers, that micro-batches add up, and how much is kept."""
   for field in ("tweo_threshold", "tweo_power"):
     path = f"train.{field}"
     check(train.tweo_weight > 0 or getattr(train, field) == default(path), path,
           "does nothing without the term; set train.tweo_weight=0.01")
   check(train.batch_size % train.grad_accumulation == 0, "train.grad_accumulation",
         f"does not divide train.batch_size={train.batch_size}")
+  kept = train.steps // train.checkpoint_every
+  check(kept <= _MOST_CHECKPOINTS, "train.checkpoint_every",
+        f"would keep {kept:,} checkpoints of train.steps={train.steps}; at most "
+        f"{_MOST_CHECKPOINTS:,}")
 
 
 def _check_mesh(config: Config, check: Check) -> None:

@@ -36,16 +36,33 @@ def check_types(config: Config) -> None:
     if choices and value is not None and value not in choices:
       raise UserError(f"config.{path}={value}: not one of {', '.join(choices)}"
                       + nearest(str(value), choices))
-    if isinstance(value, float) and not math.isfinite(value):
-      raise UserError(f"config.{path}={value}: not a finite number")
+    for number in _numbers(value):
+      if isinstance(number, float) and not math.isfinite(number):
+        raise UserError(f"config.{path}={number}: not a finite number")
 
 
-def check_ranges(config: Config, check: Check) -> None:
-  """Checks that every number lies in the ranges of its field."""
+def check_ranges(config: Config) -> None:
+  """Raises UserError unless every number lies in the ranges of its field."""
   for path, field in fields().items():
-    value = get(config, path)
     for allowed in field.metadata["ranges"]:
-      check(value is None or value in allowed, path, allowed.words)
+      for number in _numbers(get(config, path)):
+        if number not in allowed:
+          raise UserError(f"config.{path}={number}: {allowed.fault(number)}")
+
+
+def check_sizes(config: Config) -> None:
+  """Raises UserError for a number so large that nothing should be computed with it."""
+  for path, field in fields().items():
+    for allowed in field.metadata["ranges"]:
+      for number in _numbers(get(config, path)):
+        if abs(number) > allowed.most:
+          raise UserError(f"config.{path}={number}: {allowed.fault(number)}")
+
+
+def _numbers(value: Any) -> list[Any]:
+  """The numbers that a value is, or is a list of."""
+  return [one for one in (value if isinstance(value, tuple) else (value,))
+          if isinstance(one, (int, float)) and not isinstance(one, bool)]
 
 
 def check_owners(config: Config, section: str, check: Check,

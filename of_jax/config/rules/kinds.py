@@ -4,6 +4,7 @@ import dataclasses
 
 from of_jax.config.images import IMAGE_CORPORA, holds_images, image_shape
 from of_jax.config.kinds import Kind, kind_of, kinds_on, readers_of
+from of_jax.config.paths import expanded
 from of_jax.config.rules.check import Check
 from of_jax.config.rules.fields import default
 from of_jax.config.sections import Config, DataConfig
@@ -24,6 +25,7 @@ def validate(config: Config, check: Check) -> None:
         owners = " or ".join(readers_of(section, field.name))
         check(getattr(part, field.name) == field.default, f"{section}.{field.name}",
               f"is part of model.kind={owners} and does nothing in {kind.name}")
+  _check_paths(config.data, check)
   length = kind.sequence_length
   check(length is None or config.train.sequence_length == length, "train.sequence_length",
         f"must be {length} for {named}: an image is one token")
@@ -55,11 +57,18 @@ def _check_images(data: DataConfig, check: Check) -> None:
           f"leaves out principal components; data.whitening=none needs all {pixels} entries")
 
 
+def _check_paths(data: DataConfig, check: Check) -> None:
+  """Checks that what names files can be looked at."""
+  check(bool(data.cache_dir.strip()), "data.cache_dir", "give a folder")
+  for name in ("cache_dir", "tokenizer"):
+    if getattr(data, name):
+      expanded(getattr(data, name), f"config.data.{name}={getattr(data, name)}")
+
+
 def _check_tokens(kind: Kind, data: DataConfig, check: Check) -> None:
   """Checks the data section of a model that reads tokens."""
   on_images = f"model.kind={' or '.join(kinds_on('images'))}"
   for_images = f"is part of {on_images} and does nothing in {kind.name}"
-  check(data.vocab_size >= 2, "data.vocab_size", "must be at least 2")
   source, _, rest = data.corpus.partition(":")
   check(source == "tfds" or not holds_images(data.corpus), "data.corpus",
         f"holds images; they are for {on_images}")

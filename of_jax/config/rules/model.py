@@ -1,5 +1,7 @@
 """Rules of the model's fields: what its block, norms, MLP and gate ask of one another."""
 
+import math
+
 from of_jax import variants
 from of_jax.config import traits
 from of_jax.config.kinds import kind_of
@@ -126,4 +128,5 @@ def _check_block(model: ModelConfig, check: Check) -> None:
 
 
 def _nearest_divisor(number: int, near: int) -> int:
-  return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - near))
+  small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+  return min(sorted({*small, *(number // n for n in small)}), key=lambda n: abs(n - near))

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from of_jax.config import values
+from of_jax.config.declare import LARGEST_WHOLE
 from of_jax.config.declared_metrics import (
     ATTENTION,
     QUANTISED,
@@ -70,8 +72,10 @@ def _check_cadences(telemetry: TelemetryConfig, kind: str, check: Check) -> None
   apart = [name for name, family in families().items() if family.every]
   for text in telemetry.cadences:
     name, separator, steps = text.partition("=")
-    check(bool(separator) and steps.isdigit(), "telemetry.cadences",
+    check(bool(separator) and values.whole(steps) is not None, "telemetry.cadences",
           f"{text} is not of the form FAMILY=STEPS, as in {apart[0]}=50")
+    check(int(steps) <= LARGEST_WHOLE, "telemetry.cadences",
+          f"{text} must be at most {LARGEST_WHOLE:,} steps; 0 is never")
     check(name in apart, "telemetry.cadences", f"{name} is not one of {', '.join(apart)}; what is "
           "measured in the step itself has telemetry.every")
     check([part.partition("=")[0] for part in telemetry.cadences].count(name) == 1,
