@@ -12,7 +12,8 @@ from of_jax.storage.digest import Damaged, check_state, digest, digest_of_state
 
 NARROW = ("bool", "int4", "uint4", "float4_e2m1fn")
 DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e5m2", "int8", "uint8",
-          "int16", "uint16", "int32", "uint32", "complex64", "float64", "int64", "uint64", "complex128")
+          "int16", "uint16", "int32", "uint32", "complex64", "float64", "int64", "uint64",
+          "complex128")
 
 
 def sums(x: Any) -> list[int]:
