@@ -4,7 +4,10 @@ The v1 interface of Orbax still moves, so this file alone imports it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,10 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from of_jax.config import SCHEMA, SCHEMA_VERSION, TrainConfig
-from of_jax.errors import UserError
+from of_jax.errors import UserError, reason_of
 from of_jax.storage import remote, run_directory
 from of_jax.storage.digest import Damaged, Digest, check_state, digest, digest_of_state
-from of_jax.storage.quiet import abandon, quiet
+from of_jax.storage.quiet import abandon, quiet, quiet_savers
 
 State = dict[str, Any]
 
@@ -71,19 +74,28 @@ class Checkpoints:
       state: `params` and `opt_state`.
       step: how many steps it was trained for; what was saved of it before is replaced.
       kept: what a run has beside its state, for JSON: see `kept`.
+
+    Raises:
+      OSError: this one, or the one before, cannot be written.
     """
     self.wait()
-    self._saving = ocp.save_checkpointables_async(
-        self._folder / str(step),
-        {"params": state["params"], "opt_state": state["opt_state"],
-         "digest": digest_of_state(state["params"], state["opt_state"], step)},
-        overwrite=True, custom_metadata={SCHEMA: SCHEMA_VERSION, **(kept or {})})
+    with _writing(self._folder):
+      self._saving = ocp.save_checkpointables_async(
+          self._folder / str(step),
+          {"params": state["params"], "opt_state": state["opt_state"],
+           "digest": digest_of_state(state["params"], state["opt_state"], step)},
+          overwrite=True, custom_metadata={SCHEMA: SCHEMA_VERSION, **(kept or {})})
 
   def wait(self) -> None:
-    """Returns when everything that was saved is on disk; a save holds a thread until then."""
+    """Returns when everything that was saved is on disk; a save holds a thread until then.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     saving, self._saving = self._saving, None
     if saving is not None:
-      saving.result()
+      with _writing(self._folder):
+        saving.result()
 
   @property
   def steps(self) -> list[int]:
@@ -166,8 +178,9 @@ class Checkpoints:
       Damaged: it cannot be read.
     """
     parts = ("params", "opt_state")
+    found = self.shapes(step)
     for name in parts:
-      if name not in self.shapes(step):
+      if name not in found:
         raise Damaged(f"it has no {name}", f"{self._folder}/{step}")
     written = self.load_host(step, ("digest",)).get("digest", {})
     abstract = {name: _abstract(shapes[name], shardings[name]) for name in parts}
@@ -197,6 +210,30 @@ class Checkpoints:
         reason = f"{type(error).__name__}: {text[:160]}{'...' if len(text) > 160 else ''}"
       abandon()
     raise Damaged(f"it cannot be read: {reason}", str(path))
+
+
+@contextlib.contextmanager
+def _writing(folder: Any) -> Iterator[None]:
+  """Turns what a save raises of a disk into an OSError: TensorStore hides its number in a text."""
+  quiet_savers()
+  # Orbax would make the folder of a run that somebody removed anew, for its checkpoints alone.
+  if not remote.is_url(folder) and not folder.is_dir():
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+  try:
+    yield
+    return
+  except OSError as error:
+    number = error.errno
+  except jax.errors.JaxRuntimeError:
+    raise
+  except Exception as error:
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    if found is None:
+      raise UserError(f"{folder}: cannot be written: {reason_of(error)}") from error
+    number = int(found[1])
+  with quiet():
+    abandon()
+  raise OSError(number, os.strerror(number or errno.EIO), str(folder))
 
 
 def has_begun(workdir: Path) -> bool:

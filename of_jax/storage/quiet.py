@@ -29,16 +29,25 @@ def abandon() -> None:
   Tasks that nobody waits for speak when they are collected, and reads that end later find their
   event loop closed.
   """
-  _ignore_closed_loops()
+  _ignore_abandoned_reads()
   gc.collect()
 
 
 @functools.cache
-def _ignore_closed_loops() -> None:
+def _ignore_abandoned_reads() -> None:
   previous = sys.unraisablehook
 
   def hook(unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
+    code = getattr(unraisable.object, "cr_code", None)
+    if not (str(unraisable.exc_value) == "Event loop is closed"
+            or code is not None and "orbax" in code.co_filename):
       previous(unraisable)
 
   sys.unraisablehook = hook
+
+
+@functools.cache
+def quiet_savers() -> None:
+  """Keeps Orbax's threads from logging what they raise: the save that they belong to raises it."""
+  _ignore_closed_loops()
+  logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in str(record.msg))
