@@ -39,7 +39,9 @@ def _ignore_abandoned_reads() -> None:
 
   def hook(unraisable: Any) -> None:
     code = getattr(unraisable.object, "cr_code", None)
+    # The second is of a loop that found no descriptor to begin with.
     if not (str(unraisable.exc_value) == "Event loop is closed"
+            or "'_ssock'" in str(unraisable.exc_value)
             or code is not None and "orbax" in code.co_filename):
       previous(unraisable)
 
@@ -49,5 +51,5 @@ def _ignore_abandoned_reads() -> None:
 @functools.cache
 def quiet_savers() -> None:
   """Keeps Orbax's threads from logging what they raise: the save that they belong to raises it."""
-  _ignore_closed_loops()
+  _ignore_abandoned_reads()
   logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in str(record.msg))
