@@ -1,0 +1,9 @@
+"""Binaries: the commands, their configs and the declared studies."""
+
+import signal
+import sys
+
+# While the libraries of `python -m experiments.NAME` are imported nothing is there to be saved, and
+# Ctrl-C would end in a traceback of whatever was being imported. cli.run takes over.
+if sys.argv[:1] == ["-m"]:
+  signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -5,6 +5,7 @@ that a mistake on the command line is reported at once.
 """
 
 import inspect
+import io
 import os
 import runpy
 import sys
@@ -15,7 +16,9 @@ from types import ModuleType
 from absl import flags
 
 from of_jax import config as config_lib
-from of_jax.errors import Preempted, UserError
+from of_jax import signals
+from of_jax.config import paths
+from of_jax.errors import Preempted, UserError, one_line, reason_of
 
 # XLA on CPU calls OpenBLAS's decompositions from threads of its own. Theirs on top wait for each
 # other by spinning: ten times the processor time where cores are shared. Read when jax is imported.
@@ -26,10 +29,23 @@ _overrides: list[tuple[str, str]] = []
 
 
 def run(main: Callable[[], None]) -> None:
-  """Parses the command line and calls `main`; exits 1 with one line on a user's mistake.
+  """Parses the command line and calls `main`; exits 1 with one line on a user's mistake, and where
+  a file cannot be written or read.
 
   Other statuses: 75 if the run was told to stop and saved, 130 if it was interrupted.
   """
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      # Names of files need not be what the terminal can show.
+      stream.reconfigure(errors="backslashreplace")
+  with signals.watched():
+    try:
+      _run(main)
+    finally:
+      _let_go_of_output()
+
+
+def _run(main: Callable[[], None]) -> None:
   module = sys.modules["__main__"]
   try:
     if {"--help", "-h", "--helpfull", "--helpshort", "-help"} & set(sys.argv[1:]):
@@ -50,16 +66,56 @@ def run(main: Callable[[], None]) -> None:
     print(f"{stopped}; the same command resumes", file=sys.stderr)
     sys.exit(stopped.status)
   except BrokenPipeError:
-    # What reads our output has had enough, as `head` has.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    pass  # What reads our output has had enough, as `head` has.
+  except OSError as error:
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    print(f"error: {one_line(where + reason_of(error))}", file=sys.stderr)
+    sys.exit(1)
+  except MemoryError:
+    print("error: there is too little memory for it on this machine", file=sys.stderr)
+    sys.exit(1)
   except KeyboardInterrupt:
     print("interrupted; the same command resumes", file=sys.stderr)
     sys.exit(130)
 
 
+def _let_go_of_output() -> None:
+  """Drops what can no longer be written, as to a pipe that nobody reads or on a full disk: Python
+  would fail at it at its end."""
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except OSError:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except ValueError:
+      pass  # It is closed.
+
+
 def overrides() -> list[tuple[str, str]]:
   """Lists the (dotted path, text) pairs of the command line's `--config.path=text`, in order."""
   return list(_overrides)
+
+
+def output_folder(flag: str) -> Path | None:
+  """Finds the folder that a flag names, if it is given.
+
+  Raises:
+    UserError: it is something else, or cannot be made or written.
+  """
+  value = flags.FLAGS[flag].value
+  if not value:
+    return None
+  where = f"--{flag}={value}"
+  return paths.check_output_folder(where, paths.expanded(value, where))
+
+
+def output_file(flag: str) -> Path | None:
+  """Finds the file that a flag names, if it is given. Raises UserError where it cannot be made."""
+  value = flags.FLAGS[flag].value
+  if not value:
+    return None
+  where = f"--{flag}={value}"
+  return paths.check_output_file(where, paths.expanded(value, where))
 
 
 def refuse_overrides(taken: Mapping[str, str]) -> None:
@@ -87,14 +143,15 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
     UserError: no such file, no such function, an argument it does not know, a bad override.
   """
   path, _, argument = spec.partition(":")
-  if not Path(path).is_file():
+  file = paths.expanded(path, f"--config={spec}")
+  if not file.is_file():
     raise UserError(f"--config={spec}: no such file as {path}")
   try:
-    get_config = runpy.run_path(path).get("get_config")
+    get_config = runpy.run_path(str(file)).get("get_config")
   except UserError:
     raise
   except Exception as error:  # The file is the user's: whatever it raises is their mistake.
-    raise UserError(f"--config={spec}: {type(error).__name__}: {error}".split("\n")[0]) from error
+    raise UserError(f"--config={spec}: {reason_of(error)}") from error
   if not callable(get_config):
     raise UserError(f"--config={spec}: {path} defines no function get_config")
   takes_argument = bool(inspect.signature(get_config).parameters)
@@ -102,7 +159,15 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
     raise UserError(f"--config={spec}: {path} takes no argument, leave out :{argument}")
   if takes_argument and not argument:
     raise UserError(f"--config={spec}: needs an argument, as in {path}:NAME")
-  config = get_config(argument) if argument else get_config()
+  try:
+    config = get_config(argument) if argument else get_config()
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(f"--config={spec}: get_config fails with {reason_of(error)}") from error
+  if not isinstance(config, config_lib.Config):
+    raise UserError(f"--config={spec}: get_config gives {type(config).__name__}, not a Config of "
+                    "of_jax.config")
   return config_lib.apply_overrides(config, [*extra, *(overrides() if typed else ())])
 
 

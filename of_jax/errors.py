@@ -21,13 +21,20 @@ class UserError(Exception):
     super().__init__(one_line(message))
 
 
-class Preempted(Exception):
+class Preempted(BaseException):
   """A run was told to stop and is saved; the same command resumes.
 
+  No Exception, so that no `except Exception` of a user's metric or of a library swallows it.
   Binaries exit with `status`: EX_TEMPFAIL, and not 0, which schedulers take for finished.
   """
 
   status = 75
+
+
+class Interrupted(Preempted, KeyboardInterrupt):
+  """A person's Ctrl-C told the run to stop."""
+
+  status = 130
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Room -> the rooms that it may import from, beside itself. Binaries stand above everything.
 ROOMS = {
     "errors": set(),
+    "signals": {"errors"},
     "variants": {"errors"},
     "xla": set(),
     "config": {"errors", "variants"},
@@ -29,6 +30,7 @@ ROOMS["train"] = _CORE
 ROOMS["sweep"] = _CORE | {"train"}
 # What is read of run directories never asks the trainer.
 ROOMS["analysis"] = _CORE - {"cost_model"}
+ROOMS["scaling"] = {"errors", "config", "storage", "analysis"}
 ROOMS["claims"] = {"errors", "config", "storage", "analysis"}
 ROOMS["report"] = {"errors", "variants", "config", "storage", "analysis", "claims"}
 
@@ -107,7 +109,7 @@ def test_no_imports_go_in_a_circle() -> None:
     "of_jax.data.loader", "experiments.cli", "experiments.train", "experiments.study",
     "experiments.prepare_data", "experiments.report", "experiments.benchmark",
     "experiments.measure", "experiments.load", "experiments.quantise",
-    "experiments.variants", "experiments.coordinate_check"))
+    "experiments.variants", "experiments.coordinate_check", "experiments.fit"))
 def test_a_mistake_is_found_before_jax_is_imported(module: str) -> None:
   code = f"import sys, {module}; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -11,13 +11,16 @@ import itertools
 import json
 import math
 import os
+import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from of_jax.errors import UserError
+from of_jax.config.paths import check_file
+from of_jax.errors import UserError, reason_of
 
 CONFIG = "config.json"
 ENVIRONMENT = "env.json"
@@ -61,12 +64,24 @@ def replace_text(path: Path, text: str) -> None:
 
   The text goes into a temporary file in the same folder, reaches the disk, and takes the name.
   """
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with temporary.open("w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  temporary = path.with_name(f".{path.name[:80]}.{unique()}")
+  try:
+    with temporary.open("w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+    raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def unique() -> str:
+  """Makes what no other process has, on whatever machine or in whatever container: the host, the
+  process and 64 random bits; process ids of containers that share a folder may be equal."""
+  host = "".join(c for c in socket.gethostname() if c.isascii() and (c.isalnum() or c in "-_"))
+  return f"{host[:60]}-{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,11 +96,20 @@ def read_json(path: Path) -> Any:
     UserError: the file is missing or is not JSON.
   """
   try:
+    if not path.exists():
+      raise UserError(f"{path}: no such file; is {path.parent} a run directory?")
+    check_file(str(path), path)
     return json.loads(path.read_text())
-  except FileNotFoundError:
-    raise UserError(f"{path}: no such file; is {path.parent} a run directory?") from None
-  except (ValueError, OSError) as error:
-    raise UserError(f"{path}: not readable as JSON: {str(error).splitlines()[0]}") from None
+  except (ValueError, OSError, RecursionError) as error:
+    raise UserError(f"{path}: not readable as JSON: {reason_of(error)}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """Reads a file of one JSON object. Raises UserError as `read_json`, and for anything else."""
+  value = read_json(path)
+  if not isinstance(value, dict):
+    raise UserError(f"{path}: holds no JSON object")
+  return value
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -94,18 +118,22 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
   A missing file has no records.
 
   Raises:
-    UserError: a whole line is not JSON.
+    UserError: a whole line is not a JSON object.
   """
   if not path.exists():
     return
-  with path.open() as file:
+  check_file(str(path), path)
+  with path.open(errors="replace") as file:
     for number, line in enumerate(file, 1):
       if not line.endswith("\n"):
         return
       try:
-        yield json.loads(line)
-      except ValueError:
+        record = json.loads(line)
+      except (ValueError, RecursionError):
         raise UserError(f"{path}, line {number}: not JSON") from None
+      if not isinstance(record, dict):
+        raise UserError(f"{path}, line {number}: not a JSON object")
+      yield record
 
 
 def keep_lines_until(path: Path, step: int) -> None:

@@ -30,8 +30,10 @@ from of_jax.storage import checkpoint
 from of_jax.sweep import members
 from of_jax.train import loop, startup
 from of_jax.train.distributed import Interruption
+from of_jax.train.failures import saying_what_is_saved
 from of_jax.train.outputs import RunOutputs
 from of_jax.train.profile import Profile
+from of_jax.train.progress import unfailing
 from of_jax.train.resume import Resumed, newest_whole
 from of_jax.train.sharding import AXES, state_shardings
 from of_jax.train.trainer import Functions, Trainer, compile_functions, make_functions, make_trainer
@@ -76,7 +78,9 @@ def train_together(runs: Mapping[Path, Config], log: Log = print, strict_resume:
            if not startup.check(workdir, config)}
   if not going:
     return
-  with Interruption() as interruption, contextlib.ExitStack() as held:
+  log = unfailing(log)
+  with (Interruption() as interruption, saying_what_is_saved(list(going)),
+        contextlib.ExitStack() as held):
     found = _restored(going, held, log, strict_resume)
     parts: dict[int | None, dict[Path, Config]] = {}
     for path, config in going.items():

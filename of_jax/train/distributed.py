@@ -2,6 +2,7 @@
 
 Exit statuses, for launchers: 0 finished, 1 a user's mistake, 75 (EX_TEMPFAIL) to be started again:
 told to stop and saved, or another process was lost. 75 and not 0, which schedulers take for done.
+130: a person's Ctrl-C.
 """
 
 import dataclasses
@@ -9,7 +10,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from of_jax.errors import Preempted, UserError
+from of_jax import signals
+from of_jax.errors import Interrupted, Preempted, UserError
 
 # Seconds without a sign of life after which a process is given up. JAX's default of 100 would let
 # the others wait for minutes.
@@ -72,16 +73,17 @@ def joined(job: Job | None) -> Iterator[None]:
     jax.distributed.shutdown()
     raise
   except UserError as error:
-    _end(f"error: {error}", 1)
+    signals.end(f"error: {error}", 1)
   except Exception as error:
     if jax.process_count() == 1:
       raise
     if not isinstance(error, jax.errors.JaxRuntimeError):
       traceback.print_exc()
     first = (str(error).splitlines() or [""])[0]
-    _end(f"process {jax.process_index()} of {jax.process_count()}: another process is gone, or "
-         f"this one failed: {type(error).__name__}: {first[:300]}; the same command resumes",
-         Preempted.status)
+    signals.end(
+        f"process {jax.process_index()} of {jax.process_count()}: another process is gone, or "
+        f"this one failed: {type(error).__name__}: {first[:300]}; the same command resumes",
+        Preempted.status)
   else:
     jax.distributed.shutdown()
 
@@ -155,44 +157,69 @@ def any_of(fact: bool) -> bool:
 
 
 class Interruption:
-  """Handler of SIGTERM, as schedulers and Cloud TPU's maintenance send it: stops after a step.
+  """Word to stop, as Ctrl-C, schedulers and Cloud TPU's maintenance send it: stops after a step.
 
   If one of several processes is told alone, all stop after the same step. While nothing has been
-  trained there is nothing to save, and Preempted is raised at once.
+  trained there is nothing to save: a binary ends at once (of_jax.signals), and where the package is
+  only used, Preempted is raised.
   """
 
   def __init__(self) -> None:
-    self._told = self._running = False
-    self._previous: Any = None
+    self._told: int | None = None
+    self._at: int | None = None
+    self._is_answered = False
+    self._previous: dict[int, Any] = {}
+    self._watch: signals.Watch | None = None
 
   def __enter__(self) -> Self:
-    # With several processes jax.distributed takes the signal and tells the others.
-    if (jax.process_count() == 1
-        and threading.current_thread() is threading.main_thread()):
-      self._previous = signal.signal(signal.SIGTERM, self._take)
+    if threading.current_thread() is threading.main_thread():
+      self._watch = signals.current()
+      # With several processes jax.distributed takes SIGTERM and tells the others.
+      if self._watch is None and jax.process_count() == 1:
+        self._previous = {number: signal.signal(number, self._take)
+                          for number in (signal.SIGTERM, signal.SIGINT)}
     return self
 
   def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                trace: TracebackType | None) -> None:
-    if self._previous is not None:
-      signal.signal(signal.SIGTERM, self._previous)
+    if self._watch is not None:
+      self._watch.asks(None)
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+    if self._told is not None and error is None and not self._is_answered:
+      # What comes next, as another run of a study, is not begun.
+      raise self.ended("told to stop; the run had just come to its end")
 
   def stops_at(self, step: int) -> bool:
     """Says whether to save after this step and stop; every process asks at every step."""
-    self._running = True
+    self._at = step
+    if self._watch is not None:
+      self._watch.asks(self)
     if jax.process_count() == 1:
-      return self._told
-    from jax.experimental import multihost_utils
-    return bool(multihost_utils.reached_preemption_sync_point(step))
+      self._is_answered = self._told is not None
+    else:
+      from jax.experimental import multihost_utils
+      self._is_answered = bool(multihost_utils.reached_preemption_sync_point(step))
+    return self._is_answered
+
+  def ended(self, message: str) -> Preempted:
+    """Makes what to raise once all is saved."""
+    return (Interrupted if self._told == signal.SIGINT else Preempted)(message)
+
+  def stop(self, number: int) -> None:
+    """Asks for a stop after the step that runs; called from the thread that takes signals."""
+    self._told = number
+    if jax.process_count() > 1 and number == signal.SIGINT:
+      # What jax.distributed passes on to the others.
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  def busy_with(self) -> str:
+    """Says what a stop waits for."""
+    return f"step {self._at} or what follows it, which may be compiling, and for its save"
 
   def _take(self, number: int, frame: FrameType | None) -> None:
-    self._told = True
-    if not self._running:
-      raise Preempted("told to stop before the first step; nothing new to save")
-
-
-def _end(message: str, status: int) -> None:
-  """Ends this process without waiting for anyone."""
-  print(message, file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  os._exit(status)
+    if number == signal.SIGINT == self._told:
+      raise KeyboardInterrupt
+    self._told = number
+    if self._at is None:
+      raise self.ended("told to stop before the first step; nothing new to save")

@@ -10,14 +10,14 @@ from of_jax.config import Config
 from of_jax.config.fields import replaced
 from of_jax.config.kinds import kind_of
 from of_jax.data.loader import Shuffled
-from of_jax.errors import Preempted
 from of_jax.storage import checkpoint, remote
 from of_jax.storage.record import is_evaluated, is_logged
 from of_jax.train import distributed, startup
 from of_jax.train.distributed import Interruption
+from of_jax.train.failures import saying_what_is_saved
 from of_jax.train.outputs import RunOutputs
 from of_jax.train.profile import Profile
-from of_jax.train.progress import TrainingProgress
+from of_jax.train.progress import TrainingProgress, unfailing
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.side_programs import SidePrograms
 from of_jax.train.trainer import Trainer, make_trainer
@@ -45,17 +45,19 @@ def train(config: Config, workdir: str | Path, log: Log = print,
   Raises:
     UserError: a directory that holds another config's run, data that does not fit the config,
       a mesh that does not fit the devices, processes that do not agree, no checkpoint that is
-      whole. Nothing has been written then.
-    Preempted: SIGTERM came to this or another process; the state is saved.
+      whole: nothing has been written then. A file that cannot be written, as on a full disk.
+    Preempted: SIGTERM came to this or another process, or, as an Interrupted, SIGINT; the state
+      is saved.
   """
   writes = distributed.is_writer()
   with Interruption() as interruption, remote.working(workdir, writes) as local:
 
     def say(line: str) -> None:
       if writes:
-        log(line.replace(str(local), str(workdir)))
+        unfailing(log)(line.replace(str(local), str(workdir)))
 
-    _train(config, local, say, interruption, profile, strict_resume)
+    with saying_what_is_saved([local]):
+      _train(config, local, say, interruption, profile, strict_resume)
 
 
 def _train(config: Config, workdir: Path, log: Log, interruption: Interruption,
@@ -158,7 +160,7 @@ def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: j
       if logged:
         late.hold(step, metrics)
       evaluated = is_evaluated(steps, step)
-      preempted = interruption.stops_at(step) and step != last
+      preempted = step != last and interruption.stops_at(step)
       saved = preempted or step in kept
       if not (evaluated or saved or outputs.diverged):
         continue
@@ -173,7 +175,7 @@ def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: j
         break
       if preempted:
         outputs.wait()
-        raise Preempted(f"{name}: told to stop; saved step {step} of {last}")
+        raise interruption.ended(f"{name}: told to stop; saved step {step} of {last}")
       outputs.restart_clock()
     outputs.finish()
   side_programs.report(say)

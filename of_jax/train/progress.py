@@ -1,15 +1,30 @@
 """Progress for people: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from of_jax.errors import reason_of
+from of_jax.train.types import Log
+
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+def unfailing(log: Log) -> Log:
+  """Makes of what takes lines one that never raises: a terminal that is gone, a pipe that nobody
+  reads or a log file on a full disk is no reason to end a run."""
+  def say(line: str) -> None:
+    # ValueError: of a stream that was closed.
+    with contextlib.suppress(OSError, ValueError):
+      log(line)
+
+  return say
 
 
 class TrainingProgress:
@@ -33,15 +48,28 @@ class TrainingProgress:
 
   def __enter__(self) -> Self:
     if self._bar:
-      self._bar.start()
+      self._showing(self._bar.start)
     elif self._speaks:
-      print(f"{self._name}: compiling, then {self._steps - self._start} steps", flush=True)
+      self._print(f"{self._name}: compiling, then {self._steps - self._start} steps")
     return self
 
   def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                trace: TracebackType | None) -> None:
     if self._bar:
-      self._bar.stop()
+      self._showing(self._bar.stop)
+
+  def _print(self, text: str) -> None:
+    self._showing(lambda: print(text, flush=True))
+
+  def _showing(self, show: Callable[[], None]) -> None:
+    """Shows something; where that fails, nothing is shown from then on."""
+    try:
+      show()
+    except (OSError, ValueError) as error:
+      self._bar, self._speaks = None, False
+      for stream in (sys.stderr, sys.stdout):
+        unfailing(lambda line: print(line, file=stream, flush=True))(
+            f"{self._name}: its progress cannot be shown, the run goes on: {reason_of(error)}")
 
   def update(self, step: int, loss: float, tokens_per_second: float,
              mfu: float | None = None) -> None:
@@ -58,12 +86,12 @@ class TrainingProgress:
     status = f"loss {loss:.4g}  {tokens_per_second:,.0f} {self._unit}/s"
     status += "" if mfu is None else f"  MFU {mfu:.1%}"
     now = time.monotonic()
-    if self._bar:
-      self._bar.update(self._task, completed=step, status=status)
+    if bar := self._bar:
+      self._showing(lambda: bar.update(self._task, completed=step, status=status))
     elif self._speaks and (step == self._steps or (
         step > self._first and now - self._shown >= _SECONDS_BETWEEN_LINES)):
       left = (now - self._begun) / max(1, step - self._start) * (self._steps - step)
-      print(f"{self._name}: step {step}/{self._steps}  {status}  {left:.0f} s left", flush=True)
+      self._print(f"{self._name}: step {step}/{self._steps}  {status}  {left:.0f} s left")
       self._shown = now
 
   def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -71,7 +99,7 @@ class TrainingProgress:
     text = f"{self._name}: step {step}/{self._steps}  validation loss {float(metrics['loss']):.4g}"
     if "accuracy" in metrics:
       text += f"  accuracy {float(metrics['accuracy']):.2%}"
-    if self._bar:
-      self._bar.console.print(text, highlight=False)
+    if bar := self._bar:
+      self._showing(lambda: bar.console.print(text, highlight=False))
     elif self._speaks:
-      print(text, flush=True)
+      self._print(text)

@@ -170,7 +170,7 @@ def _open(planned: Planned, batches: list[Shuffled], corpus: Described, describe
       states.append(found.state)
     logs.append(writers.RunLog(
         workdir, config, done or 0, environment.peak_flops(),
-        task_of(config.model.kind).flops_per_token(config, trainer.network)))
+        task_of(config.model.kind).flops_per_token(config, trainer.network), log))
   return Begun(batches, logs, saved, states,
                [found is not None and found.diverged for found in resumed], done or 0)
 

@@ -1,12 +1,13 @@
 """Writers of one run's records: JSON lines, TensorBoard, Weights & Biases."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,57 +16,70 @@ from of_jax.config import Config, TrainConfig, to_dict
 from of_jax.errors import UserError
 from of_jax.storage import run_directory
 from of_jax.train import distributed
+from of_jax.train.optional import Optional, Record, Writer
+from of_jax.train.types import Log
 
-Record = Mapping[str, Any]
 # Metrics on the host.
 Fetched = Mapping[str, Any]
 
 
-class Writer(Protocol):
-  """Takes records in the order of their steps."""
-
-  def write(self, record: Record) -> None:
-    """Writes one record; its `step` and, for metrics, its `split` say what it is."""
-
-  def flush(self) -> None:
-    """Hands everything written to the operating system, so that a killed process loses none."""
-
-  def close(self) -> None:
-    """Flushes and lets go."""
-
-
 class JsonLines:
-  """A line a record; what is not finite is null."""
+  """A line a record; what is not finite is null.
+
+  Raises:
+    OSError: with the file's name, from all methods.
+  """
 
   def __init__(self, path: Path):
-    self._file = path.open("a")
+    self._path, self._file = path, path.open("a")
 
   def write(self, record: Record) -> None:
-    self._file.write(json.dumps(run_directory.plain(record), allow_nan=False) + "\n")
+    with self._named():
+      self._file.write(json.dumps(run_directory.plain(record), allow_nan=False) + "\n")
 
   def flush(self) -> None:
-    self._file.flush()
+    with self._named():
+      self._file.flush()
 
   def close(self) -> None:
-    self._file.close()
+    with self._named():
+      self._file.close()
+
+  @contextlib.contextmanager
+  def _named(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 class TensorBoard:
   """Scalars `SPLIT/loss` (and its like), and `SPLIT/METRIC/SITE/LAYER`, a role in place of a site
   for what is measured of the optimiser.
+
+  Written event by event: SummaryWriter has a queue and a thread that die in silence on a full disk,
+  and wait for days where the clock was set back.
   """
 
   def __init__(self, workdir: Path, resumed_at: int):
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+    # A name of its own, whatever the clock says.
+    self._writer = EventsWriter(str(workdir / "events"), f".{run_directory.unique()}")
     # Steps that a killed process logged after the checkpoint are hidden, not shown twice.
-    self._writer = SummaryWriter(str(workdir), purge_step=resumed_at + 1)
+    self._writer.write_event(Event(
+        step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START)))
 
   def write(self, record: Record) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
     for name, value in scalars(record):
-      # tensorboardX would warn of each value of a diverged run; metrics.jsonl says null.
+      # metrics.jsonl says null of what is not finite.
       if math.isfinite(value):
-        self._writer.add_scalar(name, value, record["step"])
+        self._writer.write_event(Event(
+            step=record["step"], wall_time=time.time(), summary=scalar(name, value)))
 
   def flush(self) -> None:
     self._writer.flush()
@@ -107,21 +121,27 @@ class RunLog:
   study records of its finished runs is of_jax.claims.study_record's.
 
   metrics.jsonl holds functions of config, seed and step alone; what a clock says goes to
-  timing.jsonl. Only process 0 writes.
+  timing.jsonl. Only process 0 writes. Where metrics.jsonl cannot be written, OSError is raised.
   """
 
   def __init__(self, workdir: Path, config: Config, start: int, peak_flops: float | None,
-               flops_per_token: int):
+               flops_per_token: int, say: Log = print):
     train = config.train
     self._metrics: list[Writer] = []
     self._timing: list[Writer] = []
     if distributed.is_writer():
+      # The record alone is needed: the run goes on without the others.
       self._metrics.append(JsonLines(workdir / run_directory.METRICS))
-      self._timing.append(JsonLines(workdir / run_directory.TIMING))
+      self._timing.append(Optional(
+          f"{workdir}: {run_directory.TIMING}",
+          lambda: JsonLines(workdir / run_directory.TIMING), say))
       if train.tensorboard:
-        self._metrics.append(TensorBoard(workdir, start))
+        self._metrics.append(Optional(
+            f"{workdir}: TensorBoard", lambda: TensorBoard(workdir, start), say))
       if train.wandb_project:
-        self._metrics.append(WeightsAndBiases(workdir, train.wandb_project, to_dict(config)))
+        self._metrics.append(Optional(
+            f"{workdir}: Weights & Biases",
+            lambda: WeightsAndBiases(workdir, train.wandb_project, to_dict(config)), say))
     self._tokens_per_step = train.batch_size * train.sequence_length
     self._peak_flops, self._flops_per_token = peak_flops, flops_per_token
     self._logged = start
@@ -131,8 +151,9 @@ class RunLog:
     return self
 
   def __exit__(self, *_: object) -> None:
-    for writer in self._metrics + self._timing:
-      writer.close()
+    with contextlib.ExitStack() as closing:
+      for writer in self._metrics + self._timing:
+        closing.callback(writer.close)
 
   def restart_clock(self) -> None:
     """Leaves what happened since the last record out of the timing."""
