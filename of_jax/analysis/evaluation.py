@@ -56,6 +56,12 @@ def measured(batch: Mapping[str, Any]) -> Any:
   return batch.get("measured", batch["weights"])
 
 
+def filled_rows(batch: Batch) -> Batch:
+  """Drops the rows that only fill a batch, where something is measured that knows no weights."""
+  filled = measured(batch).any(1)
+  return batch if filled.all() else {name: rows[filled] for name, rows in batch.items()}
+
+
 @functools.lru_cache(maxsize=8)
 def network_of(config: Config) -> Network:
   """Builds the network of a config, once."""

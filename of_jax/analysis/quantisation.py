@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from of_jax.analysis import replay
-from of_jax.analysis.evaluation import Batch, Model, measure, network_of
+from of_jax.analysis.evaluation import Batch, Model, filled_rows, measure, network_of
 from of_jax.analysis.runs import SITE
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
@@ -56,12 +56,13 @@ def calibrate(model: Model, batches: Sequence[Batch], scheme: Scheme) -> Calibra
   """Finds bounds of the weights, and ranges of activations on batches.
 
   They are the unquantised model's; or, in the preset bondarenko, of the model as it is quantised
-  so far. Ranges that are found as tokens pass need no batch, and none is read.
+  so far. Rows that only fill a batch do not count. Ranges that are found as tokens pass need no
+  batch, and none is read.
   """
   schemes.check_model(scheme, model.config)
   scheme = schemes.of_model(scheme, model.config)
   bounds = _bounds(model.config, _of_weights(scheme))(model.params)
-  given = batches if scheme.is_static else ()
+  given = [filled_rows(batch) for batch in batches] if scheme.is_static else []
   ranges = (_ranges_quantised if scheme.is_theirs else _ranges_as_trained)(
       model, given, scheme, bounds)
   return Calibration(bounds, ranges, scheme.sites)
@@ -114,11 +115,13 @@ def loss(model: Model, batches: Sequence[Batch], scheme: Scheme, calibration: Ca
   return total / count
 
 
-def plain_loss(model: Model, batches: Sequence[Batch]) -> tuple[float, float, int]:
-  """Measures nats a token as trained, kurtosis of the stream (mean over layers), and tokens."""
+def plain_loss(model: Model, batches: Sequence[Batch]) -> tuple[float, float, dict[str, int]]:
+  """Measures nats a token as trained, kurtosis of the stream (mean over layers), and counts tokens
+  as `measure` does: `num_tokens`, `num_tokens_measured`."""
   found = measure(model, batches, (SITE,), ("kurtosis",))
   kurtosis = np.asarray(found["telemetry"][SITE]["kurtosis"], np.float64)
-  return found["loss"], float(kurtosis.mean()), found["num_tokens"]
+  return found["loss"], float(kurtosis.mean()), {
+      name: found[name] for name in ("num_tokens", "num_tokens_measured")}
 
 
 def draw(batches: Sequence[Batch], seed: int, count: int = CALIBRATION_BATCHES) -> list[Batch]:
@@ -150,7 +153,7 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
                     + ", ".join(present))
   if scheme.is_theirs:
     model = _in_float32(model)
-  plain, kurtosis, tokens = plain_loss(model, batches)
+  plain, kurtosis, counts = plain_loss(model, batches)
   log(f"as trained: {plain:.4f} nats a token")
   rotated: dict[str, float] = {}
   if scheme.hadamard:
@@ -166,7 +169,7 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
     log(f"{scheme.label}, seed {seed}: {losses[-1]:.4f} nats a token")
   result = {
       "label": scheme.label,
-      "perplexity": _perplexity(plain), "loss": plain, "num_tokens": tokens, "kurtosis": kurtosis,
+      "perplexity": _perplexity(plain), "loss": plain, **counts, "kurtosis": kurtosis,
       **rotated,
       "perplexity_quantised": {**_spread([_perplexity(one) for one in losses]),
                                "seeds": list(found)},

@@ -204,7 +204,8 @@ _KINDS: dict[str, Callable[[_Rope], dict[str, Any]]] = {
 
 
 def window_fields(settings: Settings, layers: list[str], window: int | None,
-                  says_kinds: bool = True) -> dict[str, Any]:
+                  says_kinds: bool = True, source: tuple[str, str] = ("layer_types", "")
+                  ) -> dict[str, Any]:
   """Fields of ModelConfig: `attention_window` and `full_attention_every`.
 
   Args:
@@ -212,6 +213,7 @@ def window_fields(settings: Settings, layers: list[str], window: int | None,
     layers: what each block has where it does not.
     window: the size that it gives, None for no windows at all.
     says_kinds: whether transformers' code for the family looks at `layer_types`.
+    source: the field that `layers` come from, and what it says, for messages.
 
   Raises:
     UserError: full attention in other blocks than every n-th.
@@ -219,7 +221,8 @@ def window_fields(settings: Settings, layers: list[str], window: int | None,
   depth, known = len(layers), {"sliding_attention", "full_attention"}
   settings.require(says_kinds or settings.get("layer_types") in (None, layers), "layer_types",
                    "in transformers all blocks of a model of this kind have the same attention")
-  layers = settings.get("layer_types") or layers
+  if given := settings.get("layer_types"):
+    layers, source = given, ("layer_types", "")
   settings.require(isinstance(layers, list) and len(layers) == depth and set(layers) <= known,
                    "layer_types", f"must be {depth} of {' and '.join(sorted(known))}")
   if "sliding_attention" not in layers:
@@ -231,8 +234,8 @@ def window_fields(settings: Settings, layers: list[str], window: int | None,
   every = layers.index("full_attention") + 1
   pattern = ["full_attention" if (i + 1) % every == 0 else "sliding_attention"
              for i in range(depth)]
-  settings.require(layers == pattern, "layer_types", "of_jax can give full attention to every n-th "
-                   "block alone")
+  settings.require(layers == pattern, source[0], f"{source[1]}of_jax can give full attention to "
+                   "every n-th block alone")
   return {"attention_window": window, "full_attention_every": every}
 
 
@@ -243,4 +246,5 @@ def windows_above(settings: Settings, depth: int) -> dict[str, Any]:
   window = settings.get("sliding_window", 4096) if used else None
   full = depth if window is None else settings.integer("max_window_layers", 28, least=0)
   layers = ["full_attention" if i < full else "sliding_attention" for i in range(depth)]
-  return window_fields(settings, layers, window)
+  return window_fields(settings, layers, window, source=(
+      "max_window_layers", f"the first {full} of {depth} blocks have full attention; "))

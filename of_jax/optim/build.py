@@ -61,15 +61,15 @@ def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:
            if optim.projection_every is not None else jax.tree.map(lambda _: "none", layout.roles))
 
   def row(role: str, view: MatrixView, axes: tuple[str, ...], decay: float, factor: float,
-          kind: str) -> dict[str, Any]:
+          init: float, kind: str) -> dict[str, Any]:
     return {"role": role, "trained": role in optim.train_roles,
             "axes": list(axes), "shape": list(view.shape),
             "matrices": [view.batch, view.rows, view.columns] if view.is_matrix else None,
             "weight_decay": layout.weight_decay * decay, "lr_multiplier": factor,
-            "init_multiplier": layout.init[role], "projection": kind}
+            "init_multiplier": init, "projection": kind}
 
   rows = jax.tree.map(row, layout.roles, layout.views, layout.axes, layout.decays,
-                      layout.multipliers, kinds)
+                      layout.multipliers, layout.init, kinds)
   leaves = jax.tree_util.tree_leaves_with_path(rows, is_leaf=lambda node: "role" in node)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 

@@ -9,7 +9,7 @@ from of_jax.config import OptimConfig
 from of_jax.config.roles import ROLES
 from of_jax.config.rules.optim import parse_multipliers
 from of_jax.optim import matrices
-from of_jax.optim.scaling import factors
+from of_jax.optim.scaling import Factors, factors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Layout:
     decays: weight decay over `weight_decay`; 0 for those that do not decay.
     multipliers: learning rate over the schedule's.
     weight_decay: coefficient. A step decays by the product of both with the learning rate.
-    init: role -> the factor of its initial standard deviation.
+    init: factors of the initial standard deviation.
   """
 
   roles: Any
@@ -32,7 +32,7 @@ class Layout:
   decays: Any
   multipliers: Any
   weight_decay: float
-  init: dict[str, float]
+  init: Any
 
   def hidden_matrices(self) -> Any:
     """Mask of the matrices between the embedding and the unembedding, a tree of booleans."""
@@ -57,15 +57,14 @@ def lay_out(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Layout:
       raise ValueError(f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} has "
                        f"the role {role}, not one of {', '.join(ROLES)}")
   asked = parse_multipliers(optim.lr_multipliers, ROLES)
-  scaled = factors(optim, axes, shapes)
+  scaled = factors(optim, roles, axes, shapes)
 
-  def decay(path: Any, role: str) -> float:
+  def decay(path: Any, role: str, factor: Factors) -> float:
     acts = role in optim.decay_roles and (optim.decay_norm_offsets or not _is_offset(path, role))
-    return scaled[role].weight_decay if acts else 0.0
+    return factor.weight_decay if acts else 0.0
 
   return Layout(
       roles, matrices.views(axes, shapes), axes,
-      jax.tree_util.tree_map_with_path(decay, roles),
-      jax.tree.map(lambda role: asked[role] * scaled[role].learning_rate, roles),
-      optim.weight_decay,
-      {role: scaled[role].init for role in ROLES})
+      jax.tree_util.tree_map_with_path(decay, roles, scaled),
+      jax.tree.map(lambda role, factor: asked[role] * factor.learning_rate, roles, scaled),
+      optim.weight_decay, jax.tree.map(lambda factor: factor.init, scaled))

@@ -1,4 +1,5 @@
-"""Width-transfer rules: initialisation, learning rate and weight decay by parameter role."""
+"""Width-transfer rules: initialisation, learning rate and decay by role and what grows with width.
+"""
 
 import dataclasses
 from typing import Any
@@ -6,12 +7,15 @@ from typing import Any
 import jax
 
 from of_jax.config import OptimConfig
-from of_jax.config.roles import ROLES
+from of_jax.optim import matrices
+
+# Logical axes that are longer in a wider model; heads stay as they are, there are more of them.
+_GROWING = ("embed", "heads", "mlp", "channel")
 
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-  """Factors of a role against the base width.
+  """Factors of a parameter against the base width.
 
   Attributes:
     init: of the initial standard deviation.
@@ -24,8 +28,8 @@ class Factors:
   weight_decay: float = 1.0
 
 
-def factors(optim: OptimConfig, axes: Any, shapes: Any) -> dict[str, Factors]:
-  """Factors by role at the parameters' width; m is the width over `optim.base_width`.
+def factors(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Any:
+  """Factors of every parameter, a tree like them; m is their width over `optim.base_width`.
 
   `mup` is muP for Adam (Yang et al. 2022, 2203.03466, Table 3; d the fan-in of a matrix):
 
@@ -34,6 +38,10 @@ def factors(optim: OptimConfig, axes: Any, shapes: Any) -> dict[str, Factors]:
   | hidden | m^-1/2, of d^-1/2 | 1 / m | m |
   | unembedding | 1 / m | 1 / m | m |
   | embedding, gain, norm, bias | 1 | 1 | 1 |
+
+  Hidden are matrices that grow on both sides. Others of that role count as what they are like: with
+  outputs alone that do not grow as the unembedding (W_down of a gated norm), else as the embedding
+  (its W_up; the gate a head, a vector for each).
 
   So a step, which decays by rate x decay, takes the same share of a weight at every width: the
   authors' MuAdamW (microsoft/mup) multiplies the coefficient by what it divides the rate by. Their
@@ -50,16 +58,27 @@ def factors(optim: OptimConfig, axes: Any, shapes: Any) -> dict[str, Factors]:
   unembedding too, do not decay.
   """
   if optim.scaling == "none":
-    return {role: Factors() for role in ROLES}
+    return jax.tree.map(lambda role: Factors(), roles)
   assert optim.base_width is not None, "resolve the config first"
   m = width_of(axes, shapes) / optim.base_width
   table = {"hidden": Factors(m ** -0.5, 1 / m, m), "unembedding": Factors(1 / m, 1 / m, m)}
-  found = {role: table.get(role, Factors()) for role in ROLES}
-  if optim.scaling == "mup_decay":
-    found = {role: dataclasses.replace(
-        factor, weight_decay=m ** 0.5 if role == "hidden" else 0.0)
-        for role, factor in found.items()}
-  return found
+
+  def of(role: str, names: tuple[str, ...], leaf: Any) -> Factors:
+    like = _like(names, leaf.shape) if role == "hidden" else role
+    found = table.get(like, Factors())
+    if optim.scaling == "mup_decay":
+      return dataclasses.replace(found, weight_decay=m ** 0.5 if like == "hidden" else 0.0)
+    return found
+
+  return jax.tree.map(of, roles, axes, shapes)
+
+
+def _like(axes: tuple[str, ...], shape: tuple[int, ...]) -> str:
+  """Names the role that a parameter is like, by which of its sides grow with the width."""
+  view = matrices.view(axes, shape)
+  inputs, outputs = (any(axes[i] in _GROWING for i in side)
+                     for side in (view.row_axes, view.column_axes))
+  return "embedding" if not inputs else "hidden" if outputs else "unembedding"
 
 
 def width_of(axes: Any, shapes: Any) -> int:
@@ -78,7 +97,6 @@ def width_of(axes: Any, shapes: Any) -> int:
 
 
 def scale_init(optim: OptimConfig, params: Any, roles: Any, axes: Any) -> Any:
-  """Multiplies fresh parameters by their role's factor of the initial standard deviation."""
-  found = factors(optim, axes, params)
-  return jax.tree.map(
-      lambda role, w: w if found[role].init == 1 else w * found[role].init, roles, params)
+  """Multiplies fresh parameters by their factors of the initial standard deviation."""
+  return jax.tree.map(lambda w, found: w if found.init == 1 else w * found.init,
+                      params, factors(optim, roles, axes, params))

@@ -1,8 +1,9 @@
 """The cost of quantisation, measured while a model trains. Enters: parameters, an evaluation batch.
 Leaves: its perplexity when quantised, and by how much the loss is higher.
 
-A range is a token's own, so that nothing has to be calibrated; else the default scheme of
-of_jax.quantise. It is a program of its own: the train step is the same whether this runs or not.
+A range is a token's own, so that nothing has to be calibrated; else it is the preset of_jax of
+of_jax.quantise. What papers report after Bondarenko et al. is another one, bondarenko. It is a
+program of its own: the train step is the same whether this runs or not.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from of_jax.config import Config
 from of_jax.models.functional import Network
 from of_jax.objectives.losses import cross_entropy
 from of_jax.quantise.forward import find_bounds, quantised_stream
-from of_jax.quantise.scheme import Scheme
+from of_jax.quantise.scheme import OF_JAX, preset_scheme
 
 # Declared as a family of metrics is, see of_jax.config.declared_metrics.
 KIND = "quantised"
@@ -24,18 +25,19 @@ EVERY = 0
 METRICS = {
     "quantised_perplexity": (
         "`telemetry.quantised_perplexity_every`",
-        "perplexity of the first evaluation batch, of the model after the step, quantised to W8A8: "
-        "weights symmetric, a range a tensor by squared error; activations asymmetric, a range a "
-        "token; all sites but `final` and the unembedding; the arithmetic in float32, whatever the "
-        "compute type", "perplexity", "1 and above",
-        "Bondarenko et al. 2023, 2306.12929, but for the ranges of activations"),
+        "perplexity of the first evaluation batch, of the model after the step, quantised to W8A8 "
+        "by the preset `of_jax` (not `bondarenko`, which rounds tables, gains and the final norm's "
+        "output too): weights symmetric, a range a tensor by squared error; activations "
+        "asymmetric, a range a token; the sites of that preset; the arithmetic in float32, "
+        "whatever the compute type", "perplexity", "1 and above",
+        "after Bondarenko et al. 2023, 2306.12929"),
     "quantised_loss_increase": (
         "`telemetry.quantised_perplexity_every`",
         "log of quantised_perplexity less the loss of the same batch and model in float32, not "
         "quantised",
         "nats a token", "any", "He et al. 2024, 2405.19279, on quantisation"),
 }
-SCHEME = Scheme(activation_granularity="token", activation_range="min_max")
+SCHEME = preset_scheme(OF_JAX, activation_granularity="token", activation_range="min_max")
 
 
 def quantised_metrics(network: Network, config: Config) -> Callable[[Any, Any], Any]:

@@ -13,11 +13,37 @@ import pytest
 from of_jax.analysis import quantisation, replay
 from of_jax.analysis.evaluation import network_of
 from of_jax.config import Config
-from of_jax.quantise.scheme import DEFAULT_SITES, SITES, Scheme
+from of_jax.quantise.scheme import DEFAULT_SITES, PRESETS, SITES, Scheme, preset_scheme
 from of_jax.train import train
 
 BY_TOKEN = Scheme(weight_granularity="channel", weight_range="min_max",
                   activation_granularity="token", activation_range="min_max", sites=SITES)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_rows_that_fill_a_batch_have_no_range(preset: str, make_config: Callable[..., Config]
+                                              ) -> None:
+  """Token 0, which fills them, is by far the largest; the last token of a window counts."""
+  config = make_config(model__depth=1, model__positions="rotary")
+  params = network_of(config).init(jax.random.key(0))
+  for token, factor in (0, 100), (1, 10):
+    params["embedding"]["token"] = params["embedding"]["token"].at[token].multiply(factor)
+  model = SimpleNamespace(config=config, params=params)
+  windows = np.random.default_rng(0).integers(2, 64, (5, 12))
+  windows[:, -1] = 1
+  short = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=3))
+  batches = replay.token_batches(short, windows, "windows")
+  assert [batch["measured"].any(1).sum() for batch in batches] == [3, 2]
+  whole = [{name: rows[:2] for name, rows in batch.items()} for batch in batches]
+  scheme = preset_scheme(preset, activation_range="min_max")
+  found, expected = (quantisation.calibrate(model, given, scheme).ranges["resid_pre"]
+                     for given in ([batches[1]], [whole[1]]))
+  np.testing.assert_array_equal(found, expected)
+  largest = config.model.embedding_scale * np.abs(params["embedding"]["token"]).max(1)
+  # bondarenko has rounded the table, by the bound of token 0.
+  np.testing.assert_allclose(np.max(np.abs(found)), largest[1], rtol=0.05)
+  result = quantisation.plain_loss(model, batches)[2]
+  assert result == {"num_tokens": 5 * 11, "num_tokens_measured": 5 * 12}
 
 
 @pytest.mark.slow

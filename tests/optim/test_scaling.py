@@ -16,6 +16,7 @@ from of_jax import variants
 from of_jax.config import Config, OptimConfig
 from of_jax.config.roles import TRAINED_ROLES
 from of_jax.errors import UserError
+from of_jax.models.functional import build_network
 from of_jax.optim import build_optimizer, describe, lay_out, scale_init
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,37 @@ def test_factors_by_role(scaling: str, name: str) -> None:
     assert set(jax.tree.leaves(base.decays)) == {0.0, 1.0}
     same = scale_init(settings, tree(16), ROLES, AXES)
     assert all(np.all(leaf == 2) for leaf in jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("fields", (
+    {"model.attention_gate": "head"}, {"model.block": "gated_norm", "model.norm_gate_rank": "8"},
+    {"model.attention_gate": "element", "model.mlp": "swiglu", "model.embedding_projection": "true"}
+))
+def test_hidden_is_what_grows_on_both_sides(fields: dict[str, str]) -> None:
+  """By the shapes at two widths, as the authors' package tells it: (init, rate, decay)."""
+  rows = {}
+  for width in (32, 128):
+    config = config_lib.apply_overrides(Config(), [
+        ("model.width", str(width)), ("model.heads", str(width // 16)), ("model.depth", "2"),
+        ("data.corpus", "tokens:none"), ("data.vocab_size", "64"), ("optim.scaling", "mup"),
+        ("optim.base_width", "32"), *fields.items()])
+    network = build_network(config)
+    layout = lay_out(config.optim, network.roles, network.axes, network.shapes)
+    rows[width] = describe(config.optim, layout)
+  kinds = {}
+  for name, small in rows[32].items():
+    large = rows[128][name]
+    inputs, outputs = np.less(small["matrices"][1:], large["matrices"][1:]) if (
+        small["matrices"]) else (False, True)
+    kinds[name] = (bool(inputs), bool(outputs)) if small["role"] == "hidden" else None
+    # A vector, a table and a bias have no side of inputs that grows.
+    expected = {(True, True): (0.5, 0.25, 4), (True, False): (0.25, 0.25, 4)}.get(
+        (inputs, outputs), (1, 1, 1))
+    found = large["init_multiplier"], large["lr_multiplier"], large["weight_decay"] / (
+        config.optim.weight_decay)
+    assert found == (*expected[:2], expected[2] if large["weight_decay"] else 0), name
+    assert large["weight_decay"] or large["role"] not in ("hidden", "unembedding"), name
+  assert "norm_gate_rank" not in str(fields) or {(True, False), (False, True)} < {*kinds.values()}
 
 
 @pytest.mark.parametrize("width", (16, 32, 256))

@@ -37,8 +37,8 @@ class GatedNorm(Norm):
     self.affine = parameter(rngs, (width,), constant(1.0), "norm", (axis,))
     self.norm = make_norm(model.norm, rngs, model, width, axis, before_attention)
     rank, std = model.norm_gate_rank, model.init_std
-    self.down = Linear(rngs, (width, rank), ("embed", "channel"), std)
-    self.up = Linear(rngs, (rank, width), ("channel", "embed"), std)
+    self.down = Linear(rngs, (width, rank), ("embed", "rank"), std)
+    self.up = Linear(rngs, (rank, width), ("rank", "embed"), std)
 
   def __call__(self, x: jax.Array, context: Context) -> jax.Array:
     normed = self.norm(x * self.affine[...].astype(x.dtype), context)
