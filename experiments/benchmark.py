@@ -19,7 +19,6 @@ import math
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -38,11 +37,11 @@ _OPTIMIZERS = flags.DEFINE_list(
     "default: the size's own")
 _MEMBERS = flags.DEFINE_integer(
     "members", 0, "runs, differing in seed and learning rate, to train together; 0: no such rows",
-    lower_bound=0)
+    lower_bound=0, upper_bound=1_000)
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "rounds, in each of which every variant runs a block",
-                               lower_bound=1)
-_BLOCK = flags.DEFINE_integer("block", 4, "steps of a block", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "folder to leave benchmark.json in; default: none is left")
+                               lower_bound=1, upper_bound=1_000_000)
+_BLOCK = flags.DEFINE_integer("block", 4, "steps of a block", lower_bound=1, upper_bound=1_000_000)
+flags.DEFINE_string("out", None, "folder to leave benchmark.json in; default: none is left")
 
 
 @dataclasses.dataclass
@@ -205,6 +204,7 @@ def block_steps(compared: list[Config]) -> int:
 
 
 def main() -> None:
+  out = cli.output_folder("out")
   groups = [configs(size) for size in _SIZES.value]
   from rich.console import Console
   from rich.table import Table
@@ -234,10 +234,9 @@ def main() -> None:
   if _MEMBERS.value:
     print(f"times are of a step of all {_MEMBERS.value} runs; alone, each run whose rate differs "
           "compiles its own program")
-  if _OUT.value:
+  if out is not None:
     from of_jax.storage import run_directory
     from of_jax.train.environment import machine
-    out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     run_directory.write_json(out / "benchmark.json", {"machine": machine(), "rows": rows})
     print(out / "benchmark.json")

@@ -35,7 +35,7 @@ _TOPOLOGY = flags.DEFINE_string(
 _TELEMETRY = flags.DEFINE_list(
     "telemetry", ["off", "basic"],
     "levels to compile: beside the config's own, or for a table, which has off in any case")
-_OUT = flags.DEFINE_string("out", None, "file for the result as JSON; default: none is left")
+flags.DEFINE_string("out", None, "file for the result as JSON; default: none is left")
 _TABLE = flags.DEFINE_string("table", None, "page for the table of the size ladder")
 
 
@@ -142,11 +142,12 @@ def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
 
 def main() -> None:
   """Compiles what the command line asks for, and prints or keeps the report."""
+  out, table = cli.output_file("out"), cli.output_file("table")
   if bool(_TABLE.value) == bool(_CONFIG.value):
     raise UserError("give --config and --topology, or --table; see --help")
-  if _TABLE.value:
+  if table is not None:
     _check_compiler()
-    _table(pathlib.Path(_TABLE.value))
+    _table(table)
     return
   if _TOPOLOGY.value is None:
     raise UserError("--topology is missing, as in --topology=v5e:4x4")
@@ -159,8 +160,8 @@ def main() -> None:
              for level in levels}
   _check_compiler()
   report = compile_levels(configs, _TOPOLOGY.value)
-  if _OUT.value:
-    run_directory.write_json(pathlib.Path(_OUT.value), report)
+  if out is not None:
+    run_directory.write_json(out, report)
   _print(report)
   _exit_over(faults(report))
 

@@ -27,7 +27,7 @@ _SCALINGS = flags.DEFINE_list("scalings", ["none", "mup", "mup_decay"], "rules t
 _WIDTHS = flags.DEFINE_list("widths", ["64", "128", "256", "512", "1024"],
                             "model widths, multiples of 32; the first is the base")
 _STEPS = flags.DEFINE_integer("steps", 8, "steps at each width", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "folder to leave coordinate_check.json and .png in")
+flags.DEFINE_string("out", None, "folder to leave coordinate_check.json and .png in")
 
 HEAD_DIM = 32
 QUANTITIES = {"stream_rms": "RMS of what the unembedding reads",
@@ -140,7 +140,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-  if _OUT.value is None:
+  out = cli.output_folder("out")
+  if out is None:
     raise UserError("--out is missing, as in --out=runs/coordinate_check")
   planned = configs()
   from rich.console import Console
@@ -156,7 +157,6 @@ def main() -> None:
   Console(width=None if sys.stdout.isatty() else 140).print(table)
   from of_jax.storage import run_directory
   from of_jax.train.environment import machine
-  out = Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   run_directory.write_json(out / "coordinate_check.json", {
       "machine": machine(), "steps": _STEPS.value, "rows": rows})

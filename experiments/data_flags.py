@@ -1,13 +1,13 @@
 """Flags that say on which data a model is read, as measure declares them: from them to batches."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from of_jax.config.kinds import kind_of
-from of_jax.errors import UserError
+from of_jax.config.paths import check_file, expanded
+from of_jax.errors import UserError, refusing
 from of_jax.interop.source import NO_CORPUS
 from of_jax.storage import remote
 
@@ -42,6 +42,8 @@ def batches_of(model: Any, split: str | None = None, count: int | None = None
     if name:
       config = _of_corpus(model, config, where)
     corpus, split = prepare(config.data, print), split or flags.FLAGS.split
+    if name:
+      config, corpus = _of_its_windows(config, corpus, split, where)
     read = {"data": f"{corpus.description}; {split}, sha256 {corpus.corpus_sha256}"}
     if corpus.text is not None:
       read["text"] = corpus.text
@@ -53,23 +55,15 @@ def batches_of(model: Any, split: str | None = None, count: int | None = None
 
 def _tokens(model: Any, name: str, where: str) -> tuple[Any, dict[str, Any]]:
   """The tokens of --tokens or --text, and how they were read."""
-  import numpy as np
-
   from of_jax.analysis import replay
-  from of_jax.data import text_file
-  path = Path(str(flags.FLAGS[name].value)).expanduser()
+  from of_jax.data import npy, text_file
+  path = expanded(str(flags.FLAGS[name].value), where)
   if name == "text":
     texts = text_file.read(path, where, flags.FLAGS.text_field, print)
     return replay.encode(model, texts.documents, where), {"data": where, "text": texts.record}
-  try:
-    tokens = np.load(path, allow_pickle=False)
-    if not isinstance(tokens, np.ndarray):
-      raise ValueError("an archive of arrays")
-    return tokens, {"data": where}
-  except (OSError, ValueError, EOFError) as error:
-    reason = ("no such file" if isinstance(error, FileNotFoundError)
-              else "not a .npy file of numbers")
-    raise UserError(f"{where}: {reason}") from None
+  check_file(where, path)
+  with refusing(where, "not a .npy file of numbers"):
+    return npy.open_npy(path), {"data": where}
 
 
 def _of_corpus(model: Any, config: Any, where: str) -> Any:
@@ -83,6 +77,28 @@ def _of_corpus(model: Any, config: Any, where: str) -> Any:
       config.data, corpus=flags.FLAGS.corpus, text_field=flags.FLAGS.text_field,
       end_token_id=special.end, begin_token_id=special.begin,
       tokenizer="" if own_ids else str(model.tokenizer))))
+
+
+def _of_its_windows(config: Any, corpus: Any, split: str, where: str) -> tuple[Any, Any]:
+  """The config and corpus that read of --corpus what windows the split has, as far as the config
+  wants them, whatever the other split has."""
+  tokens, length, wanted = getattr(corpus, split), config.train.sequence_length, (
+      config.data.eval_sequences)
+  windows = max(0, len(tokens) - 1) // length
+  if not windows:
+    raise UserError(f"{where}: its {len(tokens):,} {split} tokens make no window of {length} tokens; "
+                    f"{length + 1:,} would do" + (
+                        ", or a smaller --sequence_length" if flags.FLAGS.model else ""))
+  size = min(config.train.batch_size, windows)
+  if windows < wanted:
+    # Training batches are whole.
+    wanted = windows if split == "validation" else windows - windows % size
+    print(f"{where}: {wanted:,} windows of {length} tokens, all that its {split} part has; "
+          f"data.eval_sequences={config.data.eval_sequences}", flush=True)
+  return dataclasses.replace(
+      config, data=dataclasses.replace(config.data, eval_sequences=wanted),
+      train=dataclasses.replace(config.train, batch_size=size)), dataclasses.replace(
+          corpus, train=tokens, validation=tokens)
 
 
 def _begun(model: Any, tokens: Any, where: str) -> tuple[Any, bool, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from experiments import cli, weights_flag
+from of_jax.config.paths import check_utf8, expanded
 from of_jax.data.special_tokens import CHOICES
 from of_jax.errors import UserError
 
@@ -28,16 +29,22 @@ _CHECK = flags.DEFINE_bool(
 _BEGIN_TOKEN = flags.DEFINE_enum(
     "begin_token", "auto", CHOICES, "Whether texts begin with the begin token: as the model's "
     "tokenizer does it, yes or no; --check's sequences, and data.begin_token of --out.")
-_OUT = flags.DEFINE_string(
+flags.DEFINE_string(
     "out", "", "Write config, parameters and tokenizer here, as a run directory without a run.")
-_TOKENS = flags.DEFINE_integer("tokens", 64, "check: length of the two random sequences.")
+_TOKENS = flags.DEFINE_integer("tokens", 64, "check: length of the two random sequences.",
+                                lower_bound=1, upper_bound=1 << 24)
 
 
 def main() -> None:
   # Here, because they import jax: a mistake on the command line is reported before that.
+  out = cli.output_folder("out")
+  if out is not None:
+    check_utf8(f"--out={out}", out)
+    if out.is_dir() and any(out.iterdir()):
+      raise UserError(f"--out={out}: exists and is no empty folder; give a new one")
   from of_jax.interop import load
 
-  path = Path(_MODEL.value).expanduser()
+  path = expanded(_MODEL.value)
   try:
     model = load(path, _BEGIN_TOKEN.value, weights=weights_flag.chosen())
   except UserError as error:
@@ -46,8 +53,8 @@ def main() -> None:
   print(model.report)
   if _TENSORS.value:
     print(model.report.table())
-  if _OUT.value:
-    _save(model, Path(_OUT.value).expanduser())
+  if out is not None:
+    _save(model, out)
   if _CHECK.value:
     _check(model, path)
 
@@ -60,8 +67,6 @@ def _save(model: "Pretrained", out: Path) -> None:
   from of_jax.storage import run_directory
   from of_jax.storage.checkpoint import Checkpoints
   from of_jax.train import environment
-  if out.is_file() or out.is_dir() and any(out.iterdir()):
-    raise UserError(f"--out={out}: exists and is no empty folder; give a new one")
   out.mkdir(parents=True, exist_ok=True)
   with Checkpoints(out) as checkpoints:
     checkpoints.save({"params": model.params, "opt_state": {"count": np.zeros((), np.int32)}}, 0)
@@ -85,8 +90,6 @@ def _check(model: "Pretrained", path: Path) -> None:
   if weights_flag.chosen() == "sharded" and (path / weight_sets.SINGLE).exists():
     raise UserError(f"--check: transformers reads {weight_sets.SINGLE}; leave --weights out")
   length = min(_TOKENS.value, model.config.train.sequence_length)
-  if length < 1:
-    raise UserError(f"--tokens={_TOKENS.value}: must be at least 1")
   tokens = np.random.default_rng(0).integers(0, model.config.data.vocab_size, (2, length))
   if model.config.data.begin_token:
     tokens[:, 0] = model.config.data.begin_token_id

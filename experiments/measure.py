@@ -10,7 +10,6 @@ way and measures again; --analyse asks for what is more than a number a layer. D
 and figures.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,9 @@ from absl import flags
 
 from experiments import cli, data_flags, flag_checks, weights_flag
 from of_jax.analysis import registry
-from of_jax.config import declared_metrics
+from of_jax.config import declared_metrics, values
+from of_jax.config.declare import LARGEST_WHOLE
+from of_jax.config.paths import check_file, expanded
 from of_jax.config.sites import every_own_site, name_of
 from of_jax.data.special_tokens import CHOICES
 from of_jax.errors import UserError
@@ -33,7 +34,8 @@ _MODEL = flags.DEFINE_string(
     "and safetensors, or a .gguf file")
 _SEQUENCE_LENGTH = flags.DEFINE_integer(
     "sequence_length", None, "with --model: tokens of a window of --text, --corpus or --tokens in "
-    "one row; default what it was made for, at most 512", lower_bound=1)
+    "one row; default what it was made for, at most 512", lower_bound=1,
+    upper_bound=LARGEST_WHOLE)
 _STEP = flags.DEFINE_list("step", [], "steps of checkpoints, or all, and one of quantise; default "
                           "the last")
 _TOKENS = flags.DEFINE_string("tokens", "", ".npy file of token ids, [tokens] or [windows, T]")
@@ -45,7 +47,7 @@ _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "train"],
                            "of the run's own corpus or --corpus: the fixed evaluation set, or the "
                            "first batches of training")
 _BATCHES = flags.DEFINE_integer("batches", None, "batches to read; default all of the set",
-                                lower_bound=1)
+                                lower_bound=1, upper_bound=LARGEST_WHOLE)
 _TRAINING_BATCH = flags.DEFINE_bool(
     "training_batch", False, "read the batch of the training step behind the checkpoint, as that "
     "step did: what metrics.jsonl has at step + 1")
@@ -54,6 +56,9 @@ _SITES = flags.DEFINE_list("sites", [], "where to measure, default everywhere; w
 _METRICS = flags.DEFINE_list("metrics", [], "what to measure, by id; default everything")
 _USER_METRICS = flags.DEFINE_list(
     "user_metrics", [], "functions or classes of your own files, as in my_file.py:my_metric")
+_RUN_USER_CODE = flags.DEFINE_bool(
+    "run_user_code", False, "measure the run's own metrics (telemetry.user_metrics) too, which is to "
+    "run the Python that the run directory brings; default: they are left out")
 _BEGIN_TOKEN = flags.DEFINE_enum(
     "begin_token", "auto", CHOICES, "whether windows begin with the begin token: auto, as the "
     "model's tokenizer begins a text, or as the run did (data.begin_token); windows of --tokens "
@@ -112,7 +117,7 @@ def load(run: str, step: int | None) -> Any:
   """Loads the model that --model names, or else a run's checkpoint, by default the last."""
   from of_jax.analysis import imported, replay
   return (imported.load(_MODEL.value, weights=weights_flag.chosen(), log=print) if _MODEL.value
-          else replay.restore(run, step))
+          else replay.restore(run, step, _RUN_USER_CODE.value))
 
 
 def measure_one(model: Any, batches: Any, read: dict[str, Any], chosen: Sequence[Any]
@@ -150,7 +155,7 @@ def provenance(model: Any, read: dict[str, Any]) -> dict[str, Any]:
 
 def _check_model() -> None:
   """Checks what --model goes with, and that there is a model."""
-  for name in ("run", "step", "analyse", "training_batch"):
+  for name in ("run", "step", "analyse", "training_batch", "run_user_code"):
     if flags.FLAGS[name].value:
       raise UserError(f"--{name}: is of runs, and --model={_MODEL.value} is none; leave it out")
   if not data_flags.given():
@@ -184,20 +189,17 @@ def check_data() -> None:
   if _TEXT_FIELD.value and given not in (["text"], ["corpus"]):
     raise UserError(f"--text_field={_TEXT_FIELD.value}: is of --text and --corpus")
   for flag in ("tokens", "text"):
-    if flags.FLAGS[flag].value and not os.path.isfile(os.path.expanduser(flags.FLAGS[flag].value)):
-      raise UserError(f"--{flag}={flags.FLAGS[flag].value}: no such file")
+    if value := flags.FLAGS[flag].value:
+      check_file(f"--{flag}={value}", expanded(value, f"--{flag}={value}"))
 
 
 def out_folder() -> Path | None:
   """Finds the folder that --out names, if any.
 
   Raises:
-    UserError: it is a file.
+    UserError: it is a file, or cannot be made.
   """
-  out = Path(_OUT.value).expanduser() if _OUT.value else None
-  if out is not None and out.exists() and not out.is_dir():
-    raise UserError(f"--out={_OUT.value}: is a file, not a folder")
-  return out
+  return cli.output_folder("out")
 
 
 def _check() -> str | list[int]:
@@ -205,6 +207,7 @@ def _check() -> str | list[int]:
   check_data()
   if len(_RUN.value) > 1:
     raise UserError(f"--run={_RUN.value[1]}: there is {_RUN.value[0]} already; give one of them")
+  out_folder()
   flag_checks.names("sites", [name_of(site) for site in _SITES.value],
                     [*declared_metrics.SITES, *every_own_site()])
   own = flag_checks.own_metrics(_USER_METRICS.value)
@@ -220,13 +223,23 @@ def _check() -> str | list[int]:
   # numpy alone: that there is a run, and that its config can be read.
   from of_jax.analysis.runs import own_metrics, read_config
   run = remote.reading(_RUN.value[0])
-  flag_checks.metrics(_METRICS.value, [
-      *own, *flag_checks.names_of(own_metrics(run, read_config(run)))])
+  texts = own_metrics(run, read_config(run))
+  if texts and not _RUN_USER_CODE.value:
+    print(f"{_RUN.value[0]}: left out: {', '.join(text.rpartition(':')[2] for text in texts)}, "
+          "which the run directory brings as Python; --run_user_code runs it", flush=True)
+    texts = ()
+  flag_checks.metrics(_METRICS.value, [*own, *flag_checks.names_of(texts)])
   if _STEP.value == ["all"]:
     return "all"
-  if not all(step.isdigit() for step in _STEP.value):
+  if (steps := whole_numbers(_STEP.value)) is None:
     raise UserError(f"--step={','.join(_STEP.value)}: not a list of steps, as in 0,16,150, nor all")
-  return [int(step) for step in _STEP.value]
+  return steps
+
+
+def whole_numbers(texts: Sequence[str]) -> list[int] | None:
+  """Reads whole numbers from 0; None where one is none."""
+  numbers = [number for text in texts if (number := values.whole(text)) is not None]
+  return numbers if len(numbers) == len(texts) else None
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -50,8 +50,8 @@ def _prepare() -> None:
   if not images or flags.FLAGS["vocab_size"].present:
     settings.append(("data.vocab_size", str(_VOCAB_SIZE.value)))
   data = config_lib.apply_overrides(config, settings).data
-  out = Path(_OUT.value).expanduser()
-  if _OUT.value:
+  out = cli.output_folder("out")
+  if out is not None:
     if images:
       raise UserError(f"--out={_OUT.value}: whitened images stay in --cache_dir")
     if data.corpus.startswith("tokens:"):
@@ -64,7 +64,7 @@ def _prepare() -> None:
   corpus = corpora.prepare(data, log=lambda line: print(line, flush=True))
   print(corpus.description)
   folder = corpus.tokenizer_path.parent if corpus.tokenizer_path else None
-  if _OUT.value:
+  if out is not None:
     assert folder is not None
     _leave(folder, out)
     folder = out

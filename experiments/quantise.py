@@ -19,6 +19,7 @@ from absl import flags
 
 from experiments import cli, data_flags, measure, weights_flag
 from of_jax.config import resolve
+from of_jax.config.declare import LARGEST_WHOLE
 from of_jax.errors import UserError
 from of_jax.quantise import scheme as schemes
 from of_jax.storage import remote
@@ -58,7 +59,8 @@ _BY_SITE = flags.DEFINE_bool("by_site", False, "also quantise all sites but one,
 for _name in ("run", "model", "step", "tokens", "text", "text_field", "corpus", "sequence_length",
               "begin_token", "split", "batches", "sites", "out", "weights"):
   flags.declare_key_flag(_name)
-_OF_MEASURE = ("metrics", "user_metrics", "intervene", "analyse", "training_batch", "list_metrics")
+_OF_MEASURE = ("metrics", "user_metrics", "run_user_code", "intervene", "analyse",
+               "training_batch", "list_metrics")
 
 
 def main() -> None:
@@ -113,10 +115,11 @@ def _scheme() -> schemes.Scheme:
 
 
 def _seeds() -> list[int]:
-  if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
+  seeds = measure.whole_numbers(_SEEDS.value)
+  if not seeds or max(seeds) > LARGEST_WHOLE:
     raise UserError(f"--seeds={','.join(_SEEDS.value)}: not a list of whole numbers from 0, as in "
                     "0,1,2")
-  return [int(seed) for seed in _SEEDS.value]
+  return seeds
 
 
 def _check(scheme: schemes.Scheme) -> None:
@@ -126,7 +129,7 @@ def _check(scheme: schemes.Scheme) -> None:
       raise UserError(f"--{name}: is a flag of measure; leave it out")
   measure.check_data()
   steps = flags.FLAGS.step
-  if len(steps) > 1 or not all(step.isdigit() for step in steps):
+  if len(steps) > 1 or measure.whole_numbers(steps) is None:
     raise UserError(f"--step={','.join(steps)}: not one step, as in 150")
   measure.out_folder()
   from of_jax.analysis.runs import read_config

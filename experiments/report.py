@@ -7,7 +7,6 @@ without a network, and figure.svg and figure.png. A study's claims are judged ag
 logged its largest neurons gets timeline.svg and timeline.png.
 """
 
-import os
 import pathlib
 from typing import Any
 
@@ -17,7 +16,8 @@ from rich.console import Console
 from experiments import cli, studies
 from of_jax.analysis.runs import Run
 from of_jax.claims import study_record
-from of_jax.errors import UserError
+from of_jax.config.paths import check_output_folder, expanded
+from of_jax.errors import UserError, refusing
 from of_jax.report import page, panel_plots, panels, plots, terminal
 from of_jax.storage import remote, run_directory
 
@@ -33,6 +33,11 @@ def write(root: pathlib.Path, console: Console) -> pathlib.Path:
   """
   if not root.is_dir():
     raise UserError(f"--root={root}: no such folder")
+  with refusing(f"--root={root}", "holds files that no run or study of this version left"):
+    return _write(root, console)
+
+
+def _write(root: pathlib.Path, console: Console) -> pathlib.Path:
   study = study_record.read(root)
   runs = _runs(root, study)
   if not runs:
@@ -59,7 +64,11 @@ def main() -> None:
   """Writes the report of the folder that the command line names."""
   if not flags.FLAGS.root:
     raise UserError("--root: needs a value; see --help")
-  root = os.path.expanduser(flags.FLAGS.root)
+  root = flags.FLAGS.root
+  if not remote.is_url(root):
+    root = str(expanded(root, f"--root={root}"))
+    if pathlib.Path(root).is_dir():
+      check_output_folder(f"--root={root}", pathlib.Path(root))
   with remote.working(root, writes=True) as folder:
     page = write(folder, terminal.console())
   print(f"{root.rstrip('/')}/{PAGE}" if remote.is_url(root) else page)

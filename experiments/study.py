@@ -17,7 +17,6 @@ one. Each leaves what it would leave alone.
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import shlex
 import shutil
@@ -32,6 +31,7 @@ from experiments import cli, report, studies
 from of_jax.analysis.runs import Run
 from of_jax.claims import study_record
 from of_jax.config import Config
+from of_jax.config.paths import check_utf8
 from of_jax.errors import UserError
 from of_jax.report import terminal
 from of_jax.storage import remote, run_directory
@@ -246,7 +246,9 @@ def main() -> None:
   if remote.is_url(values.root or ""):
     raise UserError(f"--root={values.root}: workers claim runs by locked files, which Cloud "
                     "Storage does not have; give a folder that they share")
-  root = pathlib.Path(os.path.expanduser(values.root)) if values.root else None
+  root = cli.output_folder("root")
+  if root is not None:
+    check_utf8(f"--root={root}", root)
   if values.dry_run:
     list_runs(values.study, values.scale, root, values.corpus)
   else:
@@ -302,6 +304,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("scale", "smoke", "smoke (minutes on a CPU), small or paper")
   flags.DEFINE_string("root", "", "folder of the study; made if it does not exist")
   flags.DEFINE_string("corpus", "", "data.corpus of every run; default: the study's own")
-  flags.DEFINE_integer("vectorise", 1, "runs to train together where they can be", lower_bound=1)
+  flags.DEFINE_integer("vectorise", 1, "runs to train together where they can be", lower_bound=1,
+                       upper_bound=10_000)
   flags.DEFINE_bool("dry_run", False, "list the runs and stop")
   cli.run(main)

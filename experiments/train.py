@@ -17,6 +17,7 @@ import re
 from absl import flags
 
 from experiments import cli
+from of_jax.config import values
 from of_jax.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, or FILE:ARGUMENT")
@@ -30,16 +31,18 @@ _PROFILE_STEPS = flags.DEFINE_string(
 _STRICT_RESUME = flags.DEFINE_bool(
     "strict_resume", False, "refuse to resume where a checkpoint or metrics.jsonl is damaged; "
     "default: name it, set it aside, and go on from the newest checkpoint that is whole")
-_COMPILATION_CACHE = flags.DEFINE_string(
+flags.DEFINE_string(
     "compilation_cache", None, "folder for compiled programs, so that a run that is started again "
     "does not compile again; default JAX_COMPILATION_CACHE_DIR, and without it none")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, or auto; default JAX_COORDINATOR_ADDRESS, and "
     "without it one process")
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "processes of the job; default JAX_NUM_PROCESSES")
+    "num_processes", None, "processes of the job; default JAX_NUM_PROCESSES", lower_bound=1,
+    upper_bound=1 << 20)
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "which of them this is, from 0; default JAX_PROCESS_ID")
+    "process_id", None, "which of them this is, from 0; default JAX_PROCESS_ID", lower_bound=0,
+    upper_bound=1 << 20)
 
 
 def main() -> None:
@@ -51,9 +54,10 @@ def main() -> None:
   config = cli.load_config(_CONFIG.value, extra)
   profile = _profile_steps(config.train.steps)
   place = _place()
-  if _COMPILATION_CACHE.value:
+  cache = cli.output_folder("compilation_cache")
+  if cache is not None:
     # Read when jax is imported.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILATION_CACHE.value
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
   # jax comes with the trainer, so it is imported only once the command line is known to be good.
   from of_jax.train import distributed, train
   with distributed.joined(distributed.Job(*place) if place else None):
@@ -65,7 +69,7 @@ def _profile_steps(steps: int) -> tuple[int, int] | None:
   if text is None:
     return None
   first, separator, last = text.partition(":")
-  if not (separator and first.isdigit() and last.isdigit()
+  if not (separator and values.whole(first) and values.whole(last)
           and 1 <= int(first) <= int(last) <= steps):
     raise UserError(f"--profile_steps={text}: not FIRST:LAST with 1 <= FIRST <= LAST <= {steps}, "
                     "as in 20:24")
@@ -98,9 +102,9 @@ def _number(flag: int | None, name: str, variable: str) -> int | None:
   text = os.environ.get(variable)
   if flag is not None or not text:
     return flag
-  if not text.isdigit():
+  if (number := values.whole(text)) is None:
     raise UserError(f"{variable}={text}: not a whole number, as --{name} is")
-  return int(text)
+  return number
 
 
 if __name__ == "__main__":

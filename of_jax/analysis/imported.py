@@ -11,8 +11,9 @@ from of_jax import interop
 from of_jax.analysis.evaluation import Batch, Replayed
 from of_jax.analysis.replay import Log, Restored
 from of_jax.config import DataConfig
+from of_jax.config.paths import expanded
 from of_jax.data.special_tokens import SpecialTokens
-from of_jax.errors import UserError
+from of_jax.errors import UserError, refusing
 from of_jax.interop.pretrained import assemble
 from of_jax.storage.digest import as_text, digest
 
@@ -65,11 +66,12 @@ def load(path: str | Path, begin_token: str = "auto", weights: str | None = None
   """
   source = interop.open_source(path, weights)
   tokenizer = source.tokenizer_file(DataConfig.cache_dir)
-  model = assemble(source, begin_token)
+  with refusing(source.where):
+    model = assemble(source, begin_token)
   notes = (*source.notes, *source.family.settings.notes,
            *filter(None, (source.special.note,)))
   for note in notes:
     log(f"{path}: {note}")
   params = jax.device_put(model.params, jax.devices()[0])
-  return Imported(Path(path).expanduser(), model.config, params, 0, as_text(digest(params, 0)),
+  return Imported(expanded(path), model.config, params, 0, as_text(digest(params, 0)),
                   False, source.kind, tokenizer, notes)

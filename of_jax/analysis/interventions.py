@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from of_jax.config import values
+from of_jax.config.declare import LARGEST_NUMBER
 from of_jax.errors import UserError
 from of_jax.quantise.hadamard import sylvester
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
   from of_jax.models.probe import Intervene
 
 KINDS = ("zero", "mean", "clip", "rotate")
+# Above the layers and neurons of any model.
+_LARGEST = 1 << 24
 # Of each intervention, in order: the neurons' mean [layers, neurons] for `mean`, else None.
 References = Sequence[Any]
 Floats = npt.NDArray[np.float64]
@@ -68,18 +72,26 @@ def parse(text: str) -> Intervention:
   if site not in SITES:
     raise UserError(f"{where}: no site {site}; there are {', '.join(SITES)}")
   try:
-    layer = None if layer_text == "all" else int(layer_text)
+    layer = None if layer_text == "all" else _number(layer_text)
     top = neurons_text.startswith("top")
-    neurons = (tuple(-1 - i for i in range(int(neurons_text[3:]))) if top
-               else tuple(int(part) for part in neurons_text.split(",")))
+    neurons = (tuple(-1 - i for i in range(_number(neurons_text[3:]))) if top
+               else tuple(map(_number, neurons_text.split(","))))
     limit = float(rest[3]) if kind == "clip" else None
   except ValueError:
     raise UserError(f"{where}: {form}") from None
   if top and layer is None:
     raise UserError(f"{where}: the top neurons are those of one layer; give its number")
-  if limit is not None and not limit > 0:
+  if limit is not None and not 0 < limit < LARGEST_NUMBER:
     raise UserError(f"{where}: clip needs a limit above 0")
   return Intervention(kind, site, neurons, layer, limit)
+
+
+def _number(text: str) -> int:
+  """Reads the number of a layer or neuron; ValueError where it cannot be one."""
+  number = values.whole(text.strip())
+  if number is None or number > _LARGEST:
+    raise ValueError
+  return number
 
 
 def check(one: Intervention, layers: int, width: int) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from of_jax import config as config_lib
 from of_jax.analysis import evaluation
 from of_jax.analysis.evaluation import Batch, Replayed
-from of_jax.analysis.runs import own_metrics, read_config
+from of_jax.analysis.runs import own_metrics, read_config, without_user_code
 from of_jax.config import Config
 from of_jax.data import tokenizer as tokenizer_lib
 from of_jax.data.corpora import prepare
@@ -22,7 +22,7 @@ from of_jax.data.folder import Corpus
 from of_jax.data.images import Images
 from of_jax.data.loader import Shuffled, make_batches
 from of_jax.data.special_tokens import SpecialTokens
-from of_jax.errors import UserError
+from of_jax.errors import UserError, refusing
 from of_jax.models.functional import Parameters
 from of_jax.models.probe import uses_dropout
 from of_jax.storage import checkpoint, remote, run_directory
@@ -62,12 +62,16 @@ class Restored:
   def special(self) -> SpecialTokens:
     """The tokens that begin and end a text: what the run recorded, or else its tokenizer says."""
     data, path = self.config.data, self.path / run_directory.ENVIRONMENT
-    saved = run_directory.read_json(path).get("special_tokens", {}) if path.is_file() else {}
+    saved = run_directory.read_object(path).get("special_tokens") if path.is_file() else {}
+    saved = saved if isinstance(saved, dict) else {}
     found = (SpecialTokens(None, None) if self.tokenizer is None else
              tokenizer_lib.read(self.tokenizer, str(self.tokenizer)).special)
     end, begin = (next((one for one in of if one is not None), None) for of in (
         (data.end_token_id, saved.get("end"), found.end),
         (data.begin_token_id, saved.get("begin"), found.begin)))
+    for one in (end, begin):
+      if one is not None and type(one) is not int:
+        raise UserError(f"{path}: special_tokens: {str(one)[:40]} is no id")
     return SpecialTokens(end, begin, data.begin_token).within(data.vocab_size)
 
   def logits(self, inputs: npt.NDArray[np.generic]) -> jax.Array:
@@ -78,7 +82,8 @@ class Restored:
               metrics: Sequence[str] = (), user_metrics: Sequence[str] = ()) -> dict[str, Any]:
     """Loss and telemetry over all batches together, see of_jax.analysis.evaluation.measure.
 
-    The metrics of the user's own that the run measured are measured again.
+    The metrics of the user's own that the run measured are measured again, if `restore` was told
+    to run them.
     """
     return evaluation.measure(self, batches, sites, metrics,
                               (*self.config.telemetry.user_metrics, *user_metrics))
@@ -105,25 +110,42 @@ class Restored:
                      keys[part] if drops else None) for part in range(parts)]
 
 
-def restore(run: str | Path, step: int | None = None) -> Restored:
+def restore(run: str | Path, step: int | None = None, run_user_code: bool = False) -> Restored:
   """The checkpoint of `run`, a run directory or its URL, at `step`, by default its last.
+
+  Args:
+    run_user_code: whether the run's own metrics (telemetry.user_metrics), which are Python that the
+      directory brings, may be run when they are measured; else the config comes without them.
 
   Raises:
     UserError: no run directory, no such checkpoint, or one that is not what it says it is.
   """
   path = remote.reading(run)
   name = remote.name_of(path)
-  config = config_lib.resolve(_with_own_metrics(path, read_config(path)))
+  config, shapes = config_and_shapes(path, run_user_code)
   available = checkpoint_steps(path)
   step = checkpoint.check_step(name, available[-1] if step is None else step, available)
   with Checkpoints(path, reading=True) as checkpoints:
     loaded = checkpoints.load_host(step, ("params", "digest"))
   checkpoint.check_same_shapes(
-      str(path), evaluation.network_of(config).shapes, loaded["params"],
+      str(path), shapes, loaded.get("params", {}),
       f"parameter {{name}} of step {step} is {{saved}}, and its config makes it {{ours}}")
   params = jax.device_put(loaded["params"], jax.devices()[0])
   computed = checkpoint.check_digest(name, params, step, loaded)
   return Restored(path, config, params, step, as_text(computed), "digest" in loaded)
+
+
+def config_and_shapes(path: Path, run_user_code: bool = False) -> tuple[Config, Any]:
+  """The resolved config of a run directory, and the shapes of its model's parameters.
+
+  Raises:
+    UserError: no run directory, or a config of which no model can be built.
+  """
+  saved = read_config(path)
+  with refusing(str(path / run_directory.CONFIG), "is no config that can be built"):
+    config = config_lib.resolve(
+        _with_own_metrics(path, saved) if run_user_code else without_user_code(saved))
+    return config, evaluation.network_of(config).shapes
 
 
 def checkpoint_steps(run: str | Path) -> list[int]:

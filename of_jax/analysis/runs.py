@@ -15,8 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from of_jax import config as config_lib
+from of_jax.config import declared_metrics
+from of_jax.config.declare import LARGEST_WHOLE
 from of_jax.config.kinds import kind_of
-from of_jax.errors import UserError
+from of_jax.config.rules.fields import check_sizes, check_types
+from of_jax.errors import UserError, refusing
 from of_jax.interop.source import NO_CORPUS
 from of_jax.storage.run_directory import (
     CONFIG,
@@ -25,8 +28,8 @@ from of_jax.storage.run_directory import (
     METRICS,
     TIMING,
     USER_METRICS,
-    read_json,
     read_lines,
+    read_object,
 )
 
 MEASURED = "measure.json"
@@ -171,6 +174,11 @@ def load_run(path: str | pathlib.Path) -> Run:
       named), or a finished run whose metrics are gone.
   """
   path = pathlib.Path(path)
+  with refusing(str(path), "is no run that can be read"):
+    return _load_run(path)
+
+
+def _load_run(path: pathlib.Path) -> Run:
   config = read_config(path)
   finished = (path / DONE).exists()
   notes: list[str] = []
@@ -179,7 +187,7 @@ def load_run(path: str | pathlib.Path) -> Run:
       if finished and name == METRICS:
         raise UserError(f"{path / name}: missing, though the run is marked {DONE}")
       notes.append(f"no {name}")
-  env = _read_object(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {}
+  env = read_object(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {}
   lines, timing = list(read_lines(path / METRICS)), list(read_lines(path / TIMING))
   return Run(
       name=path.resolve().name, path=path, config=config, env=env,
@@ -198,7 +206,7 @@ def read_analysis(run: Run, name: str) -> Mapping[str, Any] | None:
   path = run.path / f"{name}.json"
   if not path.is_file():
     return None
-  value = _read_object(path)
+  value = read_object(path)
   if value.get("analysis") != name or not value.get("steps"):
     raise UserError(f"{path}: not the analysis of that name; remove it and run the study again")
   return value
@@ -213,7 +221,7 @@ def read_measurements(run: Run) -> list[Mapping[str, Any]]:
   path = run.path / MEASURED
   if not path.is_file():
     return []
-  value = _read_object(path)
+  value = read_object(path)
   steps = value.get("steps", [value])
   if not isinstance(steps, list) or not all(
       isinstance(one, dict) and {"loss", "step", "telemetry"} <= set(one) for one in steps):
@@ -229,10 +237,12 @@ def read_config(path: pathlib.Path) -> config_lib.Config:
   """
   if not (path / CONFIG).is_file():
     raise UserError(f"{path}: not a run directory, it holds no {CONFIG}")
-  sections = _read_object(path / CONFIG)
+  sections = read_object(path / CONFIG)
   try:
     config = config_lib.from_dict(sections)
-  except (AttributeError, UserError) as error:
+    check_types(config)
+    check_sizes(config)
+  except UserError as error:
     raise UserError(f"{path / CONFIG}: {error}") from None
   try:
     return config_lib.resolve(config)
@@ -254,16 +264,29 @@ def own_metrics(path: pathlib.Path, config: config_lib.Config) -> tuple[str, ...
   return tuple(map(copied, texts))
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
-  value = read_json(path)
-  if not isinstance(value, dict):
-    raise UserError(f"{path}: holds no JSON object")
-  return value
+def without_user_code(config: config_lib.Config) -> config_lib.Config:
+  """Leaves out the metrics that are Python of a user's own, which a run directory brings."""
+  telemetry = config.telemetry
+  known = {name for metric in declared_metrics.metrics().values()
+           for name in declared_metrics.names_of(metric)}
+  return dataclasses.replace(config, telemetry=dataclasses.replace(
+      telemetry, user_metrics=(),
+      metrics=tuple(name for name in telemetry.metrics if name in known)))
 
 
 def _number(value: Any) -> float:
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  return float(value) if is_number else math.nan
+  try:
+    return float(value) if is_number else math.nan
+  except OverflowError:
+    return math.nan
+
+
+def _step(line: Mapping[str, Any]) -> int:
+  step = line.get("step")
+  if type(step) is not int or not 0 <= step <= LARGEST_WHOLE:
+    raise UserError(f"{METRICS}: a line whose step is {str(step)[:40]}")
+  return step
 
 
 def _column(lines: list[dict[str, Any]], key: str) -> Floats:
@@ -272,7 +295,7 @@ def _column(lines: list[dict[str, Any]], key: str) -> Floats:
 
 def _curves(lines: list[dict[str, Any]], split: str) -> Curves:
   # A resumed run may have logged a step twice: the later line belongs to the run that went on.
-  by_step = {int(line["step"]): line for line in lines if line.get("split", "train") == split}
+  by_step = {_step(line): line for line in lines if line.get("split", "train") == split}
   rows = [by_step[step] for step in sorted(by_step)]
   cells: dict[str, dict[str, list[tuple[int, list[float]]]]] = {}
   for row in rows:

@@ -149,6 +149,14 @@ def read(root: pathlib.Path) -> dict[str, Any] | None:
   value = read_json(path)
   if not isinstance(value, dict) or not {"study", "scale", "claims", "runs"} <= set(value):
     raise UserError(f"{path}: not a study's record, it needs study, scale, claims and runs")
+  for part, keys in (("runs", ("name",)), ("claims", ("id", "rule"))):
+    if not isinstance(value[part], list) or not all(
+        isinstance(one, dict) and all(isinstance(one.get(key), str) for key in keys)
+        for one in value[part]):
+      raise UserError(f"{path}: its {part} are no list of objects with {' and '.join(keys)}")
+  for run in value["runs"]:
+    if run["name"] in ("", ".", "..") or {*run["name"]} & {*"/\0"}:
+      raise UserError(f"{path}: {run['name']} is no name of a run in its folder")
   return value
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-
 # Whole numbers are int32 wherever jax counts with them, and numbers are float32.
 LARGEST_WHOLE, LARGEST_NUMBER = 2 ** 31 - 1, 1e30
 

@@ -31,6 +31,8 @@ def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
   Raises:
     UserError: an unknown field or type, or a run of a newer version.
   """
+  if not isinstance(sections, Mapping):
+    raise UserError("no JSON object of sections")
   version = sections.get(SCHEMA, 1)
   if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
     raise UserError(f"{SCHEMA} {str(version)[:40]}: this version reads run directories of schema 1 "
@@ -39,6 +41,8 @@ def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
   for section, fields in sections.items():
     if section in (PARAMETERS, SCHEMA):
       continue
+    if not isinstance(fields, Mapping):
+      raise UserError(f"{section}: no JSON object of fields")
     for name, value in fields.items():
       config = set_field(config, f"{section}.{name}", value)
   return config

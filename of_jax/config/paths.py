@@ -71,16 +71,16 @@ def check_output_folder(where: str, path: Path) -> Path:
   Raises:
     UserError: it is something else, or cannot be.
   """
-  path = path.absolute()
-  there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+  whole = path.absolute()
+  there = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
   if there.is_symlink() and not there.exists():
     raise UserError(f"{where}: {there} is a link to nothing")
   if not there.is_dir():
-    what = f"{there} is" if there != path else "is"
+    what = f"{there} is" if there != whole else "is"
     raise UserError(f"{where}: {what} {kind_of(os.stat(there).st_mode)}, not a folder")
   try:
     longest = os.pathconf(there, "PC_NAME_MAX")
-    for name in path.relative_to(there).parts:
+    for name in whole.relative_to(there).parts:
       if len(os.fsencode(name)) > longest:
         raise UserError(f"{where}: a name in it is longer than {longest} bytes")
     # Under a name of its own, so that no other process is in the way. It may be root that asks,

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from of_jax.config.paths import expanded
 from of_jax.data.folder import FORMAT_VERSION, Damaged
 from of_jax.errors import UserError
 
@@ -40,7 +41,7 @@ def open_or_build(cache_dir: str, name: str, key: Mapping[str, object],
   """
   digest = hashlib.sha256(
       json.dumps({**key, "format": FORMAT_VERSION}, sort_keys=True).encode()).hexdigest()
-  root = Path(cache_dir).expanduser().absolute()
+  root = expanded(cache_dir).absolute()
   entry = root / f"{name}-{digest[:16]}"
   if entry.exists():
     try:
@@ -65,7 +66,7 @@ def writing(cache_dir: str) -> Iterator[None]:
   Raises:
     UserError: the folder or a file in it cannot be written, or a source's file cannot be read.
   """
-  root = Path(cache_dir).expanduser().absolute()
+  root = expanded(cache_dir).absolute()
   try:
     root.mkdir(parents=True, exist_ok=True)
     yield

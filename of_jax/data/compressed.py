@@ -18,6 +18,29 @@ from of_jax.data.text import NotText
 # Such files were written with windows of up to 2 GB.
 _LARGEST_WINDOW = 1 << 31
 _PIECE = 1 << 16
+# What holds more than this and so many times its own bytes is made to fill a disk or a memory: text
+# is seldom packed to less than a tenth.
+_LARGE, _MOST_TIMES = 1 << 28, 200
+
+
+class _Bounded(io.RawIOBase):
+  """Bytes that are unpacked, until they are too many for what they were packed in."""
+
+  def __init__(self, stream: IO[bytes], path: Path):
+    self._stream, self._left = stream, max(_LARGE, _MOST_TIMES * path.stat().st_size)
+
+  def readable(self) -> bool:
+    """Says that it can be read."""
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    """Fills the buffer with what comes next; returns how many bytes, 0 at the end."""
+    found = self._stream.read(len(buffer))
+    self._left -= len(found)
+    if self._left < 0:
+      raise NotText(f"unpacks to more than {_MOST_TIMES} times its bytes; no text does")
+    buffer[:len(found)] = found
+    return len(found)
 
 
 class _Zstd(io.RawIOBase):
@@ -87,11 +110,13 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
     return
   try:
     with opener(path) as stream:
-      yield stream
+      yield io.BufferedReader(_Bounded(stream, path), 1 << 20)
   except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
     if isinstance(error, OSError) and error.errno is not None:
       raise  # Of the disk, not of the content.
     raise _damaged(path, error) from None
+  except NotText:
+    raise
   except Exception as error:
     if type(error).__name__ != "ZstdError":
       raise

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from of_jax.config import DataConfig
+from of_jax.config.paths import expanded
 from of_jax.data import cache, files, folder, images, pypi_code, text, tfds_text, tokenizer, tokens
 from of_jax.data.documents import Document, Source, encode_name, pieces, sample
 from of_jax.data.folder import Corpus
@@ -93,7 +94,7 @@ def _source(kind: str, rest: str, data: DataConfig, log: Log) -> Source:
   if kind == "pypi_code":
     return pypi_code.source(data.cache_dir, log)
   if kind == "text":
-    return files.text(rest, log, data.text_field, Path(data.cache_dir).expanduser())
+    return files.text(rest, log, data.text_field, expanded(data.cache_dir))
   if kind == "tfds":
     return tfds_text.source(rest, data.text_field)
   raise UserError(f"config.data.corpus={data.corpus}: not python_stdlib, pypi_code, text:PATH, "

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from of_jax.config.paths import check_file, expanded
 from of_jax.data import compressed, json_lines
 from of_jax.data import text as text_lib
 from of_jax.data import text_file
@@ -74,9 +75,11 @@ def text(path_text: str, log: Log, field: str = "", scratch: Path | None = None)
   """
   name = f"text:{path_text}"
   where = f"config.data.corpus={name}"
-  root = Path(path_text).expanduser()
+  root = expanded(path_text, where)
   if not root.exists():
     raise UserError(f"{where}: no such file or folder")
+  if not root.is_dir():
+    check_file(where, root)
   try:
     if root.is_dir():
       found = walk(root, _visible, _visible)

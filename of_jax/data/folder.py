@@ -94,7 +94,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     expected = meta.pop("meta_sha256")
   except FileNotFoundError:
     raise Damaged(f"it has no {META}") from None
-  except (OSError, ValueError, LookupError, AttributeError, TypeError):
+  except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
     raise Damaged(f"{META} cannot be read") from None
   if meta.get("format_version") != FORMAT_VERSION:
     raise Damaged(f"its format is {meta.get('format_version')}, not {FORMAT_VERSION}")

@@ -6,7 +6,10 @@ with a few words where a file is not what it should be.
 
 import gzip
 import io
+import math
 import pickle
+import stat
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ Bytes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 CIFAR10_ENTRIES = 3 * 32 * 32
+# No file of these corpora has a tenth of it.
+LARGEST = 500_000_000
 
 
 def read_idx(raw: bytes) -> Bytes:
@@ -29,18 +34,27 @@ def read_idx(raw: bytes) -> Bytes:
     ValueError: not such a file, or a damaged one.
   """
   if raw[:2] == b"\x1f\x8b":
-    try:
-      raw = gzip.decompress(raw)
-    except (OSError, EOFError) as error:
-      raise ValueError(f"is damaged: {error}") from None
+    raw = unpack(raw)
   end = 4 + 4 * raw[3] if len(raw) >= 4 else 4
   if raw[:3] != b"\0\0\x08" or not 4 < end <= min(16, len(raw)):
     raise ValueError("is not an idx file of bytes")
-  sizes = np.frombuffer(raw[4:end], ">u4").astype(np.int64)
-  if len(raw) - end != sizes.prod():
-    raise ValueError(f"has {len(raw) - end:,} bytes of data, not the {int(sizes.prod()):,} that "
+  sizes = [int(size) for size in np.frombuffer(raw[4:end], ">u4")]
+  if len(raw) - end != math.prod(sizes):
+    raise ValueError(f"has {len(raw) - end:,} bytes of data, not the {math.prod(sizes):,} that "
                      "its head says")
   return np.frombuffer(raw, np.uint8, offset=end).reshape(sizes)
+
+
+def unpack(raw: bytes) -> bytes:
+  """Unpacks gzip, up to LARGEST bytes. Raises ValueError for what is damaged or larger."""
+  try:
+    with gzip.open(io.BytesIO(raw)) as stream:
+      found = stream.read(LARGEST + 1)
+  except (OSError, EOFError, zlib.error) as error:
+    raise ValueError(f"is damaged: {error}") from None
+  if len(found) > LARGEST:
+    raise ValueError(f"unpacks to more than {LARGEST:,} bytes")
+  return found
 
 
 def read_idx_pair(images: bytes, labels: bytes) -> tuple[Bytes, Labels]:
@@ -116,9 +130,14 @@ def read_bytes(path: Path) -> bytes:
   """Reads a file's content.
 
   Raises:
-    ValueError: it is missing or cannot be read.
+    ValueError: it is missing, too large, or cannot be read.
   """
   try:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+      raise ValueError("is no file")
+    if found.st_size > LARGEST:
+      raise ValueError(f"has more than {LARGEST:,} bytes")
     return path.read_bytes()
   except FileNotFoundError:
     raise ValueError("is missing") from None

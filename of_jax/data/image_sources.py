@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from of_jax.config.paths import expanded
 from of_jax.data import image_files, pypi_code, tfds_text
 from of_jax.data.documents import held_out
 from of_jax.data.image_files import Bytes, Labels
@@ -155,9 +156,9 @@ def _known_file(stem: str, log: Log) -> bytes:
     else:
       log(f"fashion_mnist: downloading {stem}.gz")
       with urllib.request.urlopen(url, timeout=_SECONDS_TO_ANSWER) as answer:
-        raw = answer.read()
-    raw = gzip.decompress(raw)
-  except (OSError, EOFError) as error:
+        raw = answer.read(image_files.LARGEST)
+    raw = image_files.unpack(raw)
+  except (OSError, ValueError) as error:
     origin = here if here.exists() else url
     raise UserError(
         f"{where}: {origin} cannot be read: {' '.join(str(error).split())[:100]}; install Debian's "
@@ -226,7 +227,7 @@ def _tfds(name: str) -> ImageSource:
 
 
 def _folder(where: str, path: str) -> Path:
-  folder = Path(path).expanduser()
+  folder = expanded(path, where)
   if not folder.is_dir():
     raise UserError(f"{where}: no such folder")
   return folder

@@ -16,6 +16,7 @@ TEXT_FIELDS = ("text", "content")
 _ENDINGS = (".jsonl", ".ndjson")
 # A first line longer than this is no reason to look further for what a .json file is.
 _LONGEST_PEEK = 1 << 24
+_LONGEST_LINE = 1 << 28
 
 
 def is_named_so(path: Path) -> bool:
@@ -76,7 +77,9 @@ def texts(path: Path, field: str) -> Iterator[str]:
     OSError: the file cannot be read.
   """
   with compressed.reading(path) as stream:
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(iter(lambda: stream.readline(_LONGEST_LINE + 1), b""), 1):
+      if len(line) > _LONGEST_LINE:
+        raise NotText(f"line {number:,} has more than {_LONGEST_LINE:,} bytes")
       record = _parse(line, number)
       if record is None:
         continue
@@ -116,7 +119,9 @@ def _parse(line: bytes, number: int) -> dict[str, Any] | None:
     record = json.loads(line.decode("utf-8"))
   except UnicodeDecodeError as error:
     raise NotText(f"line {number:,} is not UTF-8: byte {line[error.start]:#04x}") from None
-  except (ValueError, RecursionError) as error:
+  except RecursionError:
+    raise NotText(f"line {number:,} is JSON that is nested too deeply") from None
+  except ValueError as error:
     raise NotText(f"line {number:,} is not JSON: {str(error)[:80]}") from None
   if not isinstance(record, dict):
     raise NotText(f"line {number:,} is {_kind(record)}, not an object")

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from of_jax.config.paths import expanded
 from of_jax.data import cache
 from of_jax.data.documents import Document, Source, Split, hold_out
 from of_jax.data.folder import file_sha256
@@ -87,7 +88,7 @@ def _read(archive: zipfile.ZipFile, name: str) -> str:
 
 def _wheels(cache_dir: str, pins: dict[str, str], fingerprint: str, log: Log) -> dict[str, Path]:
   """Opens the checked wheels by package, downloading them where the cache lacks one."""
-  entry = Path(cache_dir).expanduser().absolute() / f"wheels-{fingerprint[:16]}"
+  entry = expanded(cache_dir).absolute() / f"wheels-{fingerprint[:16]}"
   with cache.writing(cache_dir), cache.locked(entry, log):
     if entry.exists():
       found = _by_package(entry)

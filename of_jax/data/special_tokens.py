@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from of_jax.errors import UserError
+from of_jax.errors import UserError, refusing
 
 END, BEGIN = "<|endoftext|>", "<|begin|>"
 # What the two are often called, for a tokenizer.json by itself that does not say.
@@ -61,11 +61,9 @@ def of_folder(folder: Path) -> SpecialTokens:
     end, begin = (next((i for one in numbers if (i := _id(one.get(key))) is not None), None)
                   for key in ("eos_token_id", "bos_token_id"))
     return SpecialTokens(end, begin)
-  try:
+  with refusing(str(path), "not a tokenizer.json of the tokenizers library"):
     fields = json.loads(path.read_text(encoding="utf-8"))
     return of_tokenizer(fields, vocabulary(fields), folder)
-  except (ValueError, LookupError, TypeError, AttributeError):
-    raise UserError(f"{path}: not a tokenizer.json of the tokenizers library") from None
 
 
 def decide(choice: str, default: bool, special: SpecialTokens, where: str) -> bool:
@@ -127,7 +125,11 @@ def vocabulary(fields: Fields) -> dict[str, int]:
   # Unigram's is a list of [token, score].
   ids = (dict(listed) if isinstance(listed, Mapping)
          else {token: i for i, (token, _) in enumerate(listed)})
-  return {**ids, **{token["content"]: token["id"] for token in fields.get("added_tokens", ())}}
+  found = {**ids, **{token["content"]: token["id"] for token in fields.get("added_tokens", ())}}
+  for token, number in found.items():
+    if not isinstance(token, str) or type(number) is not int or not 0 <= number < 1 << 31:
+      raise ValueError(f"{str(number)[:40]} is no id of a token")
+  return found
 
 
 def _added(processor: Any) -> tuple[int | None, int | None]:

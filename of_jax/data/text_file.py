@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from of_jax.config.paths import check_file
 from of_jax.data import compressed, json_lines, text
 from of_jax.data.text import NotText
 from of_jax.errors import UserError
@@ -41,6 +42,7 @@ def read(path: Path, where: str, field: str, log: Log) -> Given:
   Raises:
     UserError: no such file, no text, or JSON lines without one.
   """
+  check_file(where, path)
   try:
     chosen = choose_field(path, field)
     documents = (tuple(json_lines.texts(path, chosen)) if chosen

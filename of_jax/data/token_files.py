@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from of_jax.config.paths import check_file
 from of_jax.data import signatures, token_layout
 from of_jax.data.folder import Tokens
+from of_jax.data.npy import open_npy
 from of_jax.errors import UserError
 
 Log = Callable[[str], None]
@@ -59,20 +61,18 @@ def load(where: str, path: Path, dtype: str, log: Log) -> Tokens:
     UserError: a file that cannot be read, or does not hold what its name or `dtype` says.
   """
   try:
-    if not path.stat().st_size:
+    if not check_file(f"{where}: {path.name}", path).stat().st_size:
       raise UserError(f"{where}: {path.name} is empty")
     if path.suffix == ".bin":
       return _load_bin(where, path, dtype, log)
     if path.suffix != ".npy":
       raise UserError(f"{where}: {path.name} is neither a .bin nor a .npy file{_seems(path)}")
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = open_npy(path)
   except OSError as error:
     raise UserError(f"{where}: {path.name} cannot be read: {error.strerror}") from None
-  except (ValueError, EOFError):
+  except ValueError as error:
     raise UserError(f"{where}: {path.name} is not a .npy file of numbers, or it is truncated"
-                    f"{_seems(path)}") from None
-  if not isinstance(array, np.ndarray):
-    raise UserError(f"{where}: {path.name} is not a .npy file of numbers{_seems(path)}")
+                    f"{_seems(path) or f': {error}'}") from None
   if array.ndim != 1 or array.dtype.name not in _NPY_TYPES:
     raise UserError(f"{where}: {path.name} holds {array.dtype.name} of shape {array.shape}; "
                     f"tokens are one-dimensional, of type {', '.join(_NPY_TYPES)}")

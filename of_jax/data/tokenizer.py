@@ -3,18 +3,24 @@
 Enters: texts or a file. Leaves: the JSON that says everything, and an `Encoder` made from it.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from of_jax.config import DataConfig
+from of_jax.config.paths import check_file, expanded
 from of_jax.data import special_tokens
 from of_jax.data.special_tokens import BEGIN, END, SpecialTokens
-from of_jax.errors import UserError
+from of_jax.errors import UserError, refusing
+
+# The largest of models with a quarter of a million tokens has a third of it.
+LARGEST = 100_000_000
 
 
 def train(texts: Iterable[str], vocab_size: int) -> str:
@@ -43,7 +49,7 @@ def load(data: DataConfig) -> "Encoder":
     UserError: no such file, not a tokenizer, or too many tokens.
   """
   where = f"config.data.tokenizer={data.tokenizer}"
-  encoder = read(Path(data.tokenizer).expanduser(), where, data.end_token_id, data.begin_token_id)
+  encoder = read(expanded(data.tokenizer, where), where, data.end_token_id, data.begin_token_id)
   if encoder.vocab_size > data.vocab_size:
     raise UserError(f"{where}: has {encoder.vocab_size} tokens, more than config.data.vocab_size="
                     f"{data.vocab_size}; set data.vocab_size to at least that")
@@ -60,12 +66,40 @@ def read(path: Path, where: str, end: int | None = None, begin: int | None = Non
   Raises:
     UserError: no such file, or not a tokenizer.
   """
+  return Encoder(read_text(path, where), where, path.parent, end, begin)
+
+
+def read_text(path: Path, where: str) -> str:
+  """Reads the content of a tokenizer.json.
+
+  Raises:
+    UserError: no such file, or one that is too large or no text.
+  """
   try:
-    text = path.read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
-    raise UserError(f"{where}: {reason}; give the path of a tokenizer.json") from None
-  return Encoder(text, where, path.parent, end, begin)
+    if check_file(where, path).stat().st_size > LARGEST:
+      raise UserError(f"{where}: has more than {LARGEST:,} bytes")
+    return path.read_text(encoding="utf-8")
+  except UserError as error:
+    raise UserError(f"{error}; give the path of a tokenizer.json") from None
+  except (OSError, UnicodeDecodeError):
+    raise UserError(f"{where}: cannot be read; give the path of a tokenizer.json") from None
+
+
+@contextlib.contextmanager
+def quiet_panics() -> Iterator[None]:
+  """Keeps what a library in Rust writes to stderr of its own faults from the user's terminal.
+
+  Nothing else is written in the block, which is short.
+  """
+  kept = os.dup(2)
+  sink = os.open(os.devnull, os.O_WRONLY)
+  try:
+    os.dup2(sink, 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(sink)
 
 
 class Encoder:
@@ -92,7 +126,7 @@ class Encoder:
       end, begin: ids of special tokens that are known better.
     """
     from tokenizers import Tokenizer
-    try:
+    with refusing(where, "not a tokenizer.json of the tokenizers library"), quiet_panics():
       Tokenizer.from_str(tokenizer_json)
       fields = json.loads(tokenizer_json)
       vocabulary = special_tokens.vocabulary(fields)
@@ -104,19 +138,13 @@ class Encoder:
       for token in fields["added_tokens"]:
         token["special"] = token["special"] or token["id"] in (self.special.end, self.special.begin)
       self._tokenizer = Tokenizer.from_str(json.dumps(fields))
-    except UserError:
-      raise
-    except Exception as error:  # The library raises bare Exception for whatever it cannot parse.
-      reason = " ".join(str(error).split())[:100]
-      raise UserError(
-          f"{where}: not a tokenizer.json of the tokenizers library: {reason}") from None
+      self.vocab_size = max(vocabulary.values()) + 1
     self._tokenizer.encode_special_tokens = True
     # A saved tokenizer may carry a model's own limits, which would silently cut documents.
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
     self._where = where
     self.json = tokenizer_json
-    self.vocab_size = max(vocabulary.values()) + 1
     # Little-endian on every machine, as meta.json says it.
     self.dtype = "<u2" if self.vocab_size <= 1 << 16 else "<u4"
 
@@ -144,7 +172,8 @@ class Encoder:
     Raises:
       UserError: the tokenizer encodes some text as its own end token.
     """
-    encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    with refusing(self._where, "cannot encode a text"):
+      encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     rows: list[npt.NDArray[np.integer]] = [np.asarray(e.ids, self.dtype) for e in encodings]
     if any((row == self.special.end).any() for row in rows):
       raise UserError(f"{self._where}: encodes some text as its own end-of-text token "

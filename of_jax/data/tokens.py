@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from of_jax.config import DataConfig
+from of_jax.config.paths import expanded
 from of_jax.data import cache, token_files, tokenizer
 from of_jax.data.folder import META, PARTS, TOKENIZER, Corpus, Damaged, Tokens, open_folder
 from of_jax.errors import UserError
@@ -31,14 +32,14 @@ def open_tokens(data: DataConfig, log: Log) -> Corpus:
   """
   where = f"config.data.corpus={data.corpus}"
   text = data.corpus.partition(":")[2]
-  path = _local(where, text, data.cache_dir, log) if "://" in text else Path(text).expanduser()
+  path = _local(where, text, data.cache_dir, log) if "://" in text else expanded(text, where)
   if path.is_dir() and (path / META).exists():
     return _prepared(where, path, data)
   if path.is_dir():
     files = {part: _file_of(where, path, part) for part in PARTS}
     arrays = {part: token_files.load(where, file, data.token_dtype, log)
               for part, file in files.items()}
-  elif path.is_file():
+  elif path.exists():
     tokens = token_files.load(where, path, data.token_dtype, log)
     cut = len(tokens) - round(len(tokens) * data.validation_fraction)
     arrays = {"train": tokens[:cut], "validation": tokens[cut:]}
@@ -60,7 +61,7 @@ def open_tokens(data: DataConfig, log: Log) -> Corpus:
       begin_token=data.begin_token_id if given is None else given.special.begin,
       corpus_sha256=digest.hexdigest(),
       tokenizer_sha256="" if given is None else tokenizer.sha256(given.json),
-      tokenizer_path=Path(data.tokenizer).expanduser() if data.tokenizer else None,
+      tokenizer_path=expanded(data.tokenizer) if data.tokenizer else None,
       description=f"{data.corpus}: {len(arrays['train']):,} train and "
                   f"{len(arrays['validation']):,} validation tokens, "
                   + (data.tokenizer or "tokenizer unknown"))
@@ -124,7 +125,7 @@ def _local(where: str, url: str, cache_dir: str, log: Log) -> Path:
   except Exception as error:  # Each cloud's client has errors of its own.
     raise _unreachable(where, error) from None
   key = hashlib.sha256(repr((url, stats)).encode()).hexdigest()
-  entry = Path(cache_dir).expanduser().absolute() / f"remote-{key[:16]}"
+  entry = expanded(cache_dir).absolute() / f"remote-{key[:16]}"
   with cache.writing(cache_dir), cache.locked(entry, log):
     if not entry.exists():
       log(f"{url}: copying {sum(length for _, length, _ in stats) / 1e6:,.0f} MB to {entry}")

@@ -7,7 +7,8 @@ the released outlier-feature code write it, or a GGUF file. Nothing in a file is
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from of_jax.errors import UserError
+from of_jax.config.paths import check_file, expanded
+from of_jax.errors import UserError, refusing
 
 if TYPE_CHECKING:  # It imports jax; what is wrong with a file is reported before that.
   from of_jax.interop.pretrained import Pretrained
@@ -33,12 +34,19 @@ def load(path: str | Path, begin_token: str = "auto", weights: str | None = None
   """
   source = open_source(path, weights)
   from of_jax.interop.pretrained import assemble
-  return assemble(source, begin_token)
+  with refusing(source.where):
+    return assemble(source, begin_token)
 
 
 def open_source(path: str | Path, weights: str | None = None) -> "Source":
   """Opens the model at `path` without reading its numbers or importing jax; else as `load`."""
-  path = Path(path).expanduser()
+  path = expanded(path)
+  with refusing(str(path)):
+    return _open(path, weights)
+
+
+def _open(path: Path, weights: str | None) -> "Source":
+  """Opens what is at a path."""
   if path.is_dir():
     if not (path / "config.json").exists():
       files = sorted(path.glob("*.gguf"))
@@ -54,6 +62,7 @@ def open_source(path: str | Path, weights: str | None = None) -> "Source":
   if path.suffix != ".gguf":
     raise UserError(f"{path}: neither a folder with config.json and model.safetensors nor a .gguf "
                     "file")
+  check_file(str(path), path)
   if weights is not None:
     raise UserError(f"{path}: --weights={weights} chooses among the files of a folder")
   from of_jax.interop.gguf import open_gguf

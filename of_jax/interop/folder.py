@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from of_jax import variants
 from of_jax.data import special_tokens
-from of_jax.errors import UserError
+from of_jax.data.tokenizer import quiet_panics, read_text
+from of_jax.errors import refusing
 from of_jax.interop import weight_sets
 from of_jax.interop.families import Family
 from of_jax.interop.settings import Settings
@@ -70,11 +71,9 @@ def read_tokenizer(path: Path) -> "Tokenizer | None":
   if not path.exists():
     return None
   from tokenizers import Tokenizer
-  try:
-    tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-  except Exception as error:  # The library raises bare Exception for whatever it cannot parse.
-    reason = " ".join(str(error).split())[:100]
-    raise UserError(f"{path}: not a tokenizer.json of the tokenizers library: {reason}") from None
+  text = read_text(path, str(path))
+  with refusing(str(path), "not a tokenizer.json of the tokenizers library"), quiet_panics():
+    tokenizer = Tokenizer.from_str(text)
   tokenizer.no_truncation()
   tokenizer.no_padding()
   return tokenizer

@@ -71,7 +71,7 @@ def open_gguf(path: Path) -> Source:
     UserError: an architecture, a type or a field that cannot be read as it should.
   """
   read, found = gguf_file.read(path)
-  metadata = gguf_metadata.Metadata(read)
+  metadata = gguf_metadata.Metadata(read, path)
   architecture = metadata.get("general.architecture")
   if architecture not in _FAMILIES:
     raise UserError(f"{path}: general.architecture={str(architecture)[:40]}: of_jax reads "

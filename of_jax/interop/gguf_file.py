@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from of_jax.config.paths import check_file
 from of_jax.errors import UserError
 from of_jax.interop.tensors import Span
 
@@ -51,6 +52,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
   Raises:
     UserError: not a GGUF file of a version known here, or one that ends too early.
   """
+  check_file(str(path), path)
   try:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
       return _Reader(path, content).read()

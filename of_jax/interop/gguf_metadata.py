@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from of_jax.errors import UserError
 
 # Of an architecture, behind its name: what says nothing about the logits of the families read here.
@@ -29,13 +31,15 @@ _ACTS = ("attention.*", "rope.*", "*expert*", "moe*", "*_moe_*", "*scale*", "*so
          "*swiglu*", "*interval*", "ssm.*", "wkv.*", "altup.*", "kda.*", "*deepstack*", "posnet.*",
          "convnext.*", "shortconv.*", "token_shift*", "time_mix*", "time_decay*", "*feat_in",
          "*feat_out", "*activation*", "*length_per_layer*")
+_LISTS = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type", "merges"))
 
 
 class Metadata(dict[str, Any]):
   """Fields of a file by key, which remembers those that were asked for."""
 
-  def __init__(self, fields: dict[str, Any]):
+  def __init__(self, fields: dict[str, Any], path: Path):
     super().__init__(fields)
+    self._path = path
     self.read: set[str] = set()
 
   def __getitem__(self, key: str) -> Any:
@@ -43,8 +47,14 @@ class Metadata(dict[str, Any]):
     return super().__getitem__(key)
 
   def get(self, key: str, default: Any = None) -> Any:
+    """Reads a field that is one value, or one of the lists that a tokenizer is made of."""
     self.read.add(key)
-    return super().get(key, default)
+    value = super().get(key, default)
+    if key not in _LISTS and isinstance(value, (list, np.ndarray)):
+      raise UserError(f"{self._path}: {key} is a list of {len(value):,}, and must be one value")
+    if key in _LISTS and key in self and not isinstance(value, (list, np.ndarray)):
+      raise UserError(f"{self._path}: {key}={str(value)[:40]}: must be a list")
+    return value
 
 
 def refuse_what_acts(path: Path, metadata: Metadata, architecture: str, own: dict[str, Any]

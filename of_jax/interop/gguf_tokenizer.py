@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from of_jax.data.special_tokens import SpecialTokens
-from of_jax.errors import UserError
+from of_jax.data.tokenizer import quiet_panics
+from of_jax.errors import refusing
 
 if TYPE_CHECKING:
   from tokenizers import Tokenizer
@@ -22,6 +23,8 @@ _BEGUN = ("llama-bpe",)
 # Token types: what a text is made of; the unknown token; begin, end and the like; a user's own.
 _ORDINARY, _UNKNOWN, _CONTROL, _OWN = 1, 2, 3, 4
 _SPACE = "\u2581"
+# Ways to cut a token in two are tried, which takes time that grows with the square of its length.
+_LONGEST_TOKEN, _LONGEST_TOKENS = 1_024, 20_000_000
 
 
 def build_tokenizer(metadata: dict[str, Any], where: str) -> "tuple[Tokenizer | None, str]":
@@ -31,7 +34,7 @@ def build_tokenizer(metadata: dict[str, Any], where: str) -> "tuple[Tokenizer | 
     UserError: token lists that do not make a tokenizer.
   """
   kind, pre = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-  try:
+  with refusing(where, "its tokenizer cannot be built"), quiet_panics():
     if kind == "llama":
       # SentencePiece cuts them out of the text before anything else.
       if _OWN in list(metadata.get("tokenizer.ggml.token_type", ())):
@@ -44,9 +47,6 @@ def build_tokenizer(metadata: dict[str, Any], where: str) -> "tuple[Tokenizer | 
       return None, (f"its tokenizer (model {kind}, pre {pre}) is not rebuilt; SentencePiece's of "
                     f"LLaMA and byte-level BPE of {', '.join(_PATTERNS)} are")
     _add_special_tokens(tokenizer, metadata)
-  except Exception as error:  # The library raises bare Exception for whatever it cannot use.
-    reason = " ".join(str(error).split())[:100]
-    raise UserError(f"{where}: its tokenizer cannot be built: {reason}") from None
   return tokenizer, ""
 
 
@@ -54,12 +54,22 @@ def special_tokens_of(metadata: dict[str, Any]) -> SpecialTokens:
   """Finds the special tokens, by the defaults of llama.cpp where the file is silent."""
   kind, pre = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
   usual = (2, 1) if kind == "llama" else (None, None)
-  end, begin = (metadata.get(f"tokenizer.ggml.{key}_token_id", default)
+  end, begin = (_token(metadata, f"tokenizer.ggml.{key}_token_id", default)
                 for key, default in zip(("eos", "bos"), usual))
   begins = metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in _BEGUN)
   tokens = metadata.get("tokenizer.ggml.tokens")
   return SpecialTokens(end, begin, bool(begins)).within(
       len(tokens) if isinstance(tokens, list) else 0)
+
+
+def _token(metadata: dict[str, Any], key: str, default: int | None) -> int | None:
+  """Reads the id of a token; None where there is none."""
+  value = metadata.get(key, default)
+  if value is None:
+    return None
+  if type(value) is not int or not 0 <= value < 1 << 32:
+    raise ValueError(f"{key}={str(value)[:40]}: must be the id of a token")
+  return value
 
 
 def _byte_level(metadata: dict[str, Any], pre: str) -> "Tokenizer":
@@ -115,6 +125,10 @@ def _vocabulary(metadata: dict[str, Any]) -> dict[str, int]:
   tokens = metadata.get("tokenizer.ggml.tokens")
   if not isinstance(tokens, list):
     raise ValueError("tokens must be a list")
+  longest = max(map(len, tokens), default=0)
+  if longest > _LONGEST_TOKEN or sum(map(len, tokens)) > _LONGEST_TOKENS:
+    raise ValueError(f"a token of {longest:,} characters; one has at most {_LONGEST_TOKEN:,}, and "
+                     f"all together {_LONGEST_TOKENS:,}")
   return {token: i for i, token in enumerate(tokens)}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from of_jax.config.paths import check_file
 from of_jax.errors import UserError
 
 _LARGEST_FILE = 10_000_000
@@ -122,7 +123,7 @@ class Settings:
 def read_object(path: Path) -> dict[str, Any]:
   """Reads a JSON object; UserError where the file is missing, too large or something else."""
   try:
-    if path.stat().st_size > _LARGEST_FILE:
+    if path.exists() and check_file(str(path), path).stat().st_size > _LARGEST_FILE:
       raise UserError(f"{path}: {path.stat().st_size:,} bytes are no config")
     content = path.read_bytes()
   except FileNotFoundError:

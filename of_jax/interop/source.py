@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from of_jax.config import Config, DataConfig, ModelConfig, TrainConfig, resolve
+from of_jax.config.paths import expanded
 from of_jax.data import special_tokens
 from of_jax.data.special_tokens import SpecialTokens
-from of_jax.errors import UserError
+from of_jax.errors import UserError, refusing
 from of_jax.interop.families import Family
 from of_jax.interop.tensors import Tensors
 from of_jax.storage.run_directory import replace_text
@@ -57,6 +58,11 @@ class Source:
     Raises:
       UserError: a model that cannot be expressed, or one whose begin token is not known.
     """
+    with refusing(self.where):
+      return self._config(begin_token)
+
+  def _config(self, begin_token: str) -> Config:
+    """Makes it, with whatever the family's code raises of fields that nobody foresaw."""
     fields, vocab_size = self.family.model_fields(self.tensors), self.family.vocab_size()
     self.family.settings.finish()
     special = self.special.within(vocab_size)
@@ -92,7 +98,7 @@ class Source:
     beside = json.dumps({key: self.tokenizer.id_to_token(i) for key, i in names.items()
                          if i is not None})
     name = hashlib.sha256((text + beside).encode("utf-8")).hexdigest()
-    path = Path(cache_dir).expanduser() / "tokenizers" / name / TOKENIZER
+    path = expanded(cache_dir) / "tokenizers" / name / TOKENIZER
     if not path.is_file():
       path.parent.mkdir(parents=True, exist_ok=True)
       replace_text(path.with_name("tokenizer_config.json"), beside)

@@ -9,6 +9,7 @@ import dataclasses
 import fnmatch
 from pathlib import Path
 
+from of_jax.config.paths import expanded
 from of_jax.errors import UserError
 from of_jax.interop.safetensors import Entry, read_header
 from of_jax.interop.settings import read_object
@@ -41,7 +42,7 @@ class Chosen:
 def split_choice(named: str) -> tuple[str, str | None]:
   """Splits PATH@single and PATH@sharded into the path and the choice; None where there is none."""
   path, _, choice = named.rpartition("@")
-  if path and choice in CHOICES and not Path(named).expanduser().exists():
+  if path and choice in CHOICES and not expanded(named).exists():
     return path, choice
   return named, None
 

@@ -11,6 +11,7 @@ from of_jax.analysis.runs import SITE, Run, read_analysis, read_measurements
 from of_jax.config import declared_metrics
 from of_jax.report import analysis_panels, metrics
 from of_jax.report.panel import Line, Panel, finite, plain
+from of_jax.storage import run_directory
 
 # So many metrics are drawn each, whatever they are.
 _FEW = 8
@@ -28,6 +29,8 @@ def of_measurements(measured: Sequence[Mapping[str, Any]], site: str = SITE
     site: what is drawn; where it was not measured, the first that was.
   """
   panels = []
+  # As JSON has them: an array of a list a layer is a list of lists then.
+  measured = [run_directory.plain(one) for one in measured]
   found = measured[0]["telemetry"]
   site = site if site in found else next(iter(found), site)
   title = f"{site}, loss {measured[-1]['loss']:.4g} at step {measured[-1]['step']:,}"

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from of_jax.config.paths import expanded
-from of_jax.errors import UserError
+from of_jax.errors import UserError, refusing
 from of_jax.storage import run_directory
 
 _PLACE = ".remote"
@@ -41,7 +41,10 @@ def is_url(path: str | Path) -> bool:
 def name_of(directory: Path) -> str:
   """Returns a run directory's name for the user: its URL if it is a mirror, else its path."""
   place = directory / _PLACE
-  return str(json.loads(place.read_text())["url"]) if place.is_file() else str(directory)
+  if not place.is_file():
+    return str(directory)
+  with refusing(str(place), "names no place in a store"):
+    return str(json.loads(place.read_text())["url"])
 
 
 def checkpoints(directory: Path) -> Any:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from of_jax.config import values
+from of_jax.config.paths import expanded
 from of_jax.errors import UserError
 from of_jax.storage import checkpoint, remote
 from of_jax.storage.checkpoint import Checkpoints
@@ -39,8 +41,8 @@ def load_parameters(source: str, shapes: Any, shardings: Any) -> tuple[Any, int]
 
 def parse_source(source: str) -> tuple[Path, int | None]:
   """Parses `DIR` or `DIR@STEP`: (directory, step). Raises UserError where there is no such run."""
-  directory, _, step = source.partition("@") if not Path(source).exists() else (source, "", "")
-  if step and not step.isdigit():
+  directory, _, step = source.partition("@") if not expanded(source).exists() else (source, "", "")
+  if step and values.whole(step) is None:
     raise UserError(f"config.train.init_from={source}: the step behind @ is not a number")
   path = remote.reading(directory)
   if not remote.checkpoints(path).is_dir():

@@ -15,6 +15,7 @@ import numpy as np
 from of_jax import config as config_lib
 from of_jax import interop
 from of_jax.config import Config, ModelConfig
+from of_jax.config.paths import expanded
 from of_jax.errors import UserError
 from of_jax.interop.source import Source
 from of_jax.interop.weight_sets import split_choice
@@ -95,7 +96,7 @@ def load(config: Config, network: Network, shardings: Any, log: Callable[[str], 
 def _open(named: str) -> Source | tuple[Path, int | None]:
   """Opens a foreign model, or finds (run directory, step)."""
   name, weights = split_choice(named)
-  path = Path(name).expanduser()
+  path = expanded(name)
   ours = (path / run_directory.CHECKPOINTS).is_dir()
   if path.exists() and not ours and (path.is_file() or (path / run_directory.CONFIG).exists()):
     try:

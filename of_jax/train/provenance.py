@@ -41,8 +41,6 @@ def check_workdir(workdir: Path, config: Config) -> None:
   # Resolved, for the fields that a run of an older version does not have.
   try:
     saved = config_lib.resolve(config_lib.from_dict(run_directory.read_json(saved_at)))
-  except AttributeError as error:
-    raise UserError(f"{saved_at}: no config: {error}") from None
   except UserError as error:
     raise UserError(f"--workdir={workdir}: {run_directory.CONFIG}: {error}") from None
   changed = config_lib.differences(saved, config)
@@ -80,12 +78,14 @@ def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
   saved_at = workdir / run_directory.ENVIRONMENT
   if not saved_at.exists():
     return
-  saved = run_directory.read_json(saved_at)
+  saved = run_directory.read_object(saved_at)
   ours, theirs = described["special_tokens"], saved.get("special_tokens")
   if theirs not in (None, ours):
     raise UserError(f"--workdir={workdir}: the run began with the special tokens {theirs}, and now "
                     f"they are {ours}; set config.data.end_token_id and data.begin_token_id")
   for name in ("corpus_sha256", "tokenizer_sha256"):
+    if not isinstance(saved.get(name), str):
+      raise UserError(f"{saved_at}: lacks {name}; it is not what the run left")
     if saved[name] != described[name]:
       raise UserError(f"--workdir={workdir}: the run began with {name} {saved[name][:12]}, and "
                       f"now it is {described[name][:12]}; it cannot be resumed on other data")
@@ -157,7 +157,7 @@ def write_environment(workdir: Path, described: dict[str, Any], corpus: Describe
   saved_at, patch = workdir / run_directory.ENVIRONMENT, run_directory.SOURCE_DIFF
   changes = environment.uncommitted() if described["git"]["dirty"] else ""
   if resumed_at is not None and saved_at.exists():
-    saved = run_directory.read_json(saved_at)
+    saved = run_directory.read_object(saved_at)
     keys = ("command", "versions", "git", "launch", "devices", "mesh")
     saved.setdefault("resumed", []).append(
         {"after_step": resumed_at, **{key: described[key] for key in keys}})

@@ -1,0 +1,1 @@
+"""Faults on purpose: files that are damaged, input that is odd."""
