@@ -86,9 +86,9 @@ def _of_its_windows(config: Any, corpus: Any, split: str, where: str) -> tuple[A
       config.data.eval_sequences)
   windows = max(0, len(tokens) - 1) // length
   if not windows:
-    raise UserError(f"{where}: its {len(tokens):,} {split} tokens make no window of {length} tokens; "
-                    f"{length + 1:,} would do" + (
-                        ", or a smaller --sequence_length" if flags.FLAGS.model else ""))
+    remedy = ", or a smaller --sequence_length" if flags.FLAGS.model else ""
+    raise UserError(f"{where}: its {len(tokens):,} {split} tokens make no window of {length}; "
+                    f"{length + 1:,} would do{remedy}")
   size = min(config.train.batch_size, windows)
   if windows < wanted:
     # Training batches are whole.

@@ -11,7 +11,8 @@ from absl.testing import flagsaver
 from tokenizers import Tokenizer
 
 from experiments import data_flags, measure
-from of_jax.data import tokenizer
+from of_jax.config import Config, apply_overrides
+from of_jax.data import corpora, tokenizer
 from of_jax.data.special_tokens import SpecialTokens
 from of_jax.errors import UserError
 
@@ -43,6 +44,33 @@ def test_text_keeps_its_bytes_and_json_lines_their_documents(model, tmp_path, ca
         tokens, ends)[:-1]] == [documents[0], *(f"{tokenizer.END}{d}" for d in documents[1:])]
     assert read["text"]["unusual"] == {"crlf": 9, "lone_cr": 9, "nul": 9, "byte_order_marks": 9}
     assert f"--text={name}: kept as they are: 9 CRLF" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("split", ("validation", "train"))
+def test_a_small_corpus_is_measured_whole(split, model, tmp_path, capsys):
+  """It has fewer windows than data.eval_sequences, and in validation fewer than a batch."""
+  # It declares flags, which flagsaver would take back.
+  import grain
+  assert grain.MapDataset
+  (tmp_path / "a.txt").write_text("".join(f"line {i} of a small file\n" for i in range(80)))
+  model.path, model.config = tmp_path / "run", apply_overrides(Config(), [
+      ("data.corpus", "tokens:none"), ("data.vocab_size", "300"), ("train.sequence_length", "16"),
+      ("train.batch_size", "32"), ("data.cache_dir", str(tmp_path / "cache"))])
+  corpus = f"text:{tmp_path / 'a.txt'}"
+  with flagsaver.flagsaver(corpus=corpus, split=split):
+    batches, _ = data_flags.batches_of(model)
+    parts = corpora.prepare(data_flags._of_corpus(model, model.config, "").data, print)
+  windows = sum(int(batch["weights"].any(1).sum()) for batch in batches)
+  (line,) = [one for one in capsys.readouterr().out.splitlines() if "windows of 16" in one]
+  assert line == (f"--corpus={corpus}: {windows} windows of 16 tokens, all that its {split} part "
+                  "has; data.eval_sequences=128")
+  whole = (len(getattr(parts, split)) - 1) // 16
+  assert windows == (whole if split == "validation" else whole - whole % 32) and whole < 128
+  assert (0 < windows < 32) == (split == "validation")
+  with flagsaver.flagsaver(corpus=corpus, split=split), pytest.raises(
+      UserError, match=f"--corpus=.*: its .* {split} tokens make no window of 4096; 4,097 wo"):
+    model.config = apply_overrides(model.config, [("train.sequence_length", "4096")])
+    data_flags.batches_of(model)
 
 
 @pytest.mark.parametrize("given, words", [
