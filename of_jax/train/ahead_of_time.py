@@ -60,7 +60,7 @@ def compile_step(config: Config, topology: str) -> dict[str, Any]:
 
   Raises:
     UserError: a slice that does not exist, a mesh that it does not have, a batch that the mesh
-      does not divide.
+      does not divide, a state that a chip's memory does not hold.
   """
   import jax
 
@@ -68,7 +68,7 @@ def compile_step(config: Config, topology: str) -> dict[str, Any]:
   chip, _ = parse_topology(topology)
   mesh = make_mesh(config, devices(topology))
   # Before the mesh is set: on devices that are not there, no array can be made.
-  lowered, model_flops, statistics = _lower(config, mesh)
+  lowered, model_flops, statistics = _lower(config, mesh, f"a chip of {topology}", chip)
   report: dict[str, Any] = {
       "topology": topology, "chips": mesh.size, "mesh": dict(mesh.shape), "bytes_per_chip": None,
       "hbm_bytes": chip.hbm_bytes, "fits": False, "flops": None, "matrix_flops": None,
@@ -166,7 +166,7 @@ def statistics_of(config: Config, network: Any, batch: Mapping[str, Any]) -> dic
   return found
 
 
-def _lower(config: Config, mesh: Any) -> tuple[Any, int, dict[str, Any]]:
+def _lower(config: Config, mesh: Any, where: str, chip: Chip) -> tuple[Any, int, dict[str, Any]]:
   """The measured step, traced and partitioned for `mesh`, the flops of the model's formula, and
   `statistics_of` it."""
   import jax
@@ -174,6 +174,7 @@ def _lower(config: Config, mesh: Any) -> tuple[Any, int, dict[str, Any]]:
 
   from of_jax.models import partition
   from of_jax.objectives.tasks import task_of
+  from of_jax.train import memory
   from of_jax.train.trainer import make_trainer
   trainer = make_trainer(config, mesh)
 
@@ -182,6 +183,7 @@ def _lower(config: Config, mesh: Any) -> tuple[Any, int, dict[str, Any]]:
 
   state = jax.tree.map(laid_out, jax.eval_shape(trainer.init, jax.random.key(0)),
                        trainer.shardings)
+  memory.check(where, memory.bytes_of_a_device(state, trainer.shardings), chip.hbm_bytes)
   task = task_of(config.model.kind)
   batch = {name: laid_out(part, NamedSharding(mesh, partition.batch_spec(part.ndim)))
            for name, part in task.batch(config).items()}

@@ -30,6 +30,7 @@ import numpy as np  # noqa: E402
 from of_jax import config as config_lib  # noqa: E402
 from of_jax.config import values  # noqa: E402
 from of_jax.config.fields import hints  # noqa: E402
+from of_jax.config.rules.optim import all_own_fields  # noqa: E402
 from tests.faults import warm  # noqa: E402
 
 # What is refused is refused at once; what is trained may compile.
@@ -91,14 +92,27 @@ def prepare(root: Path) -> None:
   (root / "dangling").symlink_to(root / "nothing")
 
 
-def value_of(path: str, rng: random.Random) -> str:
-  """Draws the text of a field: one that is small and may be right, or an odd one."""
+def chosen_with(path: str, rng: random.Random) -> dict[str, str]:
+  """Draws the choice without which nothing reads a field."""
+  owner = config_lib.fields()[path].metadata["owner"]
+  if owner is None:
+    return {}
+  readers = owner.choices or tuple(all_own_fields().get(path.partition(".")[2], ()))
+  return {owner.path: rng.choice(readers)} if readers else {}
+
+
+def value_of(path: str, rng: random.Random, oddness: float) -> str:
+  """Draws the text of a field: one that is small and may be right, or an odd one.
+
+  Args:
+    oddness: share of the odd ones.
+  """
   field = config_lib.fields()[path]
   hint = hints(path)[field.name]
   choices = values.choices(field, hint)
   kinds = {hint, *typing.get_args(hint)}
-  is_odd = rng.random() < 0.35
-  if path in MEANT and rng.random() < 0.7:
+  is_odd = rng.random() < oddness
+  if path in MEANT and (not oddness or rng.random() < 0.7):
     return rng.choice(MEANT[path])
   if choices:
     return rng.choice(ODD_TEXTS if is_odd else choices)
@@ -115,7 +129,11 @@ def config_case(root: Path, number: int, rng: random.Random) -> warm.Case:
   """Draws a config: a small one with one to four fields set."""
   paths = [path for path in config_lib.fields() if path not in _LEFT_OUT]
   chosen = rng.sample(paths, rng.choice((1, 1, 2, 3, 4)))
-  drawn = {path: value_of(path, rng).replace("{root}", str(root)) for path in chosen}
+  oddness = rng.choice((0, 0, 0.35, 1))
+  drawn = {path: value_of(path, rng, oddness).replace("{root}", str(root)) for path in chosen}
+  if oddness < 1:
+    for path in chosen:
+      drawn = {**chosen_with(path, rng), **drawn}
   settings = {**SMALL, "data.corpus": f"tokens:{root}/tokens.npy",
               "data.cache_dir": f"{root}/cache", **drawn}
 
@@ -179,9 +197,10 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--count", type=int, default=3000)
   parser.add_argument("--first", type=int, default=0, help="number of the first case")
   parser.add_argument("--workers", type=int, default=2)
+  parser.add_argument("--verbose", action="store_true", help="say how every case ended")
   asked = parser.parse_args(arguments)
   _import()
-  table = warm.Table()
+  table = warm.Table(asked.verbose)
   with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
     prepare(Path(folder))
     warm.run((case(Path(folder), asked.seed, number)

@@ -222,9 +222,10 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--first", type=int, default=0, help="number of the first case")
   parser.add_argument("--workers", type=int, default=2)
   parser.add_argument("--only", default="", help="kinds whose name has this in it")
+  parser.add_argument("--verbose", action="store_true", help="say how every case ended")
   asked = parser.parse_args(arguments)
   _import()
-  table = warm.Table()
+  table = warm.Table(asked.verbose)
   with tempfile.TemporaryDirectory(prefix="whole_") as folder:
     root = Path(folder)
     build(root)

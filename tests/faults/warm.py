@@ -147,7 +147,8 @@ def _end(case: Case, status: int | None, said: Path, used: Any) -> End:
 class Table:
   """Counts of ends by kind, and what went wrong."""
 
-  def __init__(self) -> None:
+  def __init__(self, verbose: bool = False) -> None:
+    self._verbose = verbose
     self.counts: dict[str, Counter[str]] = {}
     self.faults: list[End] = []
     self.words: Counter[str] = Counter()
@@ -156,6 +157,8 @@ class Table:
     """Counts one; says at once what is a fault."""
     self.counts.setdefault(end.case.kind, Counter())[end.word] += 1
     self.words[end.word] += 1
+    if self._verbose:
+      print(f"{end.word}: {end.case.name[:300]!r}: {end.said.strip()[:300]}", flush=True)
     if end.word in FAULTS:
       self.faults.append(end)
       print(f"{end.word}: {end.case.kind}: {end.case.name[:300]}\n    "
