@@ -163,6 +163,9 @@ class TrainConfig:
       100, "steps between checkpoints, beside the log-spaced ones", ranges=AT_LEAST_ONE)
   checkpoint_log_base: int = field(
       2, "log-spaced checkpoints stand at the powers of this", ranges=AT_LEAST_TWO)
+  on_divergence: Literal["stop", "skip", "rollback"] = field(
+      "stop", "where a loss, gradient or parameter is not finite: end the run, leave the update "
+      "out, or go back to the newest checkpoint and on with the batches behind")
   init_from: str = field(
       "", "parameters to start from: a run directory or DIR@STEP, a folder of Hugging Face's "
       "libraries (PATH@single or PATH@sharded of two sets of weights) or the released OF code, or "

@@ -32,6 +32,8 @@ SOURCE_DIFF = "source.diff"
 DONE = "DONE"
 # Copies of the files that telemetry.user_metrics names.
 USER_METRICS = "user_metrics"
+# Batches of steps that were not finite.
+DIVERGENCE = "divergence"
 # Behind the name of what was found damaged, and is kept.
 ASIDE = ".set_aside"
 # The folder of lock files in a study's folder.

@@ -53,6 +53,8 @@ def alone(config: Config) -> str:
   """Says why a config's run can be no member; "" if it can."""
   if any(getattr(config.mesh, axis) not in (-1, 1) for axis in ("data", "fsdp", "tensor")):
     return "config.mesh asks for several devices; a member has one"
+  if config.train.on_divergence == "rollback":
+    return "config.train.on_divergence=rollback: one member cannot go back without the others"
   if config.train.wandb_project:
     return "config.train.wandb_project: Weights & Biases takes one run of a process at a time"
   return ""

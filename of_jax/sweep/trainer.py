@@ -30,10 +30,12 @@ from of_jax.storage import checkpoint
 from of_jax.sweep import members
 from of_jax.train import loop, startup
 from of_jax.train.distributed import Interruption
+from of_jax.train.divergence import Divergence
 from of_jax.train.failures import saying_what_is_saved
 from of_jax.train.outputs import RunOutputs
 from of_jax.train.profile import Profile
 from of_jax.train.progress import unfailing
+from of_jax.train.replay import Replay
 from of_jax.train.resume import Resumed, newest_whole
 from of_jax.train.sharding import AXES, state_shardings
 from of_jax.train.trainer import Functions, Trainer, compile_functions, make_functions, make_trainer
@@ -114,8 +116,12 @@ def _train(runs: dict[Path, Config], resumed: dict[Path, Resumed | None], log: L
       resumed=resumed)
   with contextlib.ExitStack() as held:
     begun = startup.begin(planned, held, log)
+    divergence = Divergence(configs[0].train.on_divergence, [
+        Replay(config, workdir, sweep.single_mesh, batches, startup.training_key(config))
+        for (workdir, config), batches in zip(runs.items(), begun.batches)],
+        begun.divergence, log)
     outputs = RunOutputs(
-        workdirs, begun.logs, begun.checkpoints, begun.diverged, unstacked, log)
+        workdirs, begun.logs, begun.checkpoints, begun.diverged, unstacked, log, divergence)
     state = sweep.stacked(begun.states)
     # What is stacked is not kept a second time.
     begun.states.clear()

@@ -14,10 +14,12 @@ from of_jax.storage import checkpoint, remote
 from of_jax.storage.record import is_evaluated, is_logged
 from of_jax.train import distributed, startup
 from of_jax.train.distributed import Interruption
+from of_jax.train.divergence import Divergence, RollBack, watched
 from of_jax.train.failures import saying_what_is_saved
 from of_jax.train.outputs import RunOutputs
 from of_jax.train.profile import Profile
 from of_jax.train.progress import TrainingProgress, unfailing
+from of_jax.train.replay import Replay
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.side_programs import SidePrograms
 from of_jax.train.trainer import Trainer, make_trainer
@@ -70,26 +72,45 @@ def _train(config: Config, workdir: Path, log: Log, interruption: Interruption,
   trainer = make_trainer(replaced(config, {"train.seed": 0}), mesh)
   planned = startup.Planned(
       {workdir: config}, str(workdir), mesh, lambda config: trainer, {}, strict)
+  back: RollBack | None = None
+  while True:
+    try:
+      _run(planned, trainer, interruption, Profile(workdir, profile), back, log)
+      break
+    except RollBack as error:
+      back = error
+  log(f"{workdir}: finished")
+
+
+def _run(planned: startup.Planned, trainer: Trainer, interruption: Interruption, profile: Profile,
+         back: RollBack | None, log: Log) -> None:
+  """Runs from the newest checkpoint to the end, or until the run is to go `back` to one."""
+  (workdir, config), = planned.configs.items()
+  key, mesh = startup.training_key(config), planned.mesh
   with contextlib.ExitStack() as held:
     begun = startup.begin(planned, held, log)
+    kept, batches = back.then(begun.done) if back else begun.divergence[0], begun.batches[0]
+    moved = kept.get("moved", 0)
+    divergence = Divergence(config.train.on_divergence, [
+        Replay(config, workdir, mesh, batches, key, moved)], [kept], log)
     outputs = RunOutputs([workdir], begun.logs, begun.checkpoints, begun.diverged,
-                         lambda tree: [tree], log)
+                         lambda tree: [tree], log, divergence)
     with jax.set_mesh(mesh):
-      run_steps(config, workdir.name, trainer, Feed(mesh, begun.batches[0], config),
-                startup.training_key(config), outputs, begun.states.pop(), begun.done,
-                interruption, Profile(workdir, profile), log)
-  log(f"{workdir}: finished")
+      run_steps(config, workdir.name, trainer, Feed(mesh, batches, config, moved), key, outputs,
+                begun.states.pop(), begun.done, interruption, profile, log)
 
 
 class Feed:
   """A run's batches on its mesh."""
 
-  def __init__(self, mesh: jax.sharding.Mesh, batches: Shuffled, config: Config):
+  def __init__(self, mesh: jax.sharding.Mesh, batches: Shuffled, config: Config, moved: int = 0):
+    """`moved`: how many batches behind its own each step reads, after rollbacks."""
     self._mesh, self._batches, self._rows = mesh, batches, config.train.batch_size
+    self._moved = moved
 
   def train(self, step: int) -> Batch:
     """Gives the batch of step `step`, from 1."""
-    return place_batch(self._mesh, self._batches.train_batch(step - 1), self._rows)
+    return place_batch(self._mesh, self._batches.train_batch(step - 1 + self._moved), self._rows)
 
   def evaluation(self) -> list[Batch]:
     """Gives the evaluation set."""
@@ -112,16 +133,21 @@ class _Late:
   def __init__(self, outputs: RunOutputs, progress: TrainingProgress):
     self._outputs, self._progress = outputs, progress
     self._held: tuple[int, Metrics] | None = None
+    self._seen: list[tuple[int, Metrics]] = []
 
-  def hold(self, step: int, metrics: Metrics) -> None:
-    """Keeps what `write` fetches, writes and shows."""
-    self._held = (step, metrics)
+  def hold(self, step: int, metrics: Metrics, logged: bool) -> None:
+    """Keeps what `write` fetches and looks at, and, if it is `logged`, writes and shows."""
+    self._seen.append((step, watched(metrics)))
+    if logged:
+      self._held = (step, metrics)
 
-  def write(self) -> None:
-    """Waits for what is held, if anything is."""
+  def write(self, all_seen: bool = False) -> None:
+    """Waits for what is held, if anything is, and, for `all_seen`, for steps without a line."""
     if self._held:
       self._progress.update(*self._outputs.train(*self._held))
-      self._held = None
+    if self._held or all_seen:
+      seen, self._seen, self._held = self._seen, [], None
+      self._outputs.see(seen)
 
 
 def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: jax.Array,
@@ -157,14 +183,13 @@ def run_steps(config: Config, name: str, trainer: Trainer, feed: Feeding, key: j
         metrics = side_programs.after_step(due, state, metrics)
         outputs.leave_out(side_programs.spent())
       late.write()
-      if logged:
-        late.hold(step, metrics)
+      late.hold(step, metrics, logged)
       evaluated = is_evaluated(steps, step)
       preempted = step != last and interruption.stops_at(step)
       saved = preempted or step in kept
       if not (evaluated or saved or outputs.diverged):
         continue
-      late.write()
+      late.write(all_seen=True)
       if evaluated or outputs.diverged:
         progress.evaluated(step, outputs.evaluation(
             step, _evaluate(trainer, state, evaluation), evaluated))

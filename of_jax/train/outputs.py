@@ -7,10 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import jax
+
 from of_jax.storage import remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.storage.record import Record
 from of_jax.train import distributed
+from of_jax.train.divergence import Divergence
+from of_jax.train.guard import STOP
 from of_jax.train.types import Log, Metrics, State
 from of_jax.train.writers import Fetched, RunLog
 
@@ -31,8 +35,10 @@ class RunOutputs:
 
   def __init__(self, workdirs: Sequence[Path], logs: Sequence[RunLog],
                checkpoints: Sequence[Checkpoints], diverged: Sequence[bool], split: Split,
-               say: Log):
-    """`diverged` says which runs were over when they were saved, and only lack their DONE."""
+               say: Log, divergence: Divergence | None = None):
+    """`diverged` says which runs were over when they were saved, and only lack their DONE;
+    `divergence` what is done where a step is not finite, by default that the run stops."""
+    self._divergence = divergence or Divergence(STOP, (), [{}] * len(workdirs), say)
     self._workdirs, self._logs, self._checkpoints = workdirs, logs, checkpoints
     self._split, self._say = split, say
     self._records = [Record(workdir / run_directory.METRICS) for workdir in workdirs]
@@ -66,11 +72,23 @@ class RunOutputs:
     """
     parts = self._split(metrics)
     written = [(i, *self._logs[i].train(step, parts[i])[1:]) for i in self._going]
-    self._diverged += [i for i, loss, *_ in written
-                       if not math.isfinite(loss) and i not in self._diverged]
+    if self._divergence.stops:
+      self._diverged += [i for i, loss, *_ in written
+                         if not math.isfinite(loss) and i not in self._diverged]
     shares = [mfu for *_, mfu in written if mfu is not None]
     return (step, sum(loss for _, loss, *_ in written) / len(written),
             sum(rate for *_, rate, _ in written), sum(shares) if shares else None)
+
+  def see(self, steps: Sequence[tuple[int, Metrics]]) -> None:
+    """Looks whether steps were finite, in their order: of each what `divergence.watched` selects.
+
+    Raises:
+      RollBack: the run goes back.
+    """
+    for step, numbers in jax.device_get(steps):
+      parts = self._split(numbers)
+      over = [i for i in self._going if self._divergence.see(i, step, parts[i])]
+      self._diverged += [i for i in over if i not in self._diverged]
 
   def evaluation(self, step: int, metrics: Metrics, due: bool) -> Fetched:
     """Writes an evaluation of every run, or only of the diverged if none is `due`; returns one."""
@@ -89,13 +107,15 @@ class RunOutputs:
       # Process 0 alone writes the record, and what a checkpoint keeps of it.
       kept = self._records[i].up_to_here() if distributed.is_writer() else {}
       self._checkpoints[i].save(
-          parts[i], step, {"metrics": kept, "diverged": i in self._diverged})
+          parts[i], step, {"metrics": kept, "diverged": i in self._diverged,
+                           "divergence": self._divergence.kept(i)})
 
   def end_diverged(self, step: int) -> None:
     """Finishes the runs that have diverged, if any."""
     if not self._diverged:
       return
     for i in self._diverged:
+      self._divergence.explain(i)
       self._say(f"{self._workdirs[i]}: stopped after step {step}: the loss is not finite")
     self._finish(self._diverged)
     self._diverged = []

@@ -31,6 +31,7 @@ class Resumed:
     record_bytes: how much of metrics.jsonl there was.
     diverged: whether the run had ended there, since its loss is not finite.
     is_checked: whether all of the state has the digest that was saved with it.
+    divergence: what of_jax.train.divergence keeps; empty in checkpoints of older versions.
   """
 
   state: State
@@ -38,6 +39,7 @@ class Resumed:
   record_bytes: int
   diverged: bool
   is_checked: bool
+  divergence: dict[str, int]
 
 
 @dataclasses.dataclass
@@ -157,12 +159,13 @@ def _held(workdir: Path, train: TrainConfig, step: int, kept: Mapping[str, Any]
   path = workdir / run_directory.METRICS
   if "metrics" not in kept:
     found = record.by_lines(path, train, step)
-    return {"record_bytes": found[0], "diverged": found[1]} if found else None
+    return {"record_bytes": found[0], "diverged": found[1], "divergence": {}} if found else None
   try:
     fits = record.matches(path, kept["metrics"])
-    return {"record_bytes": int(kept["metrics"]["bytes"]), "diverged": kept["diverged"] is True
-            } if fits else None
-  except (KeyError, TypeError, ValueError) as error:
+    policy = {str(name): int(count) for name, count in kept.get("divergence", {}).items()}
+    return {"record_bytes": int(kept["metrics"]["bytes"]), "diverged": kept["diverged"] is True,
+            "divergence": policy} if fits else None
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise Damaged(f"what it keeps of {run_directory.METRICS} cannot be read: {error}") from None
 
 

@@ -22,7 +22,7 @@ from of_jax.data.loader import Shuffled, make_batches
 from of_jax.objectives.tasks import task_of
 from of_jax.storage import checkpoint, record, remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
-from of_jax.train import distributed, environment, init_from, provenance, writers
+from of_jax.train import distributed, environment, init_from, memory, provenance, writers
 from of_jax.train.init_from import InitialParameters
 from of_jax.train.resume import Resumed, newest_whole
 from of_jax.train.sharding import local_rows
@@ -70,6 +70,7 @@ class Begun:
   Attributes:
     batches, logs, checkpoints, states: one a run.
     diverged: whether each was over at that step, and only lacks its DONE.
+    divergence: what each one's checkpoint keeps of of_jax.train.divergence.
     done: the steps that they have behind them.
   """
 
@@ -78,6 +79,7 @@ class Begun:
   checkpoints: list[Checkpoints]
   states: list[State]
   diverged: list[bool]
+  divergence: list[dict[str, int]]
   done: int
 
 
@@ -106,6 +108,9 @@ def begin(planned: Planned, held: contextlib.ExitStack, log: Log) -> Begun:
       Nothing has been written then.
   """
   writers.check_available(planned.first.train)
+  trainer = planned.trainer_of(planned.first)
+  memory.check_devices(jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings,
+                       len(planned.configs))
   resumes = checkpoint.has_begun(planned.workdirs[0])
   if not resumes:
     for config in planned.configs.values():
@@ -172,7 +177,8 @@ def _open(planned: Planned, batches: list[Shuffled], corpus: Described, describe
         workdir, config, done or 0, environment.peak_flops(),
         task_of(config.model.kind).flops_per_token(config, trainer.network), log))
   return Begun(batches, logs, saved, states,
-               [found is not None and found.diverged for found in resumed], done or 0)
+               [found is not None and found.diverged for found in resumed],
+               [found.divergence if found else {} for found in resumed], done or 0)
 
 
 def _resumed(planned: Planned, workdir: Path, held: contextlib.ExitStack, log: Log

@@ -18,6 +18,7 @@ from of_jax.optim import build_optimizer, lay_out, learning_rate_schedule, scale
 from of_jax.telemetry import registry
 from of_jax.telemetry.observe import Telemetry
 from of_jax.train.evaluation import Evaluation, Total
+from of_jax.train.guard import guarded
 from of_jax.train.kinds import SideProgram, side_programs
 from of_jax.train.objective import Objective
 from of_jax.train.sharding import state_shardings
@@ -97,9 +98,11 @@ def make_functions(config: Config) -> Functions:
     return {"params": network.joined(trained, network.running(params)),
             "opt_state": optimizer.init(trained), "step": jnp.int32(0)}
 
-  evaluation, plain = Evaluation(objective, watched.forward), step.plain
+  evaluation = Evaluation(objective, watched.forward)
+  plain, measured = (guarded(run, config.train.on_divergence) for run in (
+      step.plain, step.measured))
   return Functions(
-      network, optimizer, init, plain, plain if watched.is_empty else step.measured,
+      network, optimizer, init, plain, plain if watched.is_empty else measured,
       evaluation.evaluate, evaluation.add, evaluation.finish, side_programs(objective))
 
 
