@@ -10,10 +10,10 @@ made for may be long. Any train --config.train.init_from=PATH starts from it in 
 folder with two sets of weights, PATH@single is model.safetensors and PATH@sharded the index's.
 """
 
-from pathlib import Path
 
 from of_jax import interop
 from of_jax.config import Config, DataConfig, OptimConfig, TrainConfig, from_dict
+from of_jax.config.paths import expanded
 from of_jax.errors import UserError
 from of_jax.interop.weight_sets import split_choice
 from of_jax.storage import run_directory
@@ -26,7 +26,7 @@ def get_config(named: str) -> Config:
     UserError: no model there, or one that this project cannot express.
   """
   name, weights = split_choice(named)
-  path = Path(name).expanduser()
+  path = expanded(name)
   if (path / run_directory.CHECKPOINTS).is_dir():
     theirs = from_dict(run_directory.read_json(path / run_directory.CONFIG))
     own = path / run_directory.TOKENIZER

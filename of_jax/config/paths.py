@@ -12,6 +12,9 @@ from pathlib import Path
 
 from of_jax.errors import UserError, reason_of
 
+# Less what is put before and behind the name of a file that is being written.
+_LONGEST_NAME = 200
+
 
 def expanded(text: str | Path, where: str = "") -> Path:
   """Makes the path of a text, in which a `~` or `~user` in front is that user's folder.
@@ -94,13 +97,13 @@ def check_output_folder(where: str, path: Path) -> Path:
 
 def check_output_file(where: str, path: Path) -> Path:
   """Gives a path at which a file can be written. Raises UserError where it cannot."""
+  check_output_folder(where, path.absolute().parent)
+  if len(os.fsencode(path.name)) > _LONGEST_NAME:
+    raise UserError(f"{where}: its name is longer than {_LONGEST_NAME} bytes")
   if path.is_dir():
     raise UserError(f"{where}: is a folder; give a file")
   if os.path.lexists(path) and not path.is_file():
     raise UserError(f"{where}: is no file, or a link to nothing")
-  if len(os.fsencode(path.name)) > 255:
-    raise UserError(f"{where}: its name is longer than 255 bytes")
-  check_output_folder(where, path.absolute().parent)
   return path
 
 

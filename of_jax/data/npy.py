@@ -6,7 +6,7 @@ anything is made of it; pickles and archives are not opened.
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,6 @@ def open_npy(path: Path) -> npt.NDArray[Any]:
   if offset + count * dtype.itemsize != size:
     raise ValueError(f"{dtype} of shape {str(shape)[:60]} takes {count * dtype.itemsize:,} bytes, "
                      f"and there are {size - offset:,}: it is truncated or damaged")
-  order = "F" if is_fortran else "C"
+  order: Literal["C", "F"] = "F" if is_fortran else "C"
   flat = np.memmap(path, dtype, "r", offset) if count else np.zeros(0, dtype)
   return flat.reshape(shape, order=order)

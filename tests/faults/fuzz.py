@@ -197,6 +197,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--count", type=int, default=3000)
   parser.add_argument("--first", type=int, default=0, help="number of the first case")
   parser.add_argument("--workers", type=int, default=2)
+  parser.add_argument("--minutes", type=float, default=float("inf"), help="then no more are begun")
   parser.add_argument("--verbose", action="store_true", help="say how every case ended")
   asked = parser.parse_args(arguments)
   _import()
@@ -205,7 +206,7 @@ def main(arguments: list[str]) -> int:
     prepare(Path(folder))
     warm.run((case(Path(folder), asked.seed, number)
               for number in range(asked.first, asked.first + asked.count)),
-             asked.workers, table.add)
+             asked.workers, table.add, asked.minutes)
   print(table.text())
   return 1 if table.faults else 0
 

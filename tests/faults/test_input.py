@@ -40,11 +40,12 @@ def test_every_number_has_a_range() -> None:
     ("model.depth=0", "must be at least 1"), ("model.width=1000000007", "must be at most"),
     ("model.attention_window=4294967296", "must be at most 2,147,483,647"),
     ("telemetry.cadences=gram=\u00b2", "is not of the form"),
-    ("model.heads=\u00b2", "whole number"), ("model.heads=\u0663", "whole number"), ("optim.eps=nan", "not a finite number"),
+    ("model.heads=\u00b2", "whole number"), ("model.heads=\u0663", "whole number"),
+    ("optim.eps=nan", "not a finite number"),
     ("optim.eps=1e400", "not a finite number"), ("train.steps=1000000000", "would keep"),
     ("optim.learning_rate=1e39", "must be at most"), ("model.init_std=0", "set one of them"),
     ("data.cache_dir=", "give a folder"), ("data.cache_dir=~nobody_of_that_name/x", "no such user"),
-    ("data.tokenizer=a\0b", "NUL"), ("model.beta=-1e31", "must be at least -1,000")))
+    ("data.tokenizer=a\0b", "NUL"), ("model.beta=-1e31", "must be at least -1e")))
 @pytest.mark.parametrize("block", ("op", "residual_scaled"))
 def test_numbers_are_refused_before_they_are_used(setting: str, what: str, block: str) -> None:
   alpha = [("model.mlp_input_scale", "none")] if block == "op" else []

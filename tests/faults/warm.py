@@ -30,6 +30,8 @@ FAULTS = ("traceback", "more than a line", "crash", "hang", "slow", "memory")
 # Seconds of the processor in which what is refused is refused.
 SECONDS_TO_REFUSE = 10.0
 _LONGEST_LINE = 4_000
+# The machine may be another's too.
+_WALL = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Case:
     kind: row of the table that it counts in.
     name: says how to make it again.
     run: what is tried; a return counts as `accepted`.
-    seconds: of the processor, after which it hangs; or four times as many on the wall.
+    seconds: of the processor, after which it hangs; or _WALL times as many on the wall.
   """
 
   kind: str
@@ -58,8 +60,11 @@ class End:
   said: str
 
 
-def run(cases: Iterable[Case], workers: int, report: Callable[[End], None]) -> None:
-  """Runs the cases, `workers` at a time, and reports each end."""
+def run(cases: Iterable[Case], workers: int, report: Callable[[End], None],
+        minutes: float = math.inf) -> None:
+  """Runs the cases, `workers` at a time, and reports each end; begins none after so many minutes.
+  """
+  last = time.monotonic() + 60 * minutes
   gc.collect()
   gc.freeze()
   running: dict[int, tuple[Case, float, Path]] = {}
@@ -68,13 +73,13 @@ def run(cases: Iterable[Case], workers: int, report: Callable[[End], None]) -> N
     done = False
     while running or not done:
       while not done and len(running) < workers:
-        case = next(waiting, None)
+        case = next(waiting, None) if time.monotonic() < last else None
         if case is None:
           done = True
           break
         number += 1
         said = Path(folder, str(number))
-        running[_fork(case, said)] = case, time.monotonic() + 4 * case.seconds, said
+        running[_fork(case, said)] = case, time.monotonic() + _WALL * case.seconds, said
       for process, (case, deadline, said) in list(running.items()):
         ended, status, used = os.wait4(process, os.WNOHANG)
         is_late = not ended and time.monotonic() > deadline
