@@ -59,7 +59,7 @@ _WIDTH = flags.DEFINE_float("exponent_width", 0.5, "a wider interval of an expon
 _RATIO = flags.DEFINE_float("forecast_ratio", 4.0, "likewise of a forecast, upper end over lower")
 _COVERAGE = flags.DEFINE_integer("coverage", 0, "simulate so many ladders a scenario instead",
                                  lower_bound=0)
-_OUT = flags.DEFINE_string("out", "", "folder for fit.json and the figure")
+flags.DEFINE_string("out", "", "folder for fit.json and the figure")
 COVERAGE = "coverage.json"
 
 
@@ -69,9 +69,7 @@ def main() -> None:
   from of_jax.scaling import figure, report
   from of_jax.scaling.analyse import Options, analyse
   from of_jax.storage.run_directory import write_json
-  out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else None
-  if out is not None and out.exists() and not out.is_dir():
-    raise UserError(f"--out={_OUT.value}: is a file, a folder is needed")
+  out = cli.output_folder("out")
   if _COVERAGE.value:
     found = report.coverage(_COVERAGE.value, _DELTA.value, _SEED.value, _LEVEL.value)
   else:

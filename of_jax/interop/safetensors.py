@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from of_jax.config.paths import check_file
 from of_jax.errors import UserError
 from of_jax.interop.settings import parse_object
 from of_jax.interop.tensors import Span
@@ -58,6 +59,7 @@ def read_header(path: Path) -> dict[str, Entry]:
   Raises:
     UserError: not a safetensors file, or one whose header and size disagree.
   """
+  check_file(str(path), path)
   try:
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -159,7 +159,9 @@ def write_environment(workdir: Path, described: dict[str, Any], corpus: Describe
   if resumed_at is not None and saved_at.exists():
     saved = run_directory.read_object(saved_at)
     keys = ("command", "versions", "git", "launch", "devices", "mesh")
-    saved.setdefault("resumed", []).append(
+    if not isinstance(saved.setdefault("resumed", []), list):
+      raise UserError(f"{saved_at}: its resumed is no list; it is not what the run left")
+    saved["resumed"].append(
         {"after_step": resumed_at, **{key: described[key] for key in keys}})
     described, patch = saved, f"{Path(patch).stem}_after_{resumed_at}.diff"
   run_directory.write_json(saved_at, described)
