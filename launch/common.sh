@@ -71,8 +71,8 @@ wait_for() {
   ((known == 127)) || ended=$known
 }
 
-# 0 finished and 1 a mistake in what was typed are final. Anything else is worth another try: 75
-# (told to stop, saved), a killed or a crashed process.
+# 0 finished, 1 a mistake in what was typed and 130 a person's Ctrl-C are final. Anything else is
+# worth another try: 75 (told to stop, saved), a killed or a crashed process.
 is_final() {
-  [[ $1 == 0 || $1 == 1 ]]
+  [[ $1 == 0 || $1 == 1 || $1 == 130 ]]
 }

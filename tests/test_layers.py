@@ -29,7 +29,7 @@ _CORE = {*ROOMS}
 ROOMS["train"] = _CORE
 ROOMS["sweep"] = _CORE | {"train"}
 # What is read of run directories never asks the trainer.
-ROOMS["analysis"] = _CORE - {"cost_model"}
+ROOMS["analysis"] = _CORE - {"cost_model", "signals"}
 ROOMS["scaling"] = {"errors", "config", "storage", "analysis"}
 ROOMS["claims"] = {"errors", "config", "storage", "analysis"}
 ROOMS["report"] = {"errors", "variants", "config", "storage", "analysis", "claims"}

@@ -68,8 +68,10 @@ class TrainingProgress:
     except (OSError, ValueError) as error:
       self._bar, self._speaks = None, False
       for stream in (sys.stderr, sys.stdout):
-        unfailing(lambda line: print(line, file=stream, flush=True))(
-            f"{self._name}: its progress cannot be shown, the run goes on: {reason_of(error)}")
+        with contextlib.suppress(OSError, ValueError):
+          print(f"{self._name}: its progress cannot be shown, the run goes on: "
+                f"{reason_of(error)}", file=stream, flush=True)
+          return
 
   def update(self, step: int, loss: float, tokens_per_second: float,
              mfu: float | None = None) -> None:
