@@ -70,6 +70,9 @@ def reason_of(error: BaseException) -> str:
   text = " ".join(str(error).split())
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
+  if text and type(error) in (ValueError, Exception):
+    # Raised with words of its own, and by libraries for whatever they do not take.
+    return text[:160]
   return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 
 

@@ -59,7 +59,8 @@ def read_header(path: Path) -> dict[str, Entry]:
   Raises:
     UserError: not a safetensors file, or one whose header and size disagree.
   """
-  check_file(str(path), path)
+  if path.exists():
+    check_file(str(path), path)
   try:
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -92,8 +93,8 @@ def _entry(path: Path, name: str, fields: Any, offset: int, size: int) -> Entry:
           "its header entry lacks dtype, shape or data_offsets")
   dtype, shape, offsets = (fields[key] for key in ("dtype", "shape", "data_offsets"))
   require(isinstance(dtype, str) and dtype in _ITEM_SIZE, f"unknown type {str(dtype)[:20]}")
-  require(_counts(shape) and len(shape) <= _MOST_AXES,
-          f"its shape {str(shape)[:60]} is not a list of at most {_MOST_AXES} sizes")
+  require(_counts(shape), f"its shape {str(shape)[:60]} is not a list of sizes")
+  require(len(shape) <= _MOST_AXES, f"has {len(shape):,} axes; read are at most {_MOST_AXES}")
   require(_counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1],
           f"its data_offsets {str(offsets)[:60]} are not two rising positions")
   start, stop = (offset + n for n in offsets)
