@@ -192,7 +192,7 @@ def _parameters(ready: Prepared, options: Options, drawn: resample.Resamples | N
     bounded = intervals_of(own, names, all_of, [*found])
     why.update({name: text for name, text in {
         **bounded, **identify.elsewhere(own, all_of, options.level)}.items() if name not in why})
-  others = intervals.others(own, drawn, options.level) if len(why) < len(names) else {}
+  others = intervals.others(own, drawn, options.level, resample.jackknife([own])[0])
   errors = drawn.parameters.std(0, ddof=1)
   return {name: _parameter(own, i, all_of[i], name in why, float(errors[i]),
                            {m: v[i] for m, v in others.items()}, options)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from of_jax.scaling.jets import Floats
 from of_jax.scaling.noise import Noise
-from of_jax.scaling.resample import Resamples, inner, jackknife, ratio, standard_errors, with_new
+from of_jax.scaling.resample import Resamples, inner, ratio, standard_errors, with_new
 from of_jax.scaling.solve import solve
 from of_jax.scaling.starts import Fit
 
@@ -137,8 +137,10 @@ def _crossings(rise: Rise, centre: Floats, step: Floats, limits: Floats, paramet
   return [(float(ends[i]), float(ends[count + i])) for i in range(count)]
 
 
-def others(fit: Fit, resamples: Resamples, level: float) -> dict[str, list[Interval]]:
-  """Intervals of all parameters by the methods that stand beside the default."""
+def others(fit: Fit, resamples: Resamples, level: float, without: Floats
+           ) -> dict[str, list[Interval]]:
+  """Intervals of all parameters by the methods that stand beside the default; `without` are the
+  parameters without each point in turn, [n, P]."""
   own = inner(fit, fit.parameters)
   errors = standard_errors(fit, fit.parameters[None], fit.data)[0]
   tail = (1 - level) / 2
@@ -149,7 +151,7 @@ def others(fit: Fit, resamples: Resamples, level: float) -> dict[str, list[Inter
       "student": (own - t * errors, own + t * errors),
       "studentised": (own - students[0] * errors, own - students[1] * errors),
       "percentile": tuple(np.quantile(sample, [tail, 1 - tail], axis=0)),
-      "bca": _bca(own, sample, inner(fit, jackknife(fit)), tail)}
+      "bca": _bca(own, sample, inner(fit, without), tail)}
   result = {}
   for method, (low, high) in limits.items():
     result[method] = [_outer(fit, i, float(low[i]), float(high[i])) for i in range(len(own))]

@@ -1,7 +1,6 @@
 """A fit in words and tables, for a terminal, from what fit.json holds alone."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,10 +64,15 @@ def _others(found: Mapping[str, Any]) -> list[str]:
 
 def _noise(found: Mapping[str, Any]) -> list[str]:
   noise = found["noise"]
-  trend = (f"grows as {found['size']}^{noise['growth']:.2g}, modelled" if noise["growth"]
-           else "no trend with size modelled")
+  if noise["growth"]:
+    trend = f"taken to change as {found['size']}^{noise['growth']:.2g}"
+  elif noise["p_value"] < 0.05:
+    trend = f"taken as constant, though it changes with {found['size']}: see --noise"
+  else:
+    trend = "taken as constant"
+  p = "p < 0.001" if noise["p_value"] < 1e-3 else f"p = {noise['p_value']:.2g}"
   return ["", f"Noise between runs: {100 * noise['standard_deviation']:.3g} % (n - p = "
-          f"{noise['degrees']}), {trend} (p = {noise['p_value']:.2g}, by {noise['by']})"]
+          f"{noise['degrees']}), {trend} (a trend by {noise['by']}: {p})"]
 
 
 def _forecasts(found: Mapping[str, Any]) -> list[str]:
@@ -105,19 +109,12 @@ def coverage(count: int, delta: float, seed: int, level: float) -> dict[str, Any
   print(f"| ladders of 3 seeds, nominal {100 * level:g} % | new run | exponent: default | t | "
         "studentised | percentile | BCa |")
   print("|---" * (len(names) + 2) + "|")
-  rows = []
-  for scenario in simulate.SCENARIOS:
-    row = simulate.ladders(scenario, count, delta, seed, level=level, log=lambda done: _tell(
-        scenario.name, done, count))
+
+  def tell(row: Mapping[str, Any]) -> None:
     shares = [f"{100 * row['coverage'][name]:.1f}" for name in ("new_run", *names)]
-    print(f"| {scenario.name} | " + " | ".join(shares) + " |", flush=True)
-    rows.append(row)
-  return {"rows": rows}
+    print(f"| {row['scenario']['name']} | " + " | ".join(shares) + " |", flush=True)
 
-
-def _tell(name: str, done: int, count: int) -> None:
-  if sys.stderr.isatty():
-    print(f"\r{name}: {done} of {count}", end="\r" if done < count else "\n", file=sys.stderr)
+  return {"rows": simulate.study(count, delta, seed, level, log=tell)}
 
 
 def number(value: float | None) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from of_jax.scaling.jets import Floats
 from of_jax.scaling.noise import Noise
-from of_jax.scaling.solve import Data, derivatives, solve
+from of_jax.scaling.solve import Bools, Data, Ends, derivatives, solve
 from of_jax.scaling.starts import Fit
 
 _TOLERANCE = 1e-6
@@ -66,47 +66,92 @@ def noises(fit: Fit, kind: str, rng: np.random.Generator, shape: tuple[int, ...]
 def resample(fit: Fit, noise: Noise, kind: str, count: int, rng: np.random.Generator,
              new: Sequence[Mapping[str, Floats]] = (), new_log_size: Sequence[float] = ()
              ) -> Resamples:
-  """Resamples a fit `count` times.
+  """Resamples one fit, see `resample_all`."""
+  return resample_all([fit], noise, kind, count, [rng], new, new_log_size)[0]
+
+
+def resample_all(fits: Sequence[Fit], noise: Noise, kind: str, count: int,
+                 rngs: Sequence[np.random.Generator], new: Sequence[Mapping[str, Floats]] = (),
+                 new_log_size: Sequence[float] = (), which: Sequence[int] | None = None
+                 ) -> list[Resamples]:
+  """Resamples fits of one law to data of one design, `count` times each.
 
   Args:
-    fit: the original.
+    fits: the originals.
     noise: how the noise's trend is estimated, again in each resample.
     kind: "normal" draws normal noise, "residuals" those of the fit over sqrt(1 - leverage), both
       about the fitted law; "cases" draws points.
     count: resamples.
-    rng: source of all draws.
+    rngs: source of the draws of each fit.
     new: designs of new runs, each a mapping of a variable to one value [1].
     new_log_size: logarithm of the size of each.
+    which: parameters whose ratios are asked for, all by default; the others' are NaN.
   """
+  law, delta, degrees = fits[0].law, fits[0].delta, fits[0].degrees
+  draws = [_draw(fit, noise, kind, count, rng, new, new_log_size)
+           for fit, rng in zip(fits, rngs, strict=True)]
+  data = stacked([draw.data for draw in draws], count)
+  start = np.repeat([fit.parameters for fit in fits], count, axis=0)
+
+  def solved(points: Data, held: Bools | None = None) -> Ends:
+    return solve(law.formula, law.is_log, start, points, delta, held, _TOLERANCE)
+
+  ends = solved(data)
+  ratios = np.full(start.shape, np.nan)
+  for i in range(start.shape[1]) if which is None else which:
+    held = np.arange(start.shape[1]) == i
+    ratios[:, i] = ratio(solved(data, held).loss, ends.loss, degrees)
+  added = np.empty((len(start), len(new)))
+  for f, columns in enumerate(new):
+    both = with_new(data, columns, np.concatenate([draw.log_new[f] for draw in draws]),
+                    np.concatenate([draw.new_noise[f] for draw in draws]))
+    added[:, f] = ratio(solved(both).loss, ends.loss, degrees)
+  result = []
+  for k, (fit, draw) in enumerate(zip(fits, draws, strict=True)):
+    own = slice(k * count, (k + 1) * count)
+    result.append(Resamples(kind, ends.parameters[own], ratios[own], added[own],
+                            _students(fit, ends.parameters[own], draw.data)))
+  return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+  """Data of a fit's resamples, and each new run's log y and relative noise, [R, 1] a design."""
+
+  data: Data
+  log_new: list[Floats]
+  new_noise: list[Floats]
+
+
+def _draw(fit: Fit, noise: Noise, kind: str, count: int, rng: np.random.Generator,
+          new: Sequence[Mapping[str, Floats]], new_log_size: Sequence[float]) -> _Drawn:
   law, data = fit.law, fit.data
-  n = data.log_y.size
+  n, own = data.log_y.size, _growth_of(data.noise, noise)
   fitted = np.log(law.formula.value(fit.parameters, data.columns))
   if kind == "cases":
     weights = rng.multinomial(n, np.full(n, 1 / n), count).astype(np.float64)
     drawn = Data(data.columns, data.log_y, data.noise, weights)
-    growth = np.full(count, _growth_of(data.noise, noise))
+    growth = np.full(count, own)
   else:
     log_y = fitted + noises(fit, kind, rng, (count, n)) * data.noise
     growth, _ = noise.growth(log_y, log_y - fitted)
     drawn = Data(data.columns, log_y, noise.relative(growth), np.ones(n))
-  start = np.tile(fit.parameters, (count, 1))
-  ends = solve(law.formula, law.is_log, start, drawn, fit.delta, tolerance=_TOLERANCE)
-  ratios = np.empty((count, len(fit.parameters)))
-  for i in range(len(fit.parameters)):
-    held = np.arange(len(fit.parameters)) == i
-    rise = solve(law.formula, law.is_log, start, drawn, fit.delta, held, _TOLERANCE)
-    ratios[:, i] = ratio(rise.loss, ends.loss, fit.degrees)
-  added = np.empty((count, len(new)))
-  for f, (columns, log_size) in enumerate(zip(new, new_log_size, strict=True)):
-    own = _growth_of(data.noise, noise)
-    spread = float(noise.relative(np.array([own]), np.array([log_size]))[0, 0])
-    log_new = (np.log(law.formula.value(fit.parameters, columns))
-               + noises(fit, kind, rng, (count, 1)) * spread)
-    both = with_new(drawn, columns, log_new, noise.relative(growth, np.array([log_size])))
-    rise = solve(law.formula, law.is_log, start, both, fit.delta, tolerance=_TOLERANCE)
-    added[:, f] = ratio(rise.loss, ends.loss, fit.degrees)
-  return Resamples(kind, ends.parameters, ratios, added,
-                   _students(fit, ends.parameters, drawn))
+  log_new, new_noise = [], []
+  for columns, log_size in zip(new, new_log_size, strict=True):
+    at = np.array([log_size])
+    log_new.append(np.log(law.formula.value(fit.parameters, columns))
+                   + noises(fit, kind, rng, (count, 1)) * noise.relative(np.array([own]), at))
+    new_noise.append(noise.relative(growth, at))
+  return _Drawn(drawn, log_new, new_noise)
+
+
+def stacked(parts: Sequence[Data], count: int) -> Data:
+  """Puts batches of `count` problems of one design below each other."""
+  def rows(values: Floats) -> Floats:
+    return np.broadcast_to(values, (count, values.shape[-1]))
+  return Data(parts[0].columns, *(
+      np.concatenate([rows(getattr(part, name)) for part in parts])
+      for name in ("log_y", "noise", "weights")))
 
 
 def with_new(data: Data, columns: Mapping[str, Floats], log_y: Floats, noise: Floats) -> Data:
@@ -162,11 +207,12 @@ def _growth_of(relative: Floats, noise: Noise) -> float:
   return float((np.log(relative) * u).sum() / (u * u).sum()) if u.any() else 0.0
 
 
-def jackknife(fit: Fit) -> Floats:
-  """Fits without each point in turn, [n, P]."""
-  n = fit.data.log_y.size
-  weights = fit.data.weights * (1 - np.eye(n))
-  data = Data(fit.data.columns, fit.data.log_y, fit.data.noise, weights)
-  start = np.tile(fit.parameters, (n, 1))
-  return solve(fit.law.formula, fit.law.is_log, start, data, fit.delta,
-               tolerance=_TOLERANCE).parameters
+def jackknife(fits: Sequence[Fit]) -> list[Floats]:
+  """Fits of each without each point in turn, [n, P]; of one law and design."""
+  n, law = fits[0].data.log_y.size, fits[0].law
+  parts = [Data(fit.data.columns, fit.data.log_y, fit.data.noise,
+                fit.data.weights * (1 - np.eye(n))) for fit in fits]
+  start = np.repeat([fit.parameters for fit in fits], n, axis=0)
+  ends = solve(law.formula, law.is_log, start, stacked(parts, n), fits[0].delta,
+               tolerance=_TOLERANCE)
+  return list(ends.parameters.reshape(len(fits), n, -1))

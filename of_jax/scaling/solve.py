@@ -198,8 +198,7 @@ class _State:
     inside = size <= delta
     with np.errstate(divide="ignore", invalid="ignore"):
       reweighted = np.where(inside, 1.0, delta / size) * weights
-    pull = np.where(inside, residuals, np.sign(residuals) * delta) * weights
-    pull = np.where(np.isfinite(pull), pull, residuals * weights)
+      pull = np.where(inside, residuals, np.sign(residuals) * delta) * weights
     slope = np.matmul(pull[:, None], first)[:, 0]
     weighted = np.where(inside, weights, _OUTLIERS * reweighted)
     curvature = np.matmul((first * weighted[..., None]).swapaxes(1, 2), first)

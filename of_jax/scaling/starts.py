@@ -6,6 +6,7 @@ the fits.
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from of_jax.scaling.solve import Data, Ends, derivatives, loss_of, residuals_of,
 
 _EXPONENTS = np.array([-3, -2, -1.5, -1, -.75, -.5, -.35, -.25, -.15, -.07,
                        .07, .15, .25, .35, .5, .75, 1, 1.5, 2, 3])
-_GRID, STARTS = 2000, 24
+_GRID, STARTS = 2000, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,23 @@ def fit(law: Law, data: Data, delta: float) -> Fit:
   return Fit(law, data, delta, ends.parameters[best], float(ends.loss[best]), ends)
 
 
+def fit_all(law: Law, parts: Sequence[Data], delta: float) -> list[Fit]:
+  """Fits data of one design, all at once, without the last polish."""
+  begun = [starts(law, data, delta) for data in parts]
+  count = len(begun[0])
+  rows = np.repeat(np.arange(len(parts)), count)
+  data = Data(parts[0].columns, *(np.stack([getattr(part, name) for part in parts])
+                                  for name in ("log_y", "noise", "weights")))
+  ends = solve(law.formula, law.is_log, np.concatenate(begun), data.rows(rows), delta)
+  result = []
+  for k, part in enumerate(parts):
+    own = slice(k * count, (k + 1) * count)
+    one = Ends(ends.parameters[own], ends.loss[own], ends.converged[own])
+    best = int(np.argmin(one.loss))
+    result.append(Fit(law, part, delta, one.parameters[best], float(one.loss[best]), one))
+  return result
+
+
 def starts(law: Law, data: Data, delta: float) -> Floats:
   """Parameters [S, P] to begin with, the most promising first."""
   bent = grid(law, data)
@@ -124,7 +142,8 @@ def project(law: Law, data: Data, bent: Floats) -> Floats:
                     for i in which], -1)
   usable = np.asarray(np.isfinite(basis).all((1, 2)) & np.isfinite(rest).all(1))
   basis, rest = np.where(usable[:, None, None], basis, 0), np.where(usable[:, None], rest, 0)
-  size = np.sqrt((basis ** 2).sum(1, keepdims=True))
+  with np.errstate(over="ignore"):
+    size = np.sqrt((basis ** 2).sum(1, keepdims=True))
   size = np.where((size > 0) & np.isfinite(size), size, 1)
   unit = basis / size
   solved = np.matmul(np.linalg.pinv(unit, rcond=1e-12), rest[..., None])[..., 0] / size[:, 0]
