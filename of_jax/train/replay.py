@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from of_jax.config import Config
 from of_jax.config.fields import replaced
-from of_jax.data.loader import Shuffled
+from of_jax.data import loader
 from of_jax.errors import UserError, reason_of
 from of_jax.models.functional import named_leaves
 from of_jax.storage import remote, run_directory
@@ -38,8 +38,8 @@ _Counts = dict[str, jax.Array]
 class Replay:
   """The steps of one run."""
 
-  def __init__(self, config: Config, workdir: Path, mesh: Mesh, batches: Shuffled, key: jax.Array,
-               moved: int = 0):
+  def __init__(self, config: Config, workdir: Path, mesh: Mesh, batches: loader.Shuffled,
+               key: jax.Array, moved: int = 0):
     """Args: the run's, and how far its batches have moved on by rollbacks."""
     self._config, self._workdir, self._mesh = config, workdir, mesh
     self._batches, self._key, self._moved = batches, key, moved
@@ -74,7 +74,7 @@ class Replay:
     except UserError as error:
       return f"somewhere: it cannot be computed again: {error}"
 
-  def _rows(self, step: int) -> Mapping[str, Any]:
+  def _rows(self, step: int) -> loader.Batch:
     return self._batches.train_batch(step - 1 + self._moved)
 
   def _batch(self, step: int) -> Batch:

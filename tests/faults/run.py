@@ -275,13 +275,13 @@ def run(seed: int, count: int, kinds: tuple[str, ...] = KINDS, workers: int = 1,
         ) -> tuple[collections.Counter[tuple[str, str]], list[str]]:
   """Runs trials of seeds `seed` to `seed` + `count` - 1; returns (kind, outcome) -> how many, and a
   line for each that went wrong."""
-  import experiments.train  # noqa: F401  What is forked has it in memory.
-  import of_jax.sweep.trainer  # noqa: F401
-
   counts: collections.Counter[tuple[str, str]] = collections.Counter()
   wrong: list[str] = []
   folder = Path(tempfile.mkdtemp(prefix="of_jax_faults_"))
   bench, deadline = Bench(folder), time.monotonic() + seconds
+  # What is forked has it in memory, and reads where compiled programs are when it is imported.
+  import experiments.train  # noqa: F401
+  import of_jax.sweep.trainer  # noqa: F401
   children: list[int] = []
   last = seed + count
   try:
