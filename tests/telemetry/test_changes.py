@@ -81,13 +81,13 @@ def test_pairs_have_48_bits(is_split: bool) -> None:
 
 
 @pytest.mark.parametrize("fields", (
-    pytest.param({}, id="float32"),
+    pytest.param({}, id="float32", marks=pytest.mark.slow),
     pytest.param({"model__compute_dtype": "bfloat16", "model__remat": "full",
                   "train__grad_accumulation": 2}, id="bfloat16"),
     pytest.param({"model__compute_dtype": "bfloat16", "mesh__fsdp": 2, "mesh__tensor": 4, **FEW},
-                 id="bfloat16 on (1, 2, 4)"),
+                 id="bfloat16 on (1, 2, 4)", marks=pytest.mark.slow),
     pytest.param({"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "model__scan_layers": False,
-                  **FEW}, id="float32 on (2, 2, 2)")))
+                  **FEW}, id="float32 on (2, 2, 2)", marks=pytest.mark.slow)))
 def test_moment_updates(fields: dict[str, Any]) -> None:
   """Those of the activations that they are made of; of forward passes in float64, as a step's size
   allows; and of a step that is none, none."""
@@ -106,7 +106,7 @@ def test_moment_updates(fields: dict[str, Any]) -> None:
     assert all(one.measured[id_] == 0 for id_ in ("m2_u", *UPDATES)), site
 
 
-@pytest.mark.parametrize("at_once", (False, True))
+@pytest.mark.parametrize("at_once", (False, pytest.param(True, marks=pytest.mark.slow)))
 def test_members_measure_as_alone(at_once: bool) -> None:
   """Two members on one device, in turn and at once, whose steps differ."""
   configs = [make_config(**SMALL, **FEW, model__compute_dtype="bfloat16", train__seed=seed,
