@@ -49,7 +49,8 @@ def factors(optim: OptimConfig, roles: Any, axes: Any, shapes: Any) -> Any:
   update and share, of a matrix m times as large.
 
   The rule's attention logits q k / d differ from q k / sqrt(d) by a constant while heads grow with
-  the width and the head dimension stays, which is how widths are to be compared here.
+  the width and the head dimension stays, which is how widths are to be compared here; heads of keys
+  and values (`model.kv_heads`) grow as the others do.
 
   `mup_decay` adds the weight decay of Fan et al. 2025 (2510.15262): in the steady state the top
   singular value of a matrix goes like sqrt(lr / wd) d^(3/4), so at lr ~ 1/d the gain of a layer
