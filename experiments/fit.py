@@ -67,7 +67,7 @@ def main() -> None:
   """Fits what the command line asks for, prints it and leaves it."""
   _check()
   from of_jax.scaling import figure, report
-  from of_jax.scaling.analyse import Options, analyse
+  from of_jax.scaling.analysis import Options, analyse
   from of_jax.storage.run_directory import write_json
   out = cli.output_folder("out")
   if _COVERAGE.value:

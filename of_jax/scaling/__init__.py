@@ -8,13 +8,13 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from of_jax.scaling.analyse import Options, analyse
+  from of_jax.scaling.analysis import Options, analyse
   from of_jax.scaling.table import Table, read_csv
   from of_jax.scaling.variables import read_root
 
 __all__ = ["Options", "Table", "analyse", "read_csv", "read_root"]
 
-_MODULES = {"Options": "analyse", "analyse": "analyse", "Table": "table", "read_csv": "table",
+_MODULES = {"Options": "analysis", "analyse": "analysis", "Table": "table", "read_csv": "table",
             "read_root": "variables"}
 
 

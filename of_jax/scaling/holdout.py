@@ -86,14 +86,14 @@ def _error(fitted: Fit, seen: Data) -> float:
   return error if math.isfinite(error) else math.inf
 
 
-def rivals(own: Law, data: Data, asked: Sequence[str] | None, parameters: Sequence[str],
-           y: str) -> list[Law]:
+def rivals(own: Law, data: Data, asked: Sequence[str] | None, y: str) -> list[Law]:
   """Lists the laws to compare, the own one first: those asked for, or all named that may apply."""
   x = own.formula.variables
   found = [own]
   for text in asked if asked is not None else NAMED:
     try:
-      law = make(text, data.columns, x if len(x) == 1 else (), parameters)
+      law = own if text == own.name else make(
+          text, data.columns, x if text in NAMED and len(x) == 1 else ())
     except UserError:
       if asked is not None:
         raise

@@ -73,16 +73,23 @@ def make(text: str, columns: Mapping[str, Floats], x: Sequence[str] = (),
     spelled = NAMED[text][0]
     if "X" in spelled:
       if len(x) != 1:
-        raise UserError(f"--law={text}: needs its variable, as in --x=width; it has "
-                        + (f"{', '.join(x)}" if x else "none"))
+        raise UserError(f"--law={text}: needs one variable, as in --x=width; it has "
+                        + (", ".join(x) if x else "none"))
       if x[0] not in columns:
         raise UserError(f"--x={x[0]}: no such variable" + nearest(
             x[0], columns, otherwise=f"; there are {formulas.listed(columns)}"))
-      spelled = spelled.replace("X", x[0])
+      spelled, x = spelled.replace("X", x[0]), ()
   elif text.isidentifier() and text not in columns:
     raise UserError(f"--law={text}: no such law" + nearest(
         text, NAMED, otherwise=f"; there are {', '.join(NAMED)}, and formulas as a * width^b + c"))
   formula = formulas.parse(spelled, columns, parameters)
+  if x and {*x} != {*formula.variables}:
+    raise UserError(f"--x={','.join(x)}: the law's variables are {', '.join(formula.variables)}; "
+                    "leave --x out")
+  for name in parameters:
+    if name not in formula.parameters:
+      raise UserError(f"--parameters={name}: is no parameter of the law; it has "
+                      f"{', '.join(formula.parameters)}")
   return Law(text, formula, *_nature(formula, columns))
 
 

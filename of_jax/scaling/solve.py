@@ -216,10 +216,8 @@ def _solved(curvature: Floats, slope: Floats, damping: Floats, may_be_indefinite
   if not may_be_indefinite:
     # What is held, or has no effect, has a zero row and slope, and does not move.
     lifted = curvature + (damping[:, None, None] + 1e-13) * eye
-    step: Floats = -np.linalg.solve(lifted, slope[..., None])[..., 0]
-    return step
+    return np.asarray(-np.linalg.solve(lifted, slope[..., None])[..., 0], np.float64)
   values, vectors = np.linalg.eigh(curvature)
   along = np.matmul(slope[:, None], vectors)[:, 0]
   along = along / np.maximum(np.abs(values) + damping[:, None], 1e-13)
-  step = -np.matmul(vectors, along[..., None])[..., 0]
-  return step
+  return np.asarray(-np.matmul(vectors, along[..., None])[..., 0], np.float64)

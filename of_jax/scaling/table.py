@@ -118,7 +118,8 @@ def check_finite(table: Table, where: str) -> None:
     if not (math.isfinite(value) and value > 0):
       raise UserError(
           f"{where}{name}: {table.y_name} is {value:g}; a law is fitted to logarithms, so it must "
-          f"be positive and finite (of a run that diverged, say so in a column {DIVERGED})")
+          "be positive and finite" + (f" (a run that diverged has 1 in a column {DIVERGED})"
+                                      if where.startswith("--csv") else ""))
 
 
 def check_variables(table: Table, names: Sequence[str]) -> None:

@@ -145,7 +145,15 @@ def parse(y: str, site: str = "", layer: str = "largest", over: str = "", every:
     raise UserError(f"--over={over}: --y={y} already says {own}; leave one out")
   if layer not in ("largest", "mean") and not layer.isdigit():
     raise UserError(f"--layer={layer}: must be largest, mean or a layer's number from 0")
-  return Target(y, metric, site or SITE, layer, own or over or "last", every)
+  target = Target(y, metric, site or SITE, layer, own or over or "last", every)
+  has_layers = metric.startswith("measure.") or not (target.is_of_file or metric in _CURVES)
+  for flag, is_set, is_read in (
+      ("site", site, has_layers), ("layer", layer != "largest", has_layers),
+      ("over", over, not target.is_of_file), ("every", every != 1, not target.is_of_file)):
+    if is_set and not is_read:
+      raise UserError(f"--{flag}: --y={y} has no {flag}, leave it out" if flag != "every" else
+                      f"--every={every}: --y={y} is one number, leave it out")
+  return target
 
 
 def check(target: Target, runs: Sequence[Run]) -> None:

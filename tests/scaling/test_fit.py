@@ -7,7 +7,7 @@ from scipy import optimize
 from of_jax.errors import UserError
 from of_jax.scaling import identify
 from of_jax.scaling import law as laws
-from of_jax.scaling.analyse import Options, analyse
+from of_jax.scaling.analysis import Options, analyse
 from of_jax.scaling.solve import Data, loss_of, residuals_of, solve
 from of_jax.scaling.starts import fit
 from of_jax.scaling.table import Table

@@ -97,9 +97,10 @@ def test_how_parameters_enter():
 
 @pytest.mark.parametrize("name, x, message", (
     ("powr", ("width",), "no such law; did you mean power"),
-    ("power", (), "needs its variable"),
+    ("power", (), "needs one variable"),
     ("power", ("widht",), "did you mean width"),
     ("chinchilla", (), "parameters is no variable"),
+    ("a * width^b", ("tokens",), "variables are width; leave --x out"),
 ))
 def test_names_of_laws(name, x, message):
   with pytest.raises(UserError, match=message):

@@ -106,7 +106,7 @@ def test_held_out_errors_tell_laws_apart():
   bent = laws.make("power_offset", columns, ("width",))
   y = noisy(columns, bent, [0.01, 1.0, 3.0], 0.01)
   data = data_of(columns, y)
-  rows = holdout.compare(holdout.rivals(bent, data, ["power", "constant"], (), "loss"), data,
+  rows = holdout.compare(holdout.rivals(bent, data, ["power", "constant"], "loss"), data,
                          columns["width"], 1e-3)
   assert rows[0]["law"] == "power_offset"
   by_law = {row["law"]: row["rolling"]["rms_log_error_shared"] for row in rows}

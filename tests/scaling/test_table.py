@@ -103,8 +103,10 @@ def test_aggregates_that_are_not_alike_are_noted(tmp_path):
     ("peak_kurtosis", {"site": "resid_per"}, "did you mean resid_pre"),
     ("peak_kurtosis", {"over": "last"}, "already says peak"),
     ("peak_kurtosis", {"layer": "top"}, "must be largest, mean or a layer"),
-    ("peak_kurtosis", {"layer": "9"}, "no run can be used: 8 no peak_kurtosis"),
+    ("peak_kurtosis", {"layer": "9"}, "no run can be used: .*8 no peak_kurtosis"),
     ("quantisation_loss", {}, "no run has it"),
+    ("final_loss", {"layer": "1"}, "has no layer"),
+    ("measure.loss", {"every": 2}, "is one number"),
     ("measure.loss", {}, "no run has it"),
 ))
 def test_mistakes_of_targets(ladder, y, given, message):

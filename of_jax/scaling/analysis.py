@@ -135,7 +135,7 @@ def analyse(table: Table, options: Options) -> dict[str, Any]:
   drawn = None if is_exact else resample.resample(
       own, ready.noise, kind, options.resamples, rng, rows.columns, rows.log_sizes)
   forecasts = forecast.all_of(own, ready, rows, drawn, options.level, options.forecast_ratio)
-  rivals = holdout.rivals(law, own.data, options.compare, options.parameters, table.y_name)
+  rivals = holdout.rivals(law, own.data, options.compare, table.y_name)
   size = ready.table.columns[ready.size]
   held_out_errors = holdout.errors(law, own.data, size, options.delta).as_json()
   sampled = _simulated(ready, options, kind, is_exact)
