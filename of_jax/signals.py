@@ -53,7 +53,9 @@ class Watch:
   @contextlib.contextmanager
   def receiving(self) -> Iterator[None]:
     """Receives the process's signals while the block runs; called in the main thread."""
-    before = {number: signal.signal(number, _nothing) for number in _NUMBERS}
+    # One that is ignored from the start, as SIGINT in what a script runs behind `&`, stays so.
+    before = {number: signal.signal(number, _nothing) for number in _NUMBERS
+              if signal.getsignal(number) != signal.SIG_IGN}
     wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
     # Where the interpreter is taken apart, nobody is left to take a signal.
     atexit.register(_ignore)

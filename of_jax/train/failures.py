@@ -28,6 +28,8 @@ def saying_what_is_saved(workdirs: Sequence[Path]) -> Iterator[None]:
 def _saved(workdirs: Sequence[Path]) -> str:
   try:
     steps = [Checkpoints(workdir, reading=True).latest for workdir in workdirs]
+  except FileNotFoundError:
+    return "nothing of it is saved"
   except OSError:
     return "what is saved of it cannot be read"
   found = [step for step in steps if step is not None]

@@ -97,6 +97,9 @@ class Optional:
         with self._moved:
           self._done += 1
           self._moved.notify_all()
+      if self._is_dropped:
+        # It was only slow. Nobody waits for it any more.
+        writer.close()
     # Whatever it is: libraries also end their threads by SystemExit.
     except BaseException as error:
       with self._moved:
