@@ -159,7 +159,7 @@ def quantise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch
   if scheme.hadamard:
     params, config = rotate(model.params, model.config)
     model = Changed(config, jax.device_put(params, jax.devices()[0]))
-    rotated = dict(zip(("loss_rotated", "kurtosis_rotated"), plain_loss(model, batches)))
+    rotated = dict(zip(("loss_rotated", "kurtosis_rotated"), plain_loss(model, batches)[:2]))
   # Dynamic ranges know no calibration: every seed gives the same.
   found = {seed: calibrate(model, draw(calibration, seed), scheme)
            for seed in (seeds if scheme.is_static else seeds[:1])}
