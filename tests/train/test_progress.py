@@ -34,7 +34,7 @@ def test_the_line_of_a_step(
     return [tree] * members
 
   outputs = RunOutputs(workdirs, [RunLog(workdir, config, 2, peak, 1000) for workdir in workdirs],
-                      [], split, print)
+                      [], [False] * members, split, print)
   with outputs, TrainingProgress("run", 2, 3) as progress:
     now[0] = 2.0
     progress.update(*outputs.train(3, {"loss": np.float32(2.5)}))
