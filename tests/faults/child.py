@@ -16,7 +16,7 @@ from typing import Any
 def main(arguments: str) -> None:
   """Trains, and ends the process; `arguments` are those of tests.faults.run.Bench.start."""
   given = json.loads(arguments)
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGINT, signal.SIG_DFL)  # As experiments/__init__.py does.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
   status = 0
   try:
@@ -114,12 +114,15 @@ def happen(fault: dict[str, Any], workdir: Path, small: Path) -> None:
     if kind == "int twice":
       later(fault["delay"] + fault["number"] % 300 / 1000, lambda: os.kill(os.getpid(), number))
   elif kind == "large":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (fault["number"] % 60_000, resource.RLIM_INFINITY))
+    # What the process says fits always.
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000 + fault["number"] % 60_000, hard))
   elif kind == "descriptors":
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     soft = len(os.listdir("/proc/self/fd")) + fault["number"] % 24
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.RLIM_INFINITY
-                       if os.geteuid() == 0 else resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-  elif kind == "full":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  elif kind == "full" and str(small) != ".":
+    # The small disk alone, never the machine's.
     free = shutil.disk_usage(small).free - fault["number"] % 200_000
     with (small / "filler").open("wb") as file:
       os.posix_fallocate(file.fileno(), 0, max(1, free))

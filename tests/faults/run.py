@@ -93,7 +93,9 @@ class Ended:
     text = "\n".join(self.lines)
     if self.status is None:
       return "hang"
-    if self.status not in (0, 1, 75, 130, -signal.SIGKILL) or re.search(
+    # Killed, or told before it listened.
+    killed = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
+    if self.status not in (0, 1, 75, 130, *killed) or re.search(
         r"Traceback|Fatal Python|Segmentation|Exception ignored", text):
       return "traceback"
     errors = [line for line in self.lines if line.startswith("error: ")]
@@ -139,17 +141,17 @@ class Bench:
     """Starts a process; returns its id and the file of its lines."""
     said = self.folder / f"said_{os.getpid()}_{time.monotonic_ns()}"
     arguments = json.dumps({"workdir": str(workdir), "members": members,
-                            "tokens": str(self.tokens), "small": str(self.small),
+                            "tokens": str(self.tokens),
+                            "small": str(self.small) if self.is_mounted else "",
                             "fault": dataclasses.asdict(fault) if fault else None})
-    if fresh:
-      with said.open("w") as file:
-        return subprocess.Popen([sys.executable, "-m", "tests.faults.child", arguments], cwd=ROOT,
-                                stdout=file, stderr=file).pid, said
     process = os.fork()
     if process == 0:
       out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
       os.dup2(out, 1)
       os.dup2(out, 2)
+      if fresh:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-m", "tests.faults.child", arguments])
       from tests.faults import child
       child.main(arguments)
     return process, said

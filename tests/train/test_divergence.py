@@ -199,10 +199,10 @@ def test_a_member_skips_alone(make_config: MakeConfig, tmp_path: Path) -> None:
   """One whose learning rate is too large leaves every update out; the other learns, in the bits of
   its single run. None can go back alone."""
   calm = make_config(**FIELDS, train__on_divergence="skip")
-  wild = make_config(**FIELDS, train__on_divergence="skip", optim__learning_rate=1e38)
+  wild = make_config(**FIELDS, train__on_divergence="skip", optim__learning_rate=1e30)
   lines: list[str] = []
   train_together({tmp_path / "calm": calm, tmp_path / "wild": wild}, lines.append)
-  assert any(f"{tmp_path / 'wild'}: step 1 is not finite" in line for line in lines)
+  assert any(f"{tmp_path / 'wild'}: step 2 is not finite" in line for line in lines)
   assert not any(f"{tmp_path / 'calm'}: step" in line for line in lines)
   with pytest.raises(UserError, match="on_divergence=rollback: one member cannot go back"):
     train_together({tmp_path / "b": make_config(**FIELDS, train__on_divergence="rollback")})
