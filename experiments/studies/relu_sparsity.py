@@ -48,7 +48,7 @@ def _scale(config: str, common: tuple[tuple[str, str], ...], seeds: tuple[int, .
               "8,192 tokens, layer 5 uses 95.6 %.",
               f"Reproduced if, {each}, at the last checkpoint, the share of hidden units that are "
               "not zero for at least one of 8,192 held-out tokens is in layer 0 at most half of "
-              f"what it is in the last layer. {_OPEN}",
+              f"what it is in the last layer. {_OPEN[:-1]}, or if either layer has no active unit.",
               rules.first_layer_uses_less(names, 0.5)),
           Claim(
               "token_use", "The share of units active for a token falls over training.",

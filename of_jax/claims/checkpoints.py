@@ -59,7 +59,11 @@ def _read(value: Mapping[str, Any] | None, analysis: str, read: Read, from_start
     return f"{analysis}.json ends at step {max(steps, default=0)} of {last}"
   if from_start and 0 not in steps:
     return f"{analysis}.json has no checkpoint at step 0"
-  return read(value)
+  try:
+    return read(value)
+  except (TypeError, ValueError, ArithmeticError):
+    # What is undefined is null there, and what has no layer is an empty list.
+    return f"{analysis}.json holds nothing where the rule needs a number"
 
 
 def _numbers(value: Any) -> list[float]:
@@ -149,8 +153,10 @@ def first_layer_uses_less(names: Sequence[str], share: float) -> Judge:
   """Judges that at the end the first layer uses at most `share` as many units as the last."""
   def read(analysis: Mapping[str, Any]) -> Found:
     used = [row["active_fraction_batch"] for row in analysis["steps"][-1]["layers"]]
-    if len(used) < 2 or not any(used):
-      return "one layer alone" if len(used) < 2 else "no unit is active in any layer"
+    if len(used) < 2:
+      return "one layer alone"
+    if not used[0] or not used[-1]:
+      return f"no unit of the {'last' if used[0] else 'first'} layer is active"
     return (used[0] <= share * used[-1], {"active_fraction_batch_by_layer": used},
             f"{used[0]:.1%} of units in layer 0 and {used[-1]:.1%} in layer {len(used) - 1}, in "
             f"{analysis['batch_tokens']:,} tokens")
@@ -193,7 +199,7 @@ def prunable(names: Sequence[str], least: float, most: float) -> Judge:
     pruned = analysis.get("pruning")
     if not pruned:
       return "nothing was pruned"
-    return (pruned["share"] >= least and pruned["loss_change"] <= most, dict(pruned),
+    return (0 < pruned["share"] >= least and pruned["loss_change"] <= most, dict(pruned),
             f"{pruned['share']:.1%} of units pruned, loss {pruned['loss_change']:+.4f} nats")
 
   return in_every_run("sparsity", names, read)

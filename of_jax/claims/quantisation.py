@@ -71,6 +71,8 @@ def _judge(groups: Mapping[str, Sequence[str]], scheme: str, preset: str,
         found[name] = f"{ANALYSIS}.json has no {scheme}"
       elif (theirs := schemes[scheme].get("preset", OF_JAX)) != preset:
         found[name] = f"{ANALYSIS}.json is of the preset {theirs}, not {preset}: analyse it again"
+      elif value["steps"][-1]["kurtosis"] is None or schemes[scheme]["increase"]["mean"] is None:
+        found[name] = f"{ANALYSIS}.json has no number for {scheme}: a loss is not finite"
       else:
         last[name] = value["steps"][-1]
     return unjudged(found) if found else decide(runs, last)
@@ -85,6 +87,8 @@ def correlates(names: Sequence[str], scheme: str, preset: str = BONDARENKO) -> J
   Kurtosis is the mean over layers of the stream entering each block, at the last checkpoint. The
   bootstrap interval of Spearman's correlation over runs must lie above 0.
   """
+  names = list(dict.fromkeys(names))
+
   def decide(runs: Runs, last: Mapping[str, Mapping[str, Any]]) -> Verdict:
     if len(names) < LEAST_RUNS:
       return Verdict("inconclusive", {"reason": "too few runs", "runs": {}},

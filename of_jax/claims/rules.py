@@ -4,6 +4,7 @@ The text of a rule stands beside its judge in the study that declares it. What m
 before any rule reads them stands in of_jax.claims.judge.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -185,11 +186,12 @@ def growth(names: Sequence[str], factor: float) -> Judge:
   """Judges that kurtosis - 1 grows from the first logged step to its peak by `factor`, each run.
 
   One is subtracted because kurtosis starts at its smallest value, 1, and cannot exceed the width.
+  Inconclusive where it starts at exactly 1: what grows from nothing has no factor.
   """
   def decide(runs: Runs) -> Verdict:
     first = {n: float(np.max(runs[n].measured("kurtosis").values[0])) for n in names}
     peaks = {n: runs[n].peak("kurtosis") for n in names}
-    ratios = {n: (peaks[n] - 1) / max(first[n] - 1, 1e-9) for n in names}
+    ratios = {n: (peaks[n] - 1) / (first[n] - 1) if first[n] > 1 else math.inf for n in names}
     return decided(
         min(ratios.values()) >= factor, ratios.values(),
         {"first_kurtosis": first, "peak_kurtosis": peaks, "growth": ratios,

@@ -1,5 +1,7 @@
 """Rules: a verdict flips when, and only when, the number that decides it does."""
 
+import json
+
 import pytest
 
 from of_jax.analysis.runs import load_run
@@ -199,3 +201,13 @@ def test_other_settings_than_declared_are_not_judged(make):
     found = verdict((field, value))
     assert found["verdict"] == "inconclusive"
     assert f"not the declared setting: {field}=" in found["summary"]
+
+
+def test_what_grows_from_nothing_has_no_factor(make):
+  runs = make()
+  metrics = runs["pf0"].path / "metrics.jsonl"
+  first, *rest = metrics.read_text().splitlines(keepends=True)
+  line = json.loads(first)
+  line["telemetry"]["resid_pre"]["kurtosis"] = [1.0] * 6
+  metrics.write_text(json.dumps(line) + "\n" + "".join(rest))
+  assert rules.growth(["pf0"], 10)({"pf0": load_run(metrics.parent)}).verdict == "inconclusive"

@@ -94,7 +94,15 @@ def test_without_what_it_reads_it_is_inconclusive(judged, analysis, claim, cut):
     ("sparsity", "layers_differ", [{"step": STEPS, "layers": activity(0)["layers"][:1]}],
      "one layer"),
     ("sparsity", "layers_differ",
-     [{"step": STEPS, "layers": [{"active_fraction_batch": 0.0}] * 2}], "no unit is active"),
+     [{"step": STEPS, "layers": [{"active_fraction_batch": 0.0}] * 2}], "first layer is active"),
+    ("sparsity", "layers_differ",
+     [{"step": STEPS, "layers": [{"active_fraction_batch": x} for x in (0.1, 0.5, 0.0)]}],
+     "last layer is active"),
+    ("sparsity", "layers_differ",
+     [{"step": STEPS, "layers": [{"active_fraction_batch": x} for x in (None, 0.5)]}],
+     "first layer is active"),
+    ("sparsity", "death", [{"step": step, "layers": []} for step in (0, STEPS)], "number"),
+    ("sparsity", "token_use", [{"step": step, "layers": []} for step in (0, STEPS)], "number"),
 ])
 def test_what_says_nothing_decides_nothing(judged, analysis, claim, steps, why):
   verdict = judged(analysis, claim, steps)
@@ -116,6 +124,7 @@ def test_no_checkpoint_from_the_step_on_is_inconclusive(tmp_path):
 
 @pytest.mark.parametrize("pruning, expected", [
     (None, "inconclusive"), ({"share": 0.7, "loss_change": float("nan")}, "inconclusive"),
-    ({"share": 0.01, "loss_change": 0.0}, "not reproduced")])
+    ({"share": 0.01, "loss_change": 0.0}, "not reproduced"),
+    ({"share": None, "loss_change": 0.0}, "inconclusive")])
 def test_pruning_decides_where_it_was_done(judged, pruning, expected):
   assert judged("sparsity", "prunable", ACTIVITY, pruning=pruning).verdict == expected

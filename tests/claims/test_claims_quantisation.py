@@ -121,3 +121,14 @@ def test_another_preset_is_not_judged(tmp_path: Path) -> None:
       verdict = judge(runs)
       assert verdict.verdict == "inconclusive" and why in verdict.summary
   assert loses_less(OP, PRE, "W6A6", "of_jax")(runs).verdict == "reproduced"
+  # A run is one run, however often its name stands in a list.
+  assert correlates(["pf0", "ps0"] * 3, "W8A8")(runs).verdict == "inconclusive"
+
+
+def test_a_loss_that_is_not_finite_decides_nothing(tmp_path: Path) -> None:
+  runs = made(tmp_path, {})
+  path = tmp_path / "pf0" / "quantised.json"
+  path.write_text(path.read_text().replace('"mean": 0.3,', '"mean": null,'))
+  for judge in (loses_less(OP, PRE, "W8A8"), correlates(list(NUMBERS), "W8A8")):
+    verdict = judge(runs)
+    assert verdict.verdict == "inconclusive" and "not finite" in verdict.summary
