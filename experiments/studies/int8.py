@@ -4,8 +4,8 @@ Outlier features and quantisation: Pre-Norm and the Outlier Protected block, two
 three seeds, quantised after training to W8A8 and W4A8 by the preset bondarenko.
 
 Cost: smoke, 12 runs of 150 steps as in op_block, of each 8 passes over its validation set; 45 min
-29 s on two x86-64 cores that other programs used too (2026-11-27). small and paper are declared for one
-accelerator and for several; not measured yet.
+29 s on two x86-64 cores that other programs used too (2026-11-27). small and paper are declared for
+one accelerator and for several; not measured yet.
 
 The rules were written before any run of this study; the preset was of_jax until 2026-11-27, which
 quantises less than the code behind the paper's numbers. Under bondarenko, on a machine of its own,
