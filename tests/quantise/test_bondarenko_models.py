@@ -92,6 +92,8 @@ def test_all_that_a_model_computes_is_rounded(name: str, make_config: MakeConfig
       scheme, found.bounds, found.ranges, chosen))[2]
   # Also where nothing is rounded any more, since it was before: masked logits have one more.
   for site, values in kept.items():
+    if site == "final_norm" and site not in present:
+      continue  # The same number as `final`, which is rounded there.
     assert most_values(values) <= 2 ** BITS + (site == "attn_logits"), site
   assert set(kept) > present & set(schemes.ACTIVATIONS)
   flat = flatten_dict(rounded)
