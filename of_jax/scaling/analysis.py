@@ -137,7 +137,8 @@ def analyse(table: Table, options: Options) -> dict[str, Any]:
   forecasts = forecast.all_of(own, ready, rows, drawn, options.level, options.forecast_ratio)
   rivals = holdout.rivals(law, own.data, options.compare, table.y_name)
   size = ready.table.columns[ready.size]
-  held_out_errors = holdout.errors(law, own.data, size, options.delta).as_json()
+  comparison = holdout.compare(rivals, own.data, size, options.delta)
+  errors = next(row for row in comparison if row["formula"] == law.formula.text)
   sampled = _simulated(ready, options, kind, is_exact)
   parameters, why = _parameters(ready, options, drawn)
   return {
@@ -145,8 +146,9 @@ def analyse(table: Table, options: Options) -> dict[str, Any]:
       "x": list(law.formula.variables), "size": ready.size, "source": table.source,
       "parameters": parameters, "not_identified": why,
       "points": _points(ready.table, own),
-      "held_out": {"points": forecasts["held_out"], **held_out_errors},
-      "comparison": holdout.compare(rivals, own.data, size, options.delta),
+      "held_out": {"points": forecasts["held_out"],
+                   **{kind: errors[kind] for kind in ("leave_one_size_out", "rolling")}},
+      "comparison": comparison,
       "forecasts": forecasts["asked"], "band": forecasts["band"],
       "noise": {"mode": options.noise, "growth": ready.growth, "p_value": ready.growth_p,
                 "standard_deviation": own.scale, "degrees": own.degrees,

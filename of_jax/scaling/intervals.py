@@ -68,15 +68,7 @@ def of_parameters(fit: Fit, resamples: Resamples, level: float, which: npt.NDArr
   errors = standard_errors(fit, fit.parameters[None], data)[0]
   limits = np.array([quantile(resamples.ratios[:, i], level) for i in which])
   ends = _crossings(rise, own[which], errors[which], limits, fit.parameters)
-  result = []
-  for (low, high), i in zip(ends, which, strict=True):
-    def back(x: float, i: int = i) -> float | None:
-      if not np.isfinite(x):
-        return None
-      return float(sign[i] * np.exp(x)) if law.is_log[i] else float(x)
-    both = [back(low), back(high)]
-    result.append(Interval(*(both[::-1] if law.is_log[i] and sign[i] < 0 else both)))
-  return result
+  return [_outer(fit, int(i), low, high) for (low, high), i in zip(ends, which, strict=True)]
 
 
 def of_new_runs(fit: Fit, noise_growth: float, noise: Noise, resamples: Resamples, level: float,
@@ -101,8 +93,9 @@ def of_new_runs(fit: Fit, noise_growth: float, noise: Noise, resamples: Resample
 
   limits = np.array([quantile(resamples.new_ratios[:, f], level) for f in range(len(new))])
   ends = _crossings(rise, centres, fit.scale * spreads, limits, fit.parameters)
-  return [Interval(*(float(np.exp(x)) if np.isfinite(x) else None for x in pair))
-          for pair in ends]
+  with np.errstate(over="ignore"):
+    found = np.exp(np.array(ends))
+  return [Interval(*(float(x) if 0 < x < np.inf else None for x in pair)) for pair in found]
 
 
 def _crossings(rise: Rise, centre: Floats, step: Floats, limits: Floats, parameters: Floats
@@ -167,10 +160,16 @@ def student(degrees: int, level: float) -> float:
 
 def _outer(fit: Fit, i: int, low: float, high: float) -> Interval:
   """Turns an interval in units of the fit to one of the parameter itself."""
+  both = [_back(fit, i, low), _back(fit, i, high)]
+  return Interval(*(both[::-1] if fit.law.is_log[i] and fit.parameters[i] < 0 else both))
+
+
+def _back(fit: Fit, i: int, x: float) -> float | None:
+  """Turns a value in units of the fit to one of the parameter; None where it is no number."""
   if fit.law.is_log[i]:
-    sign = np.sign(fit.parameters[i])
-    low, high = sorted((sign * np.exp(low), sign * np.exp(high)))
-  return Interval(low, high)
+    with np.errstate(over="ignore"):
+      x = float(np.sign(fit.parameters[i]) * np.exp(x)) if np.isfinite(x) else np.inf
+  return float(x) if np.isfinite(x) else None
 
 
 def _bca(own: Floats, sample: Floats, without: Floats, tail: float) -> tuple[Floats, Floats]:
