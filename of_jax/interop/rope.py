@@ -84,32 +84,22 @@ def rope_fields(settings: Settings, head_dim: int, spelling: Spelling = Spelling
                 ) -> dict[str, Any]:
   """Fields of ModelConfig: `positions` and those that begin with `rope_`.
 
-  Settings stand in the config itself, in `rope_scaling` or in `rope_parameters`, and in these
-  perhaps once for each kind of block. What an object says counts before what stands beside it.
+  Settings stand in the config itself, in `rope_scaling` or in `rope_parameters`. What an object says
+  counts before what stands beside it.
 
   Raises:
     UserError: objects that do not agree, or what cannot be expressed.
   """
-  objects = [part for name in _OBJECTS for part in _objects(settings, name)]
+  objects = [part for part in map(settings.part, _OBJECTS) if part.peek()]
+  for part in objects:
+    for key, value in part.peek().items():
+      part.require(not isinstance(value, dict) and not key.endswith("_attention"), key,
+                   "transformers reads no settings by kind of block in a model of this kind; "
+                   "write those of all blocks straight into the object")
   found = [_fields(_Rope(part, settings, spelling), head_dim)
            for part in objects or [Settings({}, settings.where)]]
-  old, new = ([part for part in objects if part.where.startswith(f"{settings.where}, {name}")]
-              for name in _OBJECTS)
-  settings.require(all(one == found[0] for one in found), _OBJECTS[not old],
-                   f"is not what {_OBJECTS[1]} says" if old and new else
-                   "of_jax has the same rotary positions in all blocks")
+  settings.require(found[0] == found[-1], _OBJECTS[0], f"is not what {_OBJECTS[1]} says")
   return found[0]
-
-
-def _objects(settings: Settings, name: str) -> list[Settings]:
-  """Finds the object of that name, those for each kind of block in it, or nothing."""
-  part = settings.part(name)
-  fields = part.peek()
-  nested = [key for key, value in fields.items()
-            if isinstance(value, dict) or key.endswith("_attention")]
-  for key in nested:
-    part.require(bool(fields[key]), key, "blocks without rotary positions cannot be expressed")
-  return [part.part(key) for key in nested] or ([part] if fields else [])
 
 
 def _fields(rope: _Rope, head_dim: int) -> dict[str, Any]:
@@ -243,6 +233,10 @@ def windows_above(settings: Settings, depth: int) -> dict[str, Any]:
   """Fields of `window_fields` where windows begin at a block's number, as in Qwen."""
   used = settings.flag("use_sliding_window", False)
   settings.set_aside("sliding_window|max_window_layers")  # Read below, where they act.
+  kinds = settings.get("layer_types")
+  settings.require(used or not isinstance(kinds, list) or "sliding_attention" not in kinds,
+                   "layer_types", "some blocks have sliding_attention, and there are no windows "
+                   "with use_sliding_window=false; set it to true, or full_attention for all")
   window = settings.get("sliding_window", 4096) if used else None
   full = depth if window is None else settings.integer("max_window_layers", 28, least=0)
   layers = ["full_attention" if i < full else "sliding_attention" for i in range(depth)]

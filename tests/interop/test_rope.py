@@ -43,17 +43,16 @@ def test_the_base_of_an_object_counts_before_that_beside_it(form: str, name: str
   assert model.rope_theta == 77 and not notes
 
 
-def test_one_object_for_each_kind_of_block(tmp_path: Path) -> None:
-  nested = {"full_attention": {"rope_type": "default", "rope_theta": 50.0},
-            "sliding_attention": {"rope_theta": 50.0}}
-  change = {"rope_theta": None, "rope_parameters": nested}
-  assert opened(tmp_path, "gemma2", change)[0].rope_theta == 50
-  for other, message in (({"rope_theta": 51.0}, "the same rotary positions in all blocks"),
-                         (None, "sliding_attention=None: blocks without rotary positions"),
-                         ({"rope_theta": 50.0, "foo": 1}, "sliding_attention: foo=1: of_jax does")):
-    change["rope_parameters"] = {**nested, "sliding_attention": other}
-    with pytest.raises(UserError, match=message):
-      opened(tmp_path, "gemma2", change)
+@pytest.mark.parametrize("form", ("llama", "gemma2", "qwen3", "mistral"))
+@pytest.mark.parametrize("name", ("rope_scaling", "rope_parameters"))
+def test_objects_by_kind_of_block_are_refused(form: str, name: str, tmp_path: Path) -> None:
+  """In no model class of these families does transformers 5.24 read them: it takes others or fails."""
+  for beside in ({}, {"layer_types": ["full_attention"] * 3}):
+    for nested in ({"rope_theta": 55.0}, None):
+      change = {"rope_scaling": None, "rope_parameters": None, "rope_theta": 1000.0,
+                name: {"full_attention": nested}, **beside}
+      with pytest.raises(UserError, match=f"{name}: full_attention=.*: transformers reads no set"):
+        opened(tmp_path, form, change)
 
 
 @pytest.mark.parametrize("form", ("llama_attention_bias", "olmo2", "qwen3"))
@@ -104,6 +103,9 @@ def test_what_yarn_makes_of_its_settings(tmp_path: Path) -> None:
     ("olmo", {"clip_qkv": "8"}, "clip_qkv=8: must be a number"),
     ("olmo", {"clip_qkv": -8.0}, "attention_clip=-8"),
     ("gemma", {"hidden_act": "quick_gelu"}, "hidden_act=quick_gelu: is not one"),
+    ("qwen3", {"use_sliding_window": False, "sliding_window": 8, "layer_types": [
+        "sliding_attention", "full_attention", "full_attention"]},
+     "there are no windows with use_sliding_window=false; set it to true"),
     ("qwen3", {"per_layer_config": {"1": {}}}, "per_layer_config=.*: of_jax gives all blocks"),
 ), ids=str)
 def test_what_cannot_be_read_is_one_line(form: str, change: dict[str, Any], message: str,
