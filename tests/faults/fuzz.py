@@ -125,7 +125,7 @@ def value_of(path: str, rng: random.Random, oddness: float) -> str:
   return rng.choice(ODD_TEXTS)
 
 
-def config_case(root: Path, number: int, rng: random.Random) -> warm.Case:
+def config_case(root: Path, number: int, rng: random.Random, trains: bool = True) -> warm.Case:
   """Draws a config: a small one with one to four fields set."""
   paths = [path for path in config_lib.fields() if path not in _LEFT_OUT]
   chosen = rng.sample(paths, rng.choice((1, 1, 2, 3, 4)))
@@ -140,11 +140,14 @@ def config_case(root: Path, number: int, rng: random.Random) -> warm.Case:
   def run() -> None:
     import of_jax.train
     config = config_lib.apply_overrides(config_lib.Config(), settings.items())
+    if not trains:
+      return
     with tempfile.TemporaryDirectory(prefix="fuzzed_") as folder:
       os.chdir(folder)
       of_jax.train.train(config, Path(folder) / "run", lambda line: None)
 
-  return warm.Case("config", f"{number}: {drawn}", run, SECONDS_TO_TRAIN)
+  kind = "config" if trains else "config, resolved alone"
+  return warm.Case(kind, f"{number}: {drawn}", run, SECONDS_TO_TRAIN)
 
 
 def command_case(root: Path, number: int, rng: random.Random) -> warm.Case:
@@ -183,9 +186,11 @@ def flags_of(binary: str) -> list[str]:
 FLAGS = {binary: flags_of(binary) for binary in BINARIES}
 
 
-def case(root: Path, seed: int, number: int) -> warm.Case:
+def case(root: Path, seed: int, number: int, trains: bool) -> warm.Case:
   """Makes one case, a function of the seed and its number."""
   rng = random.Random(f"{seed} {number}")
+  if not trains:
+    return config_case(root, number, rng, trains)
   make: Callable[..., warm.Case] = command_case if number % 5 == 4 else config_case
   return make(root, number, rng)
 
@@ -198,13 +203,14 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--first", type=int, default=0, help="number of the first case")
   parser.add_argument("--workers", type=int, default=2)
   parser.add_argument("--minutes", type=float, default=float("inf"), help="then no more are begun")
+  parser.add_argument("--resolve_only", action="store_true", help="configs alone, none trained")
   parser.add_argument("--verbose", action="store_true", help="say how every case ended")
   asked = parser.parse_args(arguments)
   _import()
   table = warm.Table(asked.verbose)
   with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
     prepare(Path(folder))
-    warm.run((case(Path(folder), asked.seed, number)
+    warm.run((case(Path(folder), asked.seed, number, not asked.resolve_only)
               for number in range(asked.first, asked.first + asked.count)),
              asked.workers, table.add, asked.minutes)
   print(table.text())
