@@ -36,6 +36,8 @@ _BEGINNINGS = (
     (b"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", _UNPACK)),
     (b"MMIDIDX\0\0", Kind("the index of a Megatron data set (.idx)",
                           "give the .bin file beside it, and leave this one its name")),
+    (b"LITPKDS", Kind("a packed data set of LitGPT, with a header of its own",
+                      "save the token ids alone as .npy")),
     (b"TNTIDX\0\0", Kind("the index of a fairseq data set (.idx)", _EXTRACT)),
     (b"GGUF", Kind("a model's weights (GGUF)", "give it by --model")),
     (b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file", _EXTRACT)),
@@ -48,6 +50,13 @@ _BEGINNINGS = (
     (b"\x7fELF", Kind("a program", "leave it out")),
 )
 _SAFETENSORS = Kind("a model's weights (safetensors)", "give its folder by --model")
+# Their marks are days of 2024, each followed by a small version.
+_LLMC = {
+    20240326: Kind("a model's weights as llm.c writes them", "convert it to safetensors"),
+    20240327: Kind("llm.c's activations for debugging", "leave it out"),
+    20240328: Kind("a tokenizer as llm.c writes it", "leave it out"),
+    20240522: Kind("an evaluation set as llm.c writes it", "leave it out"),
+    20240527: Kind("the state of a run of llm.c", "leave it out")}
 _GZIP = Kind("compressed by gzip", _UNPACK)
 _BZIP2 = Kind("compressed by bzip2", _UNPACK)
 _TAR = Kind("a tar archive", _UNPACK)
@@ -70,6 +79,9 @@ def of_bytes(head: bytes) -> Kind | None:
     return _BZIP2
   if is_tar(head):
     return _TAR
+  if 0 < int.from_bytes(head[4:8], "little") < 100 and (
+      kind := _LLMC.get(int.from_bytes(head[:4], "little"))):
+    return kind
   if head[8:10] == b'{"' and 2 < int.from_bytes(head[:8], "little") < 1 << 30:
     return _SAFETENSORS
   return _PICKLE if _unpickles(head) else None
@@ -91,7 +103,7 @@ def is_text(head: bytes) -> bool:
 
 def _inflates(head: bytes) -> bool:
   try:
-    return bool(zlib.decompressobj(31).decompress(head, 1))
+    return bool(zlib.decompressobj(31).decompress(head, 1 << 20))
   except zlib.error:
     return False
 

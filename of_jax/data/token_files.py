@@ -21,6 +21,7 @@ from of_jax.errors import UserError
 Log = Callable[[str], None]
 
 _NPY_TYPES = ("uint16", "uint32", "int32", "int64")
+_NPY = f"{', '.join(_NPY_TYPES[:-1])} or {_NPY_TYPES[-1]}"
 _HEAD = 1 << 16
 # A text of fewer bytes could be tokens.
 _SHORTEST_TEXT = 32
@@ -88,9 +89,10 @@ def advice(path: Path, tokens: Tokens, vocab_size: int) -> str:
   fitting = {
       "int64": "save it as .npy", "uint32": "set config.data.token_dtype=uint32",
       ">u4": "save it as .npy", "uint16": "set config.data.token_dtype=uint16",
-      ">u2": "save it as .npy"}
+      ">u2": "save it as .npy", "float16": f"save its ids as .npy of {_NPY}",
+      "bfloat16": f"save its ids as .npy of {_NPY}"}
   for dtype, remedy in fitting.items():
-    if np.dtype(dtype) != tokens.dtype and token_layout.fits(raw, dtype, vocab_size):
+    if dtype != tokens.dtype.name and token_layout.fits(raw, dtype, vocab_size):
       name = dtype if dtype.isalnum() else f"big-endian {np.dtype(dtype).name}"
       return f"; read as {name}, every token would be: if it is that, {remedy}"
   return ""
@@ -118,10 +120,10 @@ def _load_bin(where: str, path: Path, dtype: str, log: Log) -> Tokens:
 
 def _remedy(written: str, dtype: str) -> str:
   """Says what to do with a file of another type."""
-  otherwise = f"if it is {dtype} all the same, save it as .npy, which names its type"
   if written == "int32 or uint32" and dtype == "uint16":
-    return f"set config.data.token_dtype=uint32, or {otherwise}"
-  return f"save it as .npy, which names its type; {otherwise}"
+    return (f"set config.data.token_dtype=uint32, or if it is {dtype} all the same, save it as "
+            ".npy, which names its type")
+  return f"save it as .npy of {_NPY}, which names its type, also if it is {dtype} all the same"
 
 
 def _check_kind(where: str, path: Path, head: bytes) -> None:
@@ -185,5 +187,8 @@ def _head(path: Path) -> bytes:
 
 
 def _seems(path: Path) -> str:
+  """Says what the file is, unless it is what its name says."""
   known = signatures.of_bytes(_head(path))
-  return f": it is {known.what}; {known.advice}" if known else ""
+  if known is None or known.advice == f"give it the name {path.suffix}":
+    return ""
+  return f": it is {known.what}; {known.advice}"

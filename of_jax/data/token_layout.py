@@ -53,10 +53,11 @@ def suspicion(raw: Bytes, width: int) -> Suspicion | None:
 
 
 def fits(raw: Bytes, dtype: str, limit: int) -> bool:
-  """Tells whether all tokens of a sample are in [0, limit) when they are read as `dtype`."""
+  """Tells whether a sample is whole numbers in [0, limit) when it is read as `dtype`."""
   seen = _sample(raw)
-  values = seen.view(dtype)
-  return bool(len(values)) and int(values.max()) < limit and int(values.min()) >= 0
+  values = _bfloat16(seen) if dtype == "bfloat16" else seen.view(dtype)
+  inside = (values >= 0) & (values < limit)
+  return bool(len(values)) and bool((inside & (values == np.floor(values))).all())
 
 
 def _sample(raw: Bytes) -> Bytes:
@@ -128,9 +129,35 @@ def _floats(seen: Bytes) -> Suspicion | None:
     values = seen.view(dtype)
     with np.errstate(invalid="ignore", over="ignore"):
       whole = (values >= 0) & (values < 1 << 22) & (values == np.floor(values))
-    if whole.all() and (values > 0).sum() >= _EVIDENCE:
+    if (whole.all() and (values > 0).sum() >= _EVIDENCE
+        and len(np.unique(values[values > 0])) > 2):
       return Suspicion(name, "every number is whole when it is read so")
-  return None
+  words = np.unique(seen.view("<u2"))
+  return next((Suspicion(name, "every number is whole when it is read so")
+               for name, mantissa, bias in (("float16", 10, 15), ("bfloat16", 7, 127))
+               if _whole_halves(words[words > 0].astype(np.int64), mantissa, bias)), None)
+
+
+def _whole_halves(words: npt.NDArray[np.int64], mantissa: int, bias: int) -> bool:
+  """Tells whether different words are whole numbers from 1 as floats of two bytes, by no chance.
+
+  Such a number of so many bits before its point ends in as many zeros as its mantissa has bits
+  left. That is evidence, but for the zeros that all have, as multiples of a power of two do.
+  """
+  exponent = (words >> mantissa) - bias
+  point = mantissa - exponent
+  zeros = np.log2(words & -words)
+  # Above 2 ** 24 there are no ids; float16 ends with infinity, which stands for what is too large.
+  whole = (exponent >= 0) & (exponent < min(24, bias + 2)) & (point <= zeros)
+  if not whole.all():
+    return False
+  bits = np.maximum(0, point - zeros.min(initial=mantissa)).sum()
+  odd = np.unique(point[(point == zeros) & (point > 0)])
+  return bool(bits > -np.log2(_IMPROBABLE) and len(odd) >= 3)
+
+
+def _bfloat16(seen: Bytes) -> npt.NDArray[np.float32]:
+  return (seen.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 def _entropy(counts: npt.NDArray[np.integer]) -> float:

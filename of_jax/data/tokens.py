@@ -53,7 +53,10 @@ def open_tokens(data: DataConfig, log: Log) -> Corpus:
     if not len(arrays[part]):
       raise UserError(f"{where}: no {part} tokens in {files[part].name}")
     digest.update(f"{part} {len(arrays[part])}\n".encode())
-    _check(where, arrays[part], files[part], first, data.vocab_size, digest)
+    only = _check(where, arrays[part], files[part], first, data.vocab_size, digest)
+    if only is not None:
+      log(f"{where}: all {len(arrays[part]):,} {part} tokens of {files[part].name} are {only}; a "
+          "file that was made and never filled is like that")
   given = tokenizer.load(data) if data.tokenizer else None
   return Corpus(
       arrays["train"], arrays["validation"], vocab_size=data.vocab_size,
@@ -95,8 +98,13 @@ def _file_of(where: str, folder: Path, part: str) -> Path:
 
 
 def _check(where: str, tokens: Tokens, path: Path, first: int, vocab_size: int,
-           digest: Any) -> None:
-  """Adds the tokens to `digest`, and refuses one outside [0, vocab_size)."""
+           digest: Any) -> int | None:
+  """Adds the tokens to `digest`, and refuses one outside [0, vocab_size).
+
+  Returns:
+    the token that all are, where they are two or more and alike.
+  """
+  found: set[int] = set()
   for start in range(0, len(tokens), _CHUNK):
     chunk = tokens[start:start + _CHUNK]
     digest.update(chunk.astype("<i8" if chunk.dtype.name == "int64" else "<u4"))
@@ -107,6 +115,8 @@ def _check(where: str, tokens: Tokens, path: Path, first: int, vocab_size: int,
             f"{where}: token {token} at position {first + start + worst} of {path.name} is not in "
             f"[0, config.data.vocab_size={vocab_size}); set data.vocab_size, or data.token_dtype "
             "of a .bin file" + token_files.advice(path, tokens, vocab_size))
+      found.add(token)
+  return found.pop() if len(found) == 1 and len(tokens) > 1 else None
 
 
 def _local(where: str, url: str, cache_dir: str, log: Log) -> Path:

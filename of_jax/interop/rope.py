@@ -84,8 +84,8 @@ def rope_fields(settings: Settings, head_dim: int, spelling: Spelling = Spelling
                 ) -> dict[str, Any]:
   """Fields of ModelConfig: `positions` and those that begin with `rope_`.
 
-  Settings stand in the config itself, in `rope_scaling` or in `rope_parameters`. What an object says
-  counts before what stands beside it.
+  Settings stand in the config itself, in `rope_scaling` or in `rope_parameters`. What an object
+  says counts before what stands beside it.
 
   Raises:
     UserError: objects that do not agree, or what cannot be expressed.

@@ -65,6 +65,10 @@ KINDS = {
     "safetensors": (struct.pack("<Q", len(HEADER)) + HEADER + bytes(36), "weights (safetensors)"),
     "gguf": (b"GGUF\3\0\0\0" + U16.tobytes(), "a model's weights (GGUF)"),
     "idx": (b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 1, 2), "index of a Megatron data set"),
+    "LitGPT": (b"LITPKDS" + struct.pack("<QBQ", 1, 8, 6000) + U16.tobytes(), "set of LitGPT"),
+    "llm.c": (struct.pack("<4i", 20240326, 3, 64, 97) + bytes(1008) + U16.tobytes(),
+              "weights as llm.c"),
+    "llm.c's state": (struct.pack("<2i", 20240527, 1) + U16.tobytes(), "state of a run of llm.c"),
     "parquet": (b"PAR1" + U16.tobytes(), "a Parquet file"),
     "text": (b"Plain words, one after the other. " * 9, "it is text; save token ids as .npy"),
     "more text": ("Ein Wörterbuch für große Füße. ".encode() * 9, "it is text"),
@@ -90,7 +94,7 @@ WRITTEN = {
     (">i8", "uint16"): ("big-endian int64 or uint64", "save it as .npy"),
     (">u2", "uint16"): ("big-endian uint16", "save it as .npy"),
     ("<f4", "uint16"): ("float32", "save it as .npy"),
-    ("<f8", "uint16"): ("float64", "save it as .npy"),
+    ("<f8", "uint16"): ("float64", "save it as .npy of uint16"),
     ("<i8", "uint32"): ("int64 or uint64, not uint32", "save it as .npy"),
     (">i8", "uint32"): ("big-endian int64 or uint64, not uint32", "save it as .npy"),
     ("<f4", "uint32"): ("float32, not uint32", "save it as .npy"),
@@ -128,6 +132,50 @@ def test_bytes_as_tokens_are_known(data, tmp_path, log):
   RNG.integers(0, 65, 9000).astype("u1").tofile(tmp_path / "own.bin")
   with pytest.raises(UserError, match="seems to hold uint8, not uint16"):
     corpora.prepare(data(), log)
+
+
+def bfloat16(ids: np.ndarray) -> np.ndarray:
+  return (ids.astype("<f4").view("<u4") >> 16).astype("<u2")
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_ids_as_floats_of_two_bytes_are_refused(ids, data, tmp_path, log):
+  if ids == "few":
+    pytest.skip("sixty tokens do not tell")
+  many = np.append(IDS[ids], RNG.integers(0, IDS[ids].max(), 30_000))  # Some below 128.
+  for name, raw in (("float16", IDS[ids].astype("<f2")), ("bfloat16", bfloat16(many))):
+    raw.tofile(tmp_path / "own.bin")
+    with pytest.raises(UserError, match=f"own.bin seems to hold {name}, not uint16: every number"):
+      corpora.prepare(data(), log)
+
+
+@pytest.mark.parametrize("first, last", [
+    (0x3C00, 0x7C00), (0x3C00, 0x6400), (0x5800, 0x6C00), (0x6400, 0x7C00), (0x3F80, 0x4900),
+    (0x3F80, 0x4300), (0x4300, 0x4900)])
+def test_vocabularies_where_halves_have_their_whole_numbers_are_never_refused(first, last):
+  for length in (24, 1000, 30_000):
+    for step in (1, 2, 8):
+      for name, tokens in legitimate((last - first) // step, length).items():
+        raw = (first + step * tokens).astype("<u2")
+        for padded in (raw, np.concatenate([raw, np.zeros(64, "<u2")])):
+          assert token_layout.suspicion(padded.view(np.uint8), 2) is None, (name, length, step)
+
+
+def test_a_file_of_one_token_is_said_to_be_that(data, tmp_path, log):
+  for token in (0, 1001):
+    np.full(6000, token, "<u2").tofile(tmp_path / "own.bin")
+    corpora.prepare(data(), log)
+    assert f"all 5,400 train tokens of own.bin are {token}; a file that was made" in " ".join(log)
+  log.clear()
+  U16.tofile(tmp_path / "own.bin")
+  corpora.prepare(data(), log)
+  assert not log
+
+
+def test_a_npy_of_objects_is_not_told_to_be_npy(data, tmp_path, log):
+  np.save(tmp_path / "own.npy", np.array([[1], [2, 3]], object))
+  with pytest.raises(UserError, match="it holds object, and no plain numbers$"):
+    corpora.prepare(data(corpus=f"tokens:{tmp_path / 'own.npy'}"), log)
 
 
 def legitimate(size: int, length: int) -> dict[str, np.ndarray]:
@@ -170,7 +218,8 @@ def test_the_way_out_is_npy_and_it_is_true(data, tmp_path, log):
 @pytest.mark.parametrize("written, read, remedy", [
     ("<u2", "uint32", "read as uint16, every token would be: if it is that, set config.data."),
     (">u2", "uint16", "read as big-endian uint16, every token would be"),
-    (">u4", "uint32", "read as big-endian uint32, every token would be")])
+    (">u4", "uint32", "read as big-endian uint32, every token would be"),
+    ("<f2", "uint16", "read as float16, every token would be: if it is that, save its ids as")])
 def test_a_token_out_of_range_says_as_what_all_would_be_in_it(
     written, read, remedy, data, tmp_path, log):
   # Too few to tell by their distribution.
