@@ -241,7 +241,9 @@ def _rows(config: Config, windows: npt.NDArray[np.integer], where: str, count: i
           end_token: int | None) -> list[Batch]:
   """Batches of windows that are read as they are."""
   length, size = config.train.sequence_length, min(config.train.batch_size, len(windows))
-  if not 2 <= windows.shape[1] <= length + 1 or not len(windows):
+  if not len(windows):
+    raise UserError(f"{where}: holds no windows: it is of shape {windows.shape}")
+  if not 2 <= windows.shape[1] <= length + 1:
     raise UserError(f"{where}: windows of {windows.shape[1]} tokens; they have 2 to {length}, what "
                     "the model reads, or one more, which is predicted alone")
   read = min(length, windows.shape[1])

@@ -4,6 +4,7 @@ Enters: bytes. Leaves: the text that they spell, as UTF-8, and counts of what is
 ends, NUL bytes and byte-order marks stay as they are, whatever reads them: a corpus or a flag.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -33,7 +34,7 @@ def decode(raw: bytes) -> str:
   try:
     text = raw.decode("utf-8")
   except UnicodeDecodeError as error:
-    raise NotText(f"not UTF-8 text: {_guess(raw, error.start)}") from None
+    raise NotText(f"not UTF-8 text: {_guess(raw, error.start, error.reason)}") from None
   zeros = raw.count(b"\0")
   if zeros > _NUL_SHARE * len(raw) or signatures.is_tar(raw):
     raise NotText(f"not UTF-8 text: {_guess(raw, raw.find(0))}")
@@ -62,7 +63,7 @@ def record(texts: Iterable[str]) -> dict[str, Any]:
   return {"policy": POLICY, "unusual": dict(total)}
 
 
-def _guess(raw: bytes, at: int) -> str:
+def _guess(raw: bytes, at: int, reason: str = "") -> str:
   """Guesses what bytes are that are no UTF-8 text from byte `at` on, and says what to do."""
   for mark, encoding in ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"),
                          (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
@@ -78,7 +79,10 @@ def _guess(raw: bytes, at: int) -> str:
   if zeros:
     return f"{zeros:,} of its {len(raw):,} bytes are NUL, as in a binary file"
   line = raw.count(b"\n", 0, at) + 1
-  if len(raw) - at < 4 and raw[at] >= 0xC0:
+  if re.match(b"\xed[\xa0-\xbf][\x80-\xbf]", raw[at:at + 3]):
+    return (f"bytes {raw[at:at + 3].hex(' ')} at {at:,}, in line {line:,}, are half a surrogate "
+            "pair, which is no character; if it is CESU-8, convert it, else write U+FFFD in place")
+  if reason == "unexpected end of data":
     return f"it ends in the middle of a character, at byte {at:,}; it may be cut off"
   return (f"byte {raw[at]:#04x} at {at:,}, in line {line:,}; if it is Latin-1 or Windows-1252, "
           f"{_convert('WINDOWS-1252')}")

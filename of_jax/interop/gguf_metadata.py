@@ -83,11 +83,16 @@ def refuse_what_acts(path: Path, metadata: Metadata, architecture: str, own: dic
     value = metadata[key]
     neutral = [one for one in (*_NEUTRAL.get(name, ()), own.get(name)) if one is not None]
     if not any(_same(value, one) for one in neutral):
-      right = f" (must be {' or '.join(f'{one:g}' for one in neutral)})" if neutral else ""
-      acting.append(f"{key}={str(value)[:40]}{right}")
+      write = _truth if isinstance(value, bool) else "{:g}".format
+      right = f" (must be {' or '.join(map(write, neutral))})" if neutral else ""
+      acting.append(f"{key}={_truth(value) if isinstance(value, bool) else str(value)[:40]}{right}")
   if acting:
     raise UserError(f"{path}: {', '.join(acting)}: changes the function of the model in a way that "
                     "of_jax does not express from GGUF")
+
+
+def _truth(value: Any) -> str:
+  return "true" if value else "false"
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -147,6 +147,8 @@ def _sharded(folder: Path) -> Entries:
   places = read_object(index).get("weight_map")
   if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
     raise UserError(f"{index}: lacks weight_map, from names of tensors to names of files")
+  way = ((f"say --weights=single to read {SINGLE} alone, or " if (folder / SINGLE).exists() else "")
+         + f"write {INDEX} anew with the files that it names")
   entries: Entries = {}
   for file in sorted(set(places.values())):
     # A name and nothing else: no other folder, whatever the separator.
@@ -158,6 +160,6 @@ def _sharded(folder: Path) -> Entries:
     for name in sorted(found.keys() ^ listed):
       verbs = ("holds", "does not list") if name in found else ("lacks", "lists")
       raise UserError(f"{folder / file}: {verbs[0]} the tensor {name}, which {INDEX} {verbs[1]} "
-                      "there")
+                      f"there; {way}")
     entries |= found
   return entries

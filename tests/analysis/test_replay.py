@@ -157,7 +157,8 @@ def test_batches_of_tokens(run: Path, token_file: Path) -> None:
   np.testing.assert_array_equal(few["targets"], targets[:3])
   padded = replay.token_batches(model.config, held_out[:16 * 9 + 1], "--tokens=x")
   assert [b["weights"].sum() for b in padded] == [128, 16]
-  for bad, message in ((np.zeros(1, int), "windows of 1 tokens; they have 2 to 16"),
+  for bad, message in ((np.zeros((0, 9), int), r"holds no windows: it is of shape \(0, 9\)"),
+                       (np.zeros(1, int), "windows of 1 tokens; they have 2 to 16"),
                        (np.full(40, 64), r"token 64 is not in \[0, 64\)"),
                        (np.full(40, -1), "token -1"), (np.zeros(40), "holds float64"),
                        (np.zeros((2, 18), int), "windows of 18 tokens; they have 2 to 16")):

@@ -63,6 +63,7 @@ OTHERS = {
     "utf-32-le": (BODY.encode("utf-32-le"), "looks like UTF-32LE without"),
     "latin-1": (b"a line\nand caf\xe9 au lait\n", "byte 0xe9 at 14, in line 2; if it is Latin-1"),
     "cut off": ("a café".encode()[:-1], "ends in the middle of a character, at byte 5"),
+    "half a pair": ("a café".encode() + b"\xed\xa0\x80", "bytes ed a0 80 at 7, in line 1, are ha"),
     "zeros": (b"some\0\0\0text\0\0", "5 of its 13 bytes are NUL"),
     "gzip": (gzip.compress(BODY.encode()), "it is compressed by gzip; unpack it first"),
     "tar": (b"a.txt".ljust(257, b"\0") + b"ustar\0" + BODY.encode() * 9, "it is a tar archive"),

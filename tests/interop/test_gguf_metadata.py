@@ -20,9 +20,9 @@ def opened(path: Path, form: str, change: dict[str, Any]) -> Source:
 
 @pytest.mark.parametrize("form, change, message", (
     ("llama", {"llama.logit_scale": 0.5}, r"llama.logit_scale=0.5 \(must be 1\): changes the func"),
-    ("llama", {"llama.attention.causal": False}, "llama.attention.causal=False"),
+    ("llama", {"llama.attention.causal": False}, r"llama.attention.causal=false \(must be true\)"),
     ("qwen3", {"qwen3.attention.causal": False, "qwen3.residual_scale": 2.0},
-     "qwen3.attention.causal=False .*, qwen3.residual_scale=2.0"),
+     "qwen3.attention.causal=false .*, qwen3.residual_scale=2.0"),
     ("llama", {"llama.attention.scale": 0.1}, r"attention.scale=0.1.* \(must be 0 or 0.353553\)"),
     ("llama", {"llama.attn_logit_softcapping": 50.0}, "llama.attn_logit_softcapping=50"),
     ("llama", {"llama.attention.sliding_window": 8}, "llama.attention.sliding_window=8"),

@@ -108,7 +108,8 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
       ("[]", "not a JSON object"), ("{", "not JSON"), ("{}", "lacks weight_map"),
       ('{"weight_map": {"a": 3}}', "lacks weight_map"),
       ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors: cannot be read: No such"),
-      ('{"weight_map": {"a": "model.safetensors"}}', "lacks the tensor a, which .* lists there")):
+      ('{"weight_map": {"a": "model.safetensors"}}', "lacks the tensor a, which .* lists there; "
+       "say --weights=single to read model.safetensors alone, or write model.saf.* anew")):
     index.write_text(content)
     with pytest.raises(UserError, match=message):
       load(folder)
