@@ -49,11 +49,11 @@ def sparsity(**changes: Any) -> dict[str, Any]:
 
 
 def study(tmp_path: Any, name: str, analysis: dict[str, Any]) -> dict[str, str]:
-  """Verdicts of a smoke study all of whose runs have this analysis."""
+  """Verdicts of a smoke study all of whose runs have this analysis, up to their last step."""
   declared = studies.load(name, "smoke")
   loaded = {}
   for run in declared.runs:
-    write_run(tmp_path / run, config())
+    write_run(tmp_path / run, config([("train.steps", str(analysis["steps"][-1]["step"]))]))
     (tmp_path / run / f"{declared.analyses[0]}.json").write_text(json.dumps(analysis))
     loaded[run] = runs.load_run(tmp_path / run)
   verdicts = {claim.id: claim.judge(loaded) for claim in declared.claims}
