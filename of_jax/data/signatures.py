@@ -79,9 +79,9 @@ def of_bytes(head: bytes) -> Kind | None:
     return _BZIP2
   if is_tar(head):
     return _TAR
-  if 0 < int.from_bytes(head[4:8], "little") < 100 and (
-      kind := _LLMC.get(int.from_bytes(head[:4], "little"))):
-    return kind
+  mark, version = (int.from_bytes(head[i:i + 4], "little") for i in (0, 4))
+  if mark in _LLMC and 0 < version < 100:
+    return _LLMC[mark]
   if head[8:10] == b'{"' and 2 < int.from_bytes(head[:8], "little") < 1 << 30:
     return _SAFETENSORS
   return _PICKLE if _unpickles(head) else None
