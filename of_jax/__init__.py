@@ -23,6 +23,7 @@ if TYPE_CHECKING:
       quantise,
       report,
       scaling,
+      signals,
       storage,
       sweep,
       telemetry,
@@ -38,7 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "analysis", "baselines", "claims", "config", "cost_model", "data", "errors", "interop",
     "models", "objectives", "optim", "presets", "quantise", "report", "run_directory", "scaling",
-    "storage", "sweep", "telemetry", "train", "variants", "xla"]
+    "signals", "storage", "sweep", "telemetry", "train", "variants", "xla"]
 
 # Modules inside of rooms that config files and notebooks ask for by `from of_jax import NAME`.
 _INSIDE = {"baselines": "config.baselines", "presets": "config.presets",

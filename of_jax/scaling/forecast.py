@@ -22,7 +22,7 @@ _BAND = 9
 
 
 class Context(Protocol):
-  """What a forecast needs to know beside the fit."""
+  """Inputs of a forecast beside the fit."""
 
   @property
   def noise(self) -> Noise: ...

@@ -44,7 +44,7 @@ def watched(metrics: Metrics) -> Metrics:
 
 
 class Divergence:
-  """What the runs that one loop trains do where a step is not finite."""
+  """Policy of the runs that one loop trains where a step is not finite."""
 
   def __init__(self, policy: str, replays: Sequence[Replay],
                begun: Sequence[Mapping[str, int]], say: Log):

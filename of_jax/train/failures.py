@@ -1,4 +1,4 @@
-"""What a run says where a file that it needs cannot be written."""
+"""Turns a file that a run needs and cannot write into one line."""
 
 import contextlib
 import os
