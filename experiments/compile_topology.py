@@ -35,7 +35,6 @@ _TOPOLOGY = flags.DEFINE_string(
 _TELEMETRY = flags.DEFINE_list(
     "telemetry", ["off", "basic"],
     "levels to compile: beside the config's own, or for a table, which has off in any case")
-flags.DEFINE_string("out", None, "file for the result as JSON; default: none is left")
 _TABLE = flags.DEFINE_string("table", None, "page for the table of the size ladder")
 
 
@@ -286,4 +285,5 @@ def _added_line(row: Row, level: str, off: Mapping[str, Any], own: Mapping[str, 
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("out", None, "file for the result as JSON; default: none is left")
   cli.run(main)

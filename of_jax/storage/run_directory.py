@@ -73,10 +73,12 @@ def replace_text(path: Path, text: str) -> None:
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
-  except OSError as error:
+  except BaseException as error:
     with contextlib.suppress(OSError):
       temporary.unlink()
-    raise OSError(error.errno, error.strerror, str(path)) from error
+    if isinstance(error, OSError):
+      raise OSError(error.errno, error.strerror, str(path)) from error
+    raise
 
 
 def unique() -> str:

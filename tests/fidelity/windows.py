@@ -71,8 +71,8 @@ COMPARISONS = [
                "tokenizers that differ, of 8", ids_that_differ, 0),
     Comparison("loss over a text's windows, with the begin token and without, and over given ones",
                _AGAINST, "5.24.0 on 2.13.0", "2026-11-27", "largest relative difference of a loss",
-               of_losses, 1e-5),
+               of_losses, 1e-5, slow=True),
     Comparison("kurtosis and largest magnitude of the stream over whole windows, likewise",
                _AGAINST, "5.24.0 on 2.13.0", "2026-11-27",
-               "largest relative difference of a layer", of_streams, 1e-4),
+               "largest relative difference of a layer", of_streams, 1e-4, slow=True),
 ]

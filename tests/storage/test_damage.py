@@ -290,6 +290,7 @@ def test_members_of_which_one_is_damaged(study: Study, make_config: MakeConfig, 
       np.testing.assert_array_equal(mine, whole)
 
 
+@pytest.mark.slow
 def test_saves_leave_no_thread_and_no_descriptor(tmp_path: Path) -> None:
   """Over 200 saves in four runs of one process."""
   def held() -> tuple[int, int]:
