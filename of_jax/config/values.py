@@ -22,7 +22,7 @@ def _optional(hint: Any) -> tuple[Any, bool]:
 
 
 def _item(hint: Any) -> Any:
-  """What makes an item of a list of its text."""
+  """Converter of the text of one item of a list."""
   return _float if typing.get_args(hint)[0] is float else str.strip
 
 

@@ -107,7 +107,7 @@ def rivals(own: Law, data: Data, asked: Sequence[str] | None, y: str) -> list[La
 
 
 def _may(law: Law, data: Data, y: str) -> bool:
-  """Whether a named law could describe the points at all, and be held to sizes it did not see."""
+  """Tells whether a named law may describe the points, and can be held to sizes it did not see."""
   if law.name == "saturating":
     values = np.exp(data.log_y)
     return "kurt" in y.lower() and bool(

@@ -44,7 +44,7 @@ class Resumed:
 
 @dataclasses.dataclass
 class _Faults:
-  """What was found on the way to a checkpoint that is whole.
+  """Finds on the way back to a checkpoint that is whole.
 
   Attributes:
     damaged: name of what lies among the checkpoints -> what is wrong with it.

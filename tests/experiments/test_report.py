@@ -127,7 +127,7 @@ def test_a_run_that_has_logged_nothing(tmp_path, with_figure):
 
 
 def loaded_model(path, env=None):
-  """What experiments.load --out leaves, less its checkpoint."""
+  """Writes what experiments.load --out leaves, less its checkpoint."""
   path.mkdir(parents=True)
   values = to_dict(config([("data.corpus", "tokens:none.npy"), ("train.steps", "1000")]))
   (path / "config.json").write_text(json.dumps(values))

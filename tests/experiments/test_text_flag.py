@@ -21,7 +21,7 @@ CONTENT = "\ufeffa line\r\nanother\rand\0more\n" * 9
 
 @pytest.fixture
 def model(tmp_path: Path) -> types.SimpleNamespace:
-  """What a model is for its texts: a tokenizer and special tokens."""
+  """Makes a model as its texts see it: a tokenizer and special tokens."""
   assert measure.__doc__  # It declares the flags.
   path = tmp_path / "tokenizer.json"
   path.write_text(tokenizer.train([CONTENT], 300))

@@ -1,4 +1,4 @@
-"""What a step changes, against sums in NumPy's float64, in every compute type and on meshes."""
+"""Tests of what a step changes, against sums in NumPy's float64, in every compute type and on meshes."""
 
 import re
 from collections.abc import Iterator
@@ -131,7 +131,7 @@ def test_members_measure_as_alone(at_once: bool) -> None:
 
 
 def test_small_differences_are_the_same_program_in_every_compute_type() -> None:
-  """Of families of change and of the quantised model; no product is of a lower precision."""
+  """Programs of change and of the quantised model hold no product of a lower precision."""
   texts: dict[str, list[str]] = {}
   for dtype in ("float32", "bfloat16"):
     config = make_config(**SMALL, model__compute_dtype=dtype, telemetry__sites="final",

@@ -57,7 +57,7 @@ def test_squares_that_are_lost_are_null(name: str, exponent: float) -> None:
 
 @pytest.mark.parametrize("exponent", (-37, -40))
 def test_numbers_that_are_lost_are_null(exponent: float) -> None:
-  """Where differences and halves of entries are no float32, nothing but max_abs remains."""
+  """Only max_abs remains where differences and halves of entries are no float32."""
   found = measured((CASES["random"] * 10.0 ** exponent).astype(np.float32))
   ratios = (OF_SQUARES | {"kurtosis_pooled", "excess_kurtosis_token", "massive_ratio"}) - {"rms"}
   assert all(np.all(is_null(found[name])) for name in ratios)
@@ -72,7 +72,7 @@ def test_squares_that_overflow_are_null(exponent: float) -> None:
 
 
 def test_layers_of_all_sizes() -> None:
-  """What is lost in one layer says nothing of another."""
+  """A layer whose squares are lost says nothing of another."""
   first = np.broadcast_to(np.arange(32) == 0, (4, 32))
   x = np.stack([CASES["random"] * np.float32(size) for size in (1, 1e-20, 1e-10, 0, 1e20)])
   metrics = finished(jax.jit(jax.vmap(lambda x: statistics_of(x, first)))(x))

@@ -122,7 +122,7 @@ def small_files() -> Iterator[Callable[[int], None]]:
 
 def test_a_checkpoint_that_cannot_be_written(
     tmp_path: Path, small_files: Callable[[int], None], capfd: pytest.CaptureFixture[str]) -> None:
-  """What TensorStore says of a disk is an OSError; a folder that was removed is not made anew."""
+  """TensorStore's words on a disk become an OSError; a folder that was removed is not made anew."""
   import numpy as np
   rng = np.random.default_rng(0)
   state = {"params": {"a": rng.random(100_000)}, "opt_state": {"b": rng.random(9)}}
@@ -158,7 +158,7 @@ def test_a_terminal_that_is_gone(monkeypatch: pytest.MonkeyPatch,
 
 def test_temporary_names_are_of_one_process_alone(tmp_path: Path,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-  """Of containers too whose process ids and hosts are equal; a failed write leaves nothing."""
+  """Names differ in containers of equal process ids and hosts; a failed write leaves nothing."""
   monkeypatch.setattr(os, "getpid", lambda: 7)
   assert len({run_directory.unique() for _ in range(1000)}) == 1000
   path = tmp_path / ("x" * 200 + ".json")
