@@ -103,7 +103,7 @@ class Ended:
 
 
 class Bench:
-  """Place where trials run: a corpus, compiled programs, the undisturbed runs and room for others."""
+  """Place where trials run: a corpus, compiled programs, the undisturbed runs, room for others."""
 
   def __init__(self, folder: Path):
     self.folder = folder

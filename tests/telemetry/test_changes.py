@@ -1,4 +1,4 @@
-"""Tests of what a step changes, against sums in NumPy's float64, in every compute type and on meshes."""
+"""Tests of what a step changes, against float64 sums, in every compute type and on meshes."""
 
 import re
 from collections.abc import Iterator
