@@ -24,11 +24,13 @@ def main(arguments: str) -> None:
 
     from experiments import cli
     from experiments import train as binary
-    from tests.faults.run import FIELDS
     if given["fault"]:
       place(given["fault"], Path(given["workdir"]), Path(given["small"]))
+    if given["samples"]:
+      sampled(Path(given["workdir"]), Path(given["samples"]),
+              int(given["fields"]["train.checkpoint_every"]))
     flags.FLAGS.unparse_flags()
-    fields = {**FIELDS, "data.corpus": f"tokens:{given['tokens']}"}
+    fields = {**given["fields"], "data.corpus": f"tokens:{given['tokens']}"}
     sys.argv = ["train", "--config=experiments/configs/smoke.py", f"--workdir={given['workdir']}",
                 *(f"--config.{name}={value}" for name, value in fields.items())]
     os.chdir(Path(__file__).parents[2])
@@ -69,6 +71,29 @@ def digests(runs: list[Path], step: int, write: int) -> None:
       os.write(write, f"{hashed.hexdigest()}\n".encode())
   finally:
     os._exit(0)
+
+
+def sampled(workdir: Path, path: Path, every: int) -> None:
+  """Has a line written half way between two checkpoints: the step, and what the process holds.
+
+  Those are of memory MB, of threads, of descriptors, and of files in the run directory beside the
+  checkpoints that are whole.
+  """
+  from of_jax.train import loop
+  train, page = loop.Feed.train, os.sysconf("SC_PAGE_SIZE")
+
+  def call(feed: loop.Feed, step: int) -> Any:
+    if step % every == every // 2:
+      files = [name for folder, _, names in os.walk(workdir) for name in names
+               if not Path(folder).relative_to(workdir).as_posix().removeprefix(
+                   "checkpoints/").partition("/")[0].isdecimal()]
+      memory = int(Path("/proc/self/statm").read_text().split()[1]) * page / 2 ** 20
+      with path.open("a") as file:
+        print(step, memory, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")),
+              len(files), file=file)
+    return train(feed, step)
+
+  setattr(loop.Feed, "train", call)
 
 
 def place(fault: dict[str, Any], workdir: Path, small: Path) -> None:

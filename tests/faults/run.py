@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,9 @@ class Ended:
 class Bench:
   """Place where trials run: a corpus, compiled programs, the undisturbed runs, room for others."""
 
-  def __init__(self, folder: Path):
-    self.folder = folder
+  def __init__(self, folder: Path, fields: Mapping[str, Any] | None = None):
+    """`fields`: set beside FIELDS."""
+    self.folder, self.fields = folder, {**FIELDS, **(fields or {})}
     self.tokens = folder / "tokens.npy"
     rng = np.random.default_rng(0)
     np.save(self.tokens, rng.integers(0, 64, 20_000).astype(np.uint16))
@@ -132,16 +133,21 @@ class Bench:
       self.whole[members] = self.result(workdir, members)
     return self.whole[members]
 
-  def process(self, workdir: Path, members: int, fault: Fault | None, fresh: bool) -> Ended:
+  def process(self, workdir: Path, members: int, fault: Fault | None, fresh: bool,
+              samples: Path | None = None) -> Ended:
     """Runs one process to its end."""
-    return self.wait(*self.start(workdir, members, fault, fresh))
+    return self.wait(*self.start(workdir, members, fault, fresh, samples))
 
-  def start(self, workdir: Path, members: int, fault: Fault | None, fresh: bool
-            ) -> tuple[int, Path]:
-    """Starts a process; returns its id and the file of its lines."""
+  def start(self, workdir: Path, members: int, fault: Fault | None, fresh: bool,
+            samples: Path | None = None) -> tuple[int, Path]:
+    """Starts a process; returns its id and the file of its lines.
+
+    `samples` is a file for what it holds on the way, see tests.faults.child.sampled.
+    """
     said = self.folder / f"said_{os.getpid()}_{time.monotonic_ns()}"
     arguments = json.dumps({"workdir": str(workdir), "members": members,
-                            "tokens": str(self.tokens),
+                            "tokens": str(self.tokens), "fields": self.fields,
+                            "samples": str(samples or ""),
                             "small": str(self.small) if self.is_mounted else "",
                             "fault": dataclasses.asdict(fault) if fault else None})
     process = os.fork()
@@ -180,7 +186,7 @@ class Bench:
     process = os.fork()
     if process == 0:
       from tests.faults import child
-      child.digests(runs, STEPS, write)
+      child.digests(runs, self.fields["train.steps"], write)
     os.close(write)
     with os.fdopen(read) as file:
       digests = file.read().split()
