@@ -67,7 +67,7 @@ def plan(scale: studies.Scale, corpus: str = "") -> dict[str, Config]:
 def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
             train: Train | None = None, analyse: Analyse | None = None,
             console: Console | None = None, vectorise: int = 1,
-            together: TrainTogether | None = None) -> None:
+            together: TrainTogether | None = None, strict_resume: bool = False) -> None:
   """Trains what is not finished, then judges and reports. See the module's docstring.
 
   Args:
@@ -80,6 +80,7 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
     console: takes the lines for people; default the terminal.
     vectorise: how many runs may be trained together.
     together: trains or resumes several; default of_jax.sweep.trainer.train_together.
+    strict_resume: has the two defaults refuse a run in which anything is damaged.
 
   Raises:
     UserError: a bad declaration or override, or a `root` that holds something else. Nothing
@@ -91,7 +92,8 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   planned = plan(scale, corpus)
   record = _Record(study, scale_name, root, scale, planned, corpus,
                    _check_root(root, study, scale_name, planned))
-  worker = _Worker(record, console, train or _trainer(), together, analyse or analyse_run)
+  worker = _Worker(record, console, train or _trainer(strict_resume),
+                   together or _together(strict_resume), analyse or analyse_run)
   root.mkdir(parents=True, exist_ok=True)
   record.write()
   while worker.left:
@@ -155,7 +157,7 @@ class _Worker:
   """
 
   def __init__(self, record: _Record, console: Console, train: Train,
-               together: TrainTogether | None, analyse: Analyse):
+               together: TrainTogether, analyse: Analyse):
     self.left = dict(record.planned)
     self._record, self._console = record, console
     self._train, self._together, self._analyse = train, together, analyse
@@ -193,7 +195,7 @@ class _Worker:
     unfinished = {record.root / name: record.planned[name] for name in names}
     try:
       if len(unfinished) > 1:
-        (self._together or _together())(unfinished)
+        self._together(unfinished)
       for path, config in unfinished.items() if len(unfinished) == 1 else ():
         self._train(config, path)
     except UserError:
@@ -253,7 +255,8 @@ def main() -> None:
     list_runs(values.study, values.scale, root, values.corpus)
   else:
     assert root is not None
-    execute(values.study, values.scale, root, values.corpus, vectorise=values.vectorise)
+    execute(values.study, values.scale, root, values.corpus, vectorise=values.vectorise,
+            strict_resume=values.strict_resume)
 
 
 def _check_root(root: pathlib.Path, study: str, scale: str,
@@ -282,15 +285,21 @@ def _forget(root: pathlib.Path, planned: Mapping[str, Config],
       root.rmdir()
 
 
-def _trainer() -> Train:
-  # Here, because it imports jax: a mistake on the command line is reported before that.
-  from of_jax.train import train
+def _trainer(strict_resume: bool) -> Train:
+  def train(config: Config, workdir: pathlib.Path) -> None:
+    # Here, because it imports jax: a mistake on the command line is reported before that.
+    from of_jax.train import train
+    train(config, workdir, strict_resume=strict_resume)
+
   return train
 
 
-def _together() -> TrainTogether:
-  from of_jax.sweep.trainer import train_together
-  return train_together
+def _together(strict_resume: bool) -> TrainTogether:
+  def train(runs: Mapping[pathlib.Path, Config]) -> None:
+    from of_jax.sweep.trainer import train_together
+    train_together(runs, strict_resume=strict_resume)
+
+  return train
 
 
 def _command() -> str:
@@ -307,4 +316,6 @@ if __name__ == "__main__":
   flags.DEFINE_integer("vectorise", 1, "runs to train together where they can be", lower_bound=1,
                        upper_bound=10_000)
   flags.DEFINE_bool("dry_run", False, "list the runs and stop")
+  flags.DEFINE_bool("strict_resume", False, "refuse to resume a run whose checkpoint or "
+                    "metrics.jsonl is damaged; by default it goes on from an older checkpoint")
   cli.run(main)

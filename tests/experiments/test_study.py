@@ -228,6 +228,28 @@ def test_members_of_one_program_are_trained_together(tmp_path, monkeypatch):
   assert len(together) == 1 and printed.count("finished before") == 5
 
 
+@pytest.mark.parametrize("vectorise", [1, 2])
+@pytest.mark.parametrize("strict", [False, True])
+def test_strict_resume_reaches_every_run(tmp_path, monkeypatch, few, strict, vectorise):
+  import of_jax.sweep.trainer
+  import of_jax.train
+  told = []
+
+  def train(config, workdir, strict_resume=False):
+    told.append(strict_resume)
+    synthetic.train(config, workdir)
+
+  def together(runs, strict_resume=False):
+    for workdir, config in runs.items():
+      train(config, workdir, strict_resume)
+
+  monkeypatch.setattr(of_jax.train, "train", train)
+  monkeypatch.setattr(of_jax.sweep.trainer, "train_together", together)
+  study.execute("op_block", "smoke", tmp_path / "study", console=Console(file=io.StringIO()),
+                analyse=lambda path, name: None, vectorise=vectorise, strict_resume=strict)
+  assert told and set(told) == {strict}
+
+
 def test_overrides_reach_every_run_and_are_recorded(tmp_path, few, override):
   override(("model.width", "64"), ("train.steps", "40"))
   execute(tmp_path, corpus="text:mine.txt")

@@ -32,6 +32,7 @@ from of_jax.config import values  # noqa: E402
 from of_jax.config.fields import hints  # noqa: E402
 from of_jax.config.rules.optim import all_own_fields  # noqa: E402
 from tests.faults import warm  # noqa: E402
+from tests.faults.page import Section  # noqa: E402
 
 # What is refused is refused at once; what is trained may compile.
 SECONDS, SECONDS_TO_TRAIN = 10.0, 120.0
@@ -205,7 +206,9 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--minutes", type=float, default=float("inf"), help="then no more are begun")
   parser.add_argument("--resolve_only", action="store_true", help="configs alone, none trained")
   parser.add_argument("--verbose", action="store_true", help="say how every case ended")
+  parser.add_argument("--write", action="store_true", help="put the table into the page")
   asked = parser.parse_args(arguments)
+  section = Section("fuzz", arguments)
   _import()
   table = warm.Table(asked.verbose)
   with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
@@ -214,6 +217,8 @@ def main(arguments: list[str]) -> int:
               for number in range(asked.first, asked.first + asked.count)),
              asked.workers, table.add, asked.minutes)
   print(table.text())
+  if asked.write:
+    section.write(table.text())
   return 1 if table.faults else 0
 
 

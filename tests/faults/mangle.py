@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402
 
 from of_jax.errors import UserError  # noqa: E402
 from tests.faults import mutations, warm  # noqa: E402
+from tests.faults.page import Section  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 10.0
@@ -226,7 +227,9 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--only", default="", help="kinds whose name has this in it")
   parser.add_argument("--minutes", type=float, default=float("inf"), help="then no more are begun")
   parser.add_argument("--verbose", action="store_true", help="say how every case ended")
+  parser.add_argument("--write", action="store_true", help="put the table into the page")
   asked = parser.parse_args(arguments)
+  section = Section("mangle", arguments)
   _import()
   table = warm.Table(asked.verbose)
   with tempfile.TemporaryDirectory(prefix="whole_") as folder:
@@ -237,6 +240,8 @@ def main(arguments: list[str]) -> int:
               for number in range(asked.first, asked.first + asked.count)),
              asked.workers, table.add, asked.minutes)
   print(table.text())
+  if asked.write:
+    section.write(table.text())
   return 1 if table.faults else 0
 
 

@@ -1,6 +1,7 @@
 """Injects faults into runs, starts them again, and compares with runs that nothing happened to.
 
   python -m tests.faults.run --seed=0 --count=400 [--kinds=kill,full] [--workers=2] [--show]
+      [--write]
 
 Every trial trains a tiny model, alone or two members together, with one fault at a moment that a
 seed draws: while it starts, compiles, steps, evaluates, writes its record or saves. Then it is
@@ -40,6 +41,8 @@ os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1", OPENBLAS_NUM_THR
                   JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1")
 
 import numpy as np  # noqa: E402
+
+from tests.faults.page import Section  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -358,10 +361,14 @@ def main() -> None:
   parser.add_argument("--workers", type=int, default=1)
   parser.add_argument("--seconds", type=float, default=1e9, help="begin no trial after these")
   parser.add_argument("--show", action="store_true", help="a line for every trial")
+  parser.add_argument("--write", action="store_true", help="put the table into the page")
   given = parser.parse_args()
+  section = Section("run", sys.argv[1:])
   counts, _ = run(given.seed, given.count, tuple(given.kinds.split(",")), given.workers,
                   lambda line: print(line, flush=True), given.show, given.seconds)
   print(table(counts))
+  if given.write:
+    section.write(table(counts))
   sys.exit(any(outcome in OUTCOMES[2:] for _, outcome in counts))
 
 
