@@ -36,7 +36,7 @@ def of_measurements(measured: Sequence[Mapping[str, Any]], site: str = SITE
   title = f"{site}, loss {measured[-1]['loss']:.4g} at step {measured[-1]['step']:,}"
   for metric, (label, definition, log) in _shown(found.get(site, {})).items():
     rows = [m["telemetry"].get(site, {}).get(metric) for m in measured]
-    if any(row is None for row in rows):
+    if not all(_is_a_number_a_layer(row) for row in rows):
       continue
     if len(rows) == 1:
       after = measured[0].get("after_intervention")
@@ -60,8 +60,8 @@ def _shown(measured: Mapping[str, Any]) -> dict[str, tuple[str, str, bool]]:
   """
   found = {name: (metrics.STREAM[name].axis, metrics.formula(name), metrics.STREAM[name].log)
            for name in _ALWAYS}
-  numbers = [name for name, layers in measured.items() if name not in _ALWAYS
-             and not any(isinstance(value, list) for value in layers)]
+  numbers = [name for name, layers in measured.items()
+             if name not in _ALWAYS and _is_a_number_a_layer(layers)]
   for name in numbers:
     declared = declared_metrics.metrics().get(metrics.base(name))
     if declared is None:
@@ -69,6 +69,11 @@ def _shown(measured: Mapping[str, Any]) -> dict[str, tuple[str, str, bool]]:
     elif len(numbers) <= _FEW:
       found[name] = f"{name} ({declared.unit})", metrics.formula(name), False
   return found
+
+
+def _is_a_number_a_layer(layers: Any) -> bool:
+  """Says whether a metric can be drawn; of some, as `top_neurons`, a layer has several numbers."""
+  return isinstance(layers, list) and not any(isinstance(value, list) for value in layers)
 
 
 def of_analysis(analysis: Mapping[str, Any]) -> list[Panel]:
