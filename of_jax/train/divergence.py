@@ -53,6 +53,7 @@ class Divergence:
     self._policy, self._replays, self._say = policy, replays, say
     self._kept = [{"moved": 0, "skipped": 0, "rollbacks": 0, **kept} for kept in begun]
     self._first: dict[int, int] = {}
+    self._over: set[int] = set()
 
   @property
   def stops(self) -> bool:
@@ -67,10 +68,14 @@ class Divergence:
   def see(self, run: int, step: int, numbers: Mapping[str, Any]) -> bool:
     """Looks at a step's numbers, in the order of the steps; returns whether the run is over.
 
+    A step that was begun before that was known is not looked at.
+
     Raises:
       RollBack: it is to go back.
     """
     kept = self._kept[run]
+    if run in self._over:
+      return True
     if all(np.isfinite(numbers[name]) for name in ("loss", "grad_norm")) and not numbers.get(
         NOT_FINITE, 0):
       kept["skipped"] = 0
@@ -87,10 +92,13 @@ class Divergence:
     if self._policy == SKIP:
       kept["skipped"] += 1
       over = kept["skipped"] >= MOST_SKIPPED
+      if over:
+        self._over.add(run)
       self._say(f"{text}; its update is left out"
                 + (f", the last of {MOST_SKIPPED} in a row" if over else ""))
       return over
     if kept["rollbacks"] >= MOST_ROLLBACKS:
+      self._over.add(run)
       self._say(f"{text}; the run has gone back {MOST_ROLLBACKS} times")
       return True
     self._say(f"{text}; goes back to the newest checkpoint, time {kept['rollbacks'] + 1} of at "

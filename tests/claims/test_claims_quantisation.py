@@ -96,8 +96,8 @@ def test_what_cannot_be_judged(tmp_path: Path) -> None:
       ("unfinished", made(tmp_path / "b", {}, os1={"finished": False}), "os1: not finished"),
       ("missing", {n: r for n, r in made(tmp_path / "c", {}).items() if n != "pf0"},
        "pf0: missing"),
-      ("other data", made(tmp_path / "d", {}, of0={"corpus_sha256": "ab" * 32}),
-       "of0: read another corpus")):
+      ("other data", made(tmp_path / "d", {}, os1={"corpus_sha256": "ab" * 32}),
+       "os1: read another corpus than the first run")):
     for judge in (loses_less(OP, PRE, "W8A8"), correlates(list(NUMBERS), "W8A8")):
       verdict = judge(runs)
       assert verdict.verdict == "inconclusive" and why in verdict.summary, name

@@ -31,7 +31,7 @@ def test_trains_analyses_and_judges(study: str, token_file: Path, tmp_path: Path
   for claim in record["claims"]:
     # Every analysis was there to be read; four steps of a few neurons are not what is declared.
     assert claim["verdict"] == "inconclusive"
-    assert "not the declared setting: data.corpus=" in claim["summary"], claim
+    assert "not the declared setting: model.width=32, not " in claim["summary"], claim
   for name in declared.runs:
     for kind in ("json", "png", "svg"):
       assert (tmp_path / "s" / name / f"{declared.analyses[0]}.{kind}").is_file()

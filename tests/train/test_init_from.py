@@ -53,7 +53,7 @@ def test_a_foreign_model_goes_on(tokens: Path, tmp_path: Path) -> None:
 
   record = json.loads((run / run_directory.ENVIRONMENT).read_text())["init_from"]
   assert record == {"path": str(folder), "step": None, "kind": "qwen3 in safetensors",
-                    "digest": as_text(digest(model.params, 0)), "differs": []}
+                    "digest": as_text(digest(model.params, 0)), "differs": [], "notes": []}
   assert f"starts from {folder}: qwen3 in safetensors, digest {record['digest'][:16]}" in lines
 
   first, last = (of_jax.analysis.restore(run, step) for step in (0, 2))
