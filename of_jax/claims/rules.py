@@ -80,15 +80,15 @@ def _left_out(runs: Runs, also: Mapping[str, str]) -> str:
 
 
 def outliers_need_small_scale(
-    small: str, large: str, factor: float, ceiling: float, also: Sequence[str] = (),
+    small: str, large: str, factor: float, ceiling: float, also: Mapping[str, str] | None = None,
 ) -> Judge:
   """Judges that run `small` grows outliers and run `large`, of a larger embedding scale, none.
 
   The peak kurtosis of `small` must reach `factor` times that of `large`, which must stay below
-  `ceiling`. The runs in `also` are reported and do not decide.
+  `ceiling`. The runs in `also`, name -> what it is, are reported and do not decide.
   """
   def decide(runs: Runs) -> Verdict:
-    peaks = {n: runs[n].peak("kurtosis") for n in (small, large, *also) if n in runs}
+    peaks = {n: runs[n].peak("kurtosis") for n in (small, large, *(also or {})) if n in runs}
     scales = {n: runs[n].config.model.embedding_scale for n in (small, large)}
     correlations = {n: runs[n].mean("input_correlation") for n in (small, large)}
     ratio = peaks[small] / peaks[large]
@@ -100,7 +100,7 @@ def outliers_need_small_scale(
         f"at embedding scale {scales[large]:g} {formed} in {runs[large].config.train.steps:,} "
         f"steps (pre's kurtosis peaks at {peaks[large]:.3g}), at scale {scales[small]:g} it peaks "
         f"at {peaks[small]:.3g}; the mean input correlation is {correlations[large]:.2f} against "
-        f"{correlations[small]:.2f}")
+        f"{correlations[small]:.2f}{_left_out(runs, also or {})}")
 
   return Judge({"small scale": [small], "large scale": [large]}, decide)
 

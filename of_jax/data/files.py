@@ -132,7 +132,7 @@ def _said(record: dict[str, Any], left_out: dict[str, str], count: int) -> list[
   if record["linked_folders"]:
     lines.append("entered linked folders, once each: " + _some(record["linked_folders"]))
   if record["links_skipped"]:
-    lines.append("left out links to folders that are read already or to nothing: "
+    lines.append("left out links to what is read already or to nothing: "
                  + _some(record["links_skipped"]))
   return lines
 

@@ -18,7 +18,7 @@ class Found:
   Attributes:
     files: their paths, in the order of what they are relative to the folder.
     linked: folders that links led to, by the links' relative paths.
-    skipped: links that lead to a folder which is read already, or to nothing.
+    skipped: links that lead to a folder or file which is read already, or to nothing.
   """
 
   files: list[Path]
@@ -30,7 +30,9 @@ def walk(root: Path, enter: Take, take: Take, follow: bool = True) -> Found:
   """Finds the files below `root`; every folder is entered once, by whatever links it is reached.
 
   Folders that can be reached without a link are entered so; then links, shorter paths first, so
-  that what is found does not depend on the order of a directory, and loops end.
+  that what is found does not depend on the order of a directory, and loops end. Links to files come
+  last, and each file that they lead to is taken once: a text that is read twice could be in both
+  parts of a corpus.
 
   Args:
     root: a folder.
@@ -42,6 +44,7 @@ def walk(root: Path, enter: Take, take: Take, follow: bool = True) -> Found:
     OSError: a folder cannot be read.
   """
   files: list[Path] = []
+  links: list[Path] = []
   linked: list[str] = []
   skipped: list[str] = []
   seen: set[tuple[int, int]] = set()
@@ -49,6 +52,9 @@ def walk(root: Path, enter: Take, take: Take, follow: bool = True) -> Found:
 
   def relative(path: Path) -> str:
     return path.relative_to(root).as_posix()
+
+  def order(path: Path) -> tuple[int, str]:
+    return len(path.parts), relative(path)
 
   def add(top: Path) -> None:
     for folder, folders, names in os.walk(top, onerror=_raise):
@@ -59,25 +65,37 @@ def walk(root: Path, enter: Take, take: Take, follow: bool = True) -> Found:
       folders[:] = [name for name in folders if enter(name)]
       waiting.extend(Path(folder, name) for name in folders if Path(folder, name).is_symlink())
       for path in (Path(folder, name) for name in names if take(name)):
-        if path.is_file():
+        if path.is_symlink():
+          links.append(path)
+        elif path.is_file():
           files.append(path)
-        elif path.is_symlink():
-          skipped.append(relative(path))
 
   add(root)
   while follow and waiting:
-    waiting.sort(key=lambda path: (len(path.parts), relative(path)))
+    waiting.sort(key=order)
     link = waiting.pop(0)
     if _identity(link) in seen:
       skipped.append(relative(link))
     else:
       linked.append(relative(link))
       add(link)
-  return Found(sorted(files, key=relative), linked, sorted(skipped))
+  others = _others(files, sorted(links, key=order))
+  skipped += [relative(link) for link in links if link not in others]
+  return Found(sorted(files + others, key=relative), linked, sorted(skipped))
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-  stat = folder.stat()
+def _others(files: list[Path], links: list[Path]) -> list[Path]:
+  """Chooses the first link to each file that is not among `files`."""
+  read = {_identity(path) for path in files} if links else set()
+  others: dict[tuple[int, int], Path] = {}
+  for link in links:
+    if link.is_file() and _identity(link) not in read:
+      others.setdefault(_identity(link), link)
+  return list(others.values())
+
+
+def _identity(path: Path) -> tuple[int, int]:
+  stat = path.stat()
   return stat.st_dev, stat.st_ino
 
 

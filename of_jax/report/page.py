@@ -71,6 +71,10 @@ def _text(value: Any) -> str:
   return html.escape(str(value))
 
 
+def _lines(text: str) -> str:
+  return "<br>".join(map(_text, text.split("\n")))
+
+
 def _answer(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> str:
   lines = [f'<p class="lead">{_text(prose.described(runs))}</p>', '<ul class="answers">']
   for verdict, sentence in prose.found(runs, study):
@@ -120,13 +124,15 @@ def _claims(study: Mapping[str, Any] | None) -> str:
                        for k, v in prose.evidence_rows(claim["evidence"]))
     parts.append(
         f'<article class="claim"><h3>{_chip(claim["verdict"])}{_text(claim["statement"])}</h3>'
-        "<dl>" + "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in rows if v)
+        "<dl>" + "".join(f"<dt>{_text(k)}</dt><dd>{_lines(v)}</dd>" for k, v in rows if v)
         + '</dl><details><summary>Evidence: the numbers that the rule read</summary>'
         f'<div class="scroll"><table class="plain">{evidence}</table></div></details></article>')
   return "\n".join(parts)
 
 
 def _runs(runs: Mapping[str, Run]) -> str:
+  if all(run.is_loaded for run in runs.values()):
+    return ""
   rows = []
   images = any(run.reads_images for run in runs.values())
   for item in series.arrange(runs):

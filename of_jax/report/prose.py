@@ -10,7 +10,7 @@ from typing import Any
 from of_jax.analysis.runs import SITE, Run, read_measurements
 from of_jax.claims.study_record import flatten
 from of_jax.report.series import field_name, shown, varied
-from of_jax.report.terminal import show, status
+from of_jax.report.terminal import show, show_loss, status
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
             "eleven", "twelve")
@@ -98,8 +98,8 @@ def _measured(run: Run) -> list[str]:
   """Says what was measured of a model, a sentence a step; how to, where nothing was."""
   measured = read_measurements(run)
   if not measured:
-    return [f"Nothing was measured of {run.name} yet: experiments.measure --run={run.name} "
-            f"--out={run.name}, with the data to read, leaves its numbers here."]
+    return [f"Nothing was measured of {run.name} yet: experiments.measure --run={run.path} "
+            f"--out={run.path} --text=FILE leaves its numbers here."]
   texts = []
   for one in measured:
     layers = one["telemetry"].get(SITE, {}).get("kurtosis") or []
@@ -107,19 +107,26 @@ def _measured(run: Run) -> list[str]:
     kurtosis = (f"; kurtosis of the stream entering each block is largest, {show(max(finite))}, "
                 f"in layer {layers.index(max(finite))}" if finite else "")
     texts.append(f"{run.name}: loss {one['loss']:.3f} nats a token over "
-                 f"{one.get('num_tokens', 0):,} tokens{kurtosis}.")
+                 f"{one.get('num_tokens', 0):,} tokens{_begun(one)}{kurtosis}.")
   return texts
 
 
+def _begun(measured: Mapping[str, Any]) -> str:
+  """Says that windows were begun, which moves all numbers of some models."""
+  begin = measured.get("begin_token") or {}
+  return f", each window behind the begin token {begin['id']}" if begin.get("added") else ""
+
+
 def left_out(claim: Mapping[str, Any]) -> str:
-  """Says which of the study's runs a claim's rule does not read, and what they came to."""
-  told = [f"{one['run']}: loss {_known(one['final_loss'])}, peak kurtosis "
-          f"{_known(one['peak_kurtosis'])}" for one in claim.get("left_out") or ()]
-  return f"These runs decide nothing here. {'; '.join(told)}." if told else ""
+  """Says in a line each which of the study's runs a claim's rule does not read, and what they came
+  to, in the digits of the table of runs."""
+  told = [f"{one['run']}: loss {show_loss(_known(one['final_loss']))}, peak kurtosis "
+          f"{show(_known(one['peak_kurtosis']))}" for one in claim.get("left_out") or ()]
+  return "\n".join(["These runs decide nothing here.", *told]) if told else ""
 
 
-def _known(number: float | None) -> str:
-  return "-" if number is None else f"{number:.4g}"
+def _known(number: float | None) -> float:
+  return math.nan if number is None else number
 
 
 def against_paper(runs: Mapping[str, Run],

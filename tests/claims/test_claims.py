@@ -91,11 +91,14 @@ def test_a_run_without_telemetry_leaves_it_open(make, tmp_path):
 @pytest.mark.parametrize("large, expected", [
     (1.2, "reproduced"), (1.99, "reproduced"), (2.01, "not reproduced"), (4.2, "not reproduced")])
 def test_embedding_scale(make, large, expected):
-  judge = rules.outliers_need_small_scale("pf0", "ps0", factor=5, ceiling=2, also=["of0"])
+  judge = rules.outliers_need_small_scale("pf0", "ps0", factor=5, ceiling=2,
+                                          also={"of0": "op at scale 8", "gone": "a run"})
   verdict = judge(make({"ps0": (large, 4.4)}))
   assert verdict.verdict == expected
   assert ("nothing forms" in verdict.summary) == (large < 2)
   assert set(verdict.evidence["peak_kurtosis"]) == {"pf0", "ps0", "of0"}
+  told = verdict.summary.partition("; not part of this claim: ")[2]
+  assert told.startswith("op at scale 8 has loss ") and "a run" not in told
 
 
 def test_embedding_scale_needs_the_factor_too(make):

@@ -77,6 +77,21 @@ def test_loops_end(root):
   assert found.skipped == ["inner/up", "link/back", "link/round", "self"]
 
 
+def test_linked_files_are_taken_once(root):
+  """One text by two names could be in training and in validation."""
+  (root / "again.txt").symlink_to(root / "inner" / "b.txt")
+  (root / "inner" / "z.txt").symlink_to(root.parent / "beside" / "c.txt")
+  (root / "inner" / "y.txt").symlink_to(root / "inner" / "z.txt")
+  (root / "round.txt").symlink_to(root / "round.txt")
+  found = walk(root, lambda name: True, lambda name: True)
+  assert [path.relative_to(root).as_posix() for path in found.files] == [
+      "a.txt", "inner/b.txt", "inner/y.txt"]
+  assert found.skipped == ["again.txt", "inner/z.txt", "round.txt"]
+  (root / "link").symlink_to(root.parent / "beside")
+  assert names(root) == ["a.txt", "inner/b.txt", "link/c.txt", "link/deep/d.txt"]
+  assert names(root, follow=False) == ["a.txt", "inner/b.txt", "inner/y.txt"]
+
+
 def test_a_corpus_says_which_links_it_followed_and_which_not(root, log):
   (root / "link").symlink_to(root.parent / "beside")
   (root / "again").symlink_to(root / "inner")
@@ -84,7 +99,7 @@ def test_a_corpus_says_which_links_it_followed_and_which_not(root, log):
   source = files.text(str(root), log)
   assert log == [
       f"text:{root}: entered linked folders, once each: link",
-      f"text:{root}: left out links to folders that are read already or to nothing: again, "
+      f"text:{root}: left out links to what is read already or to nothing: again, "
       "broken.txt"]
   assert source.record["linked_folders"] == ["link"]
   split = source.split(0.3)

@@ -144,17 +144,20 @@ def test_a_loaded_model_was_not_trained_here(tmp_path, with_figure):
     assert claimed not in text.replace("loading", ""), claimed
   assert "Model smol" in text and "was not trained here" in text and "loaded" in printed
   assert "models/smol (Hugging Face llama, 135 million parameters" in text
-  assert "Nothing was measured of smol yet" in text
+  assert (f"Nothing was measured of smol yet: experiments.measure --run={tmp_path / 'smol'} "
+          f"--out={tmp_path / 'smol'} --text=FILE") in text
 
 
 @pytest.mark.parametrize("env", [None, {"path": "m.gguf", "kind": "GGUF"}])
 def test_a_loaded_model_shows_its_measurements(tmp_path, env):
   loaded_model(tmp_path / "smol", env)
-  one = {"loss": 3.97512, "perplexity": 53.2, "num_tokens": 2048, "model": "smol", "step": 0,
+  one = {"loss": 3.97512, "perplexity": 53.2, "num_tokens": 2048, "model": "smol",
+         "step": 0, "begin_token": {"asked": "auto", "added": True, "id": 17},
          "telemetry": {"resid_pre": {"kurtosis": [1.5, 544.41, 31.0]}}}
   (tmp_path / "smol" / "measure.json").write_text(json.dumps(one))
   page, _ = write(tmp_path / "smol")
-  assert "loss 3.975 nats a token over 2,048 tokens" in page
+  assert "loss 3.975 nats a token over 2,048 tokens, each window behind the begin token" in page
+  assert "<h2>Runs" not in page, "a table of nothing but dashes"
   assert "is largest, 544, in layer 1" in page and "Inside the runs" in page
   panel, = data_of(page)["analyses"][0]["panels"]
   assert panel["lines"][0]["y"] == pytest.approx([1.5, 544.4, 31.0])
@@ -195,7 +198,7 @@ def test_a_claim_names_the_runs_that_it_leaves_out(folder):
       {"study": "elsewhere", "scale": "smoke", "claims": [claim],
        "runs": [{"name": "pre_a"}, {"name": "op_a"}]}))
   text = without_scripts(write(folder)[0])
-  assert "op_b: loss 3.966, peak kurtosis 1.61; op_c: loss -, peak kurtosis -" in text
+  assert "op_b: loss 3.966, peak kurtosis 1.61<br>op_c: loss -, peak kurtosis -</dd>" in text
 
 
 def test_claims_are_judged_again(folder):
