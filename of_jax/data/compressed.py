@@ -104,7 +104,7 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
     NotText: a file that is not compressed as its name says, or is cut off; or no package for it.
     OSError: the file cannot be read.
   """
-  opener = OPENERS.get(path.suffix)
+  opener = OPENERS.get(path.suffix.lower())
   if opener is None:
     with path.open("rb") as plain:
       yield plain

@@ -112,7 +112,7 @@ def _visible(name: str) -> bool:
 def _record(found: Found, files: list[_File], left_out: dict[str, str], field: str
             ) -> dict[str, Any]:
   """Makes what a run records of the files, beside what it records of every text."""
-  raw = [file.name for file in files if file.field is None and json_lines.holds_json(file.path)]
+  raw = [file.name for file in files if file.field is None and json_lines.seems_json(file.path)]
   return {"text_fields": dict(Counter(file.field for file in files if file.field)),
           "files": len(files), "left_out": len(left_out), "raw_json": len(raw),
           "linked_folders": found.linked, "links_skipped": found.skipped}
@@ -128,7 +128,7 @@ def _said(record: dict[str, Any], left_out: dict[str, str], count: int) -> list[
                  f"UTF-8 ({some}{more})")
   if record["raw_json"]:
     lines.append(f"{record['raw_json']:,} of {count:,} files are tokenised as they are, as raw "
-                 "JSON; they are not JSON lines with a text each")
+                 "JSON; they are not JSON lines (.jsonl, .ndjson) with a text each")
   if record["linked_folders"]:
     lines.append("entered linked folders, once each: " + _some(record["linked_folders"]))
   if record["links_skipped"]:

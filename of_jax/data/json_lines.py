@@ -21,12 +21,24 @@ _LONGEST_LINE = 1 << 28
 
 def is_named_so(path: Path) -> bool:
   """Tells whether the name says JSON lines: .jsonl or .ndjson, also compressed."""
-  return compressed.inner_name(path.name).endswith(_ENDINGS)
+  return compressed.inner_name(path.name.lower()).endswith(_ENDINGS)
 
 
 def holds_json(path: Path) -> bool:
   """Tells whether the name says JSON of any form."""
-  return compressed.inner_name(path.name).endswith((*_ENDINGS, ".json"))
+  return compressed.inner_name(path.name.lower()).endswith((*_ENDINGS, ".json"))
+
+
+def seems_json(path: Path) -> bool:
+  """Tells whether the name says JSON, or the first line is an object of it.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  try:
+    return holds_json(path) or _first(path) is not None
+  except NotText:
+    return False
 
 
 def field_of(path: Path, wanted: str) -> str | None:

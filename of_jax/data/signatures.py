@@ -43,6 +43,9 @@ _BEGINNINGS = (
     (b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file", _EXTRACT)),
     (b"PAR1", Kind("a Parquet file", _EXTRACT)),
     (b"ARROW1", Kind("an Arrow file", _EXTRACT)),
+    (b"FEA1", Kind("a Feather file", _EXTRACT)),
+    (b"Obj\x01", Kind("an Avro file", _EXTRACT)),
+    (b"Rar!\x1a\x07", Kind("a RAR archive", _UNPACK)),
     (b"SQLite format 3\0", Kind("an SQLite database", _EXTRACT)),
     (b"%PDF-", Kind("a PDF document", _EXTRACT)),
     (b"\x89PNG\r\n\x1a\n", Kind("a PNG image", "leave it out")),
@@ -58,6 +61,7 @@ _LLMC = {
     20240522: Kind("an evaluation set as llm.c writes it", "leave it out"),
     20240527: Kind("the state of a run of llm.c", "leave it out")}
 _GZIP = Kind("compressed by gzip", _UNPACK)
+_ZLIB = Kind("compressed by zlib", _UNPACK)
 _BZIP2 = Kind("compressed by bzip2", _UNPACK)
 _TAR = Kind("a tar archive", _UNPACK)
 _PICKLE = Kind("a Python pickle, such as PyTorch's older .pt", _EXTRACT)
@@ -75,6 +79,8 @@ def of_bytes(head: bytes) -> Kind | None:
       return kind
   if head[:3] == b"\x1f\x8b\x08" and not head[3] & 0xE0 and _inflates(head):
     return _GZIP
+  if _is_zlib(head):
+    return _ZLIB
   if _BZIP2_BLOCK.match(head):
     return _BZIP2
   if is_tar(head):
@@ -104,6 +110,18 @@ def is_text(head: bytes) -> bool:
 def _inflates(head: bytes) -> bool:
   try:
     return bool(zlib.decompressobj(31).decompress(head, 1 << 20))
+  except zlib.error:
+    return False
+
+
+def _is_zlib(head: bytes) -> bool:
+  """Tells whether bytes are zlib's, whose mark may be a token: they unpack to their checksum, or
+  kilobytes of them do without a fault."""
+  if head[:1] != b"\x78" or int.from_bytes(head[:2], "big") % 31:
+    return False
+  stream = zlib.decompressobj()
+  try:
+    return bool(stream.decompress(head)) and (stream.eof or len(head) >= 1 << 12)
   except zlib.error:
     return False
 

@@ -62,8 +62,9 @@ def read(path: Path, where: str, field: str, log: Log) -> Given:
   said = text.describe_unusual(record["unusual"])
   if said:
     log(f"{where}: kept as they are: {said}")
-  if chosen is None and json_lines.holds_json(path):
-    log(f"{where}: is tokenised as it is, as raw JSON; it is not JSON lines with a text each")
+  if chosen is None and json_lines.seems_json(path):
+    log(f"{where}: is tokenised as it is, as raw JSON; it is not JSON lines (.jsonl, .ndjson) with "
+        "a text each")
   return Given(documents, record)
 
 

@@ -105,6 +105,8 @@ def _load_bin(where: str, path: Path, dtype: str, log: Log) -> Tokens:
   if not layout.said_by:
     _check_kind(where, path, head)
   width = np.dtype(layout.dtype).itemsize
+  if not layout.said_by:
+    _check_count(where, path, head, size, width)
   if (size - layout.offset) % width:
     raise UserError(f"{where}: {path.name} has {size} bytes, no multiple of the {width} of "
                     f"config.data.token_dtype={dtype}")
@@ -136,6 +138,16 @@ def _check_kind(where: str, path: Path, head: bytes) -> None:
     what = "JSON" if head.lstrip()[:1] in (b"{", b"[") else "text"
     raise UserError(f"{where}: {path.name} is not headerless tokens: it is {what}; save "
                     "token ids as .npy, and give text by text:FILE")
+
+
+def _check_count(where: str, path: Path, head: bytes, size: int, width: int) -> None:
+  """Refuses a file that begins with how many tokens or bytes follow, in more bytes than a token."""
+  for length in (4, 8):
+    count, rest = int.from_bytes(head[:length], "little"), size - length
+    if length > width and rest > 0 and count in (rest, rest / width):
+      raise UserError(f"{where}: {path.name} is not headerless tokens: its first {length} bytes "
+                      f"say that {count:,} {'bytes' if count == rest else 'tokens'} follow, which is "
+                      "so; save the token ids alone, or as .npy")
 
 
 def _by_llmc(where: str, path: Path, head: bytes) -> Layout | None:

@@ -114,6 +114,25 @@ def test_json_of_another_form_is_text_and_a_line_says_so(content, tmp_path, log)
   assert "1 of 1 files are tokenised as they are, as raw JSON" in log[1]
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jl", "a.jsonl.txt"])
+def test_json_lines_by_another_name_are_text_and_a_line_says_so(name, tmp_path, log):
+  path = write(tmp_path / "a.jsonl", TEXTS).rename(tmp_path / name)
+  text_file.read(path, "--text=x", "", log)
+  assert "--text=x: is tokenised as it is, as raw JSON" in log[0]
+  files.text(str(path), log)
+  assert "1 of 1 files are tokenised as they are, as raw JSON" in log[1]
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.Jsonl.GZ"])
+def test_a_name_in_capitals_says_the_same(name, tmp_path, log):
+  path = write(tmp_path / "a.jsonl", TEXTS)
+  content = path.read_bytes()
+  path.unlink()
+  (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
+  assert text_file.read(tmp_path / name, "--text=x", "", log).documents == tuple(
+      text for text in TEXTS if text)
+
+
 def test_json_lines_of_other_things_in_a_folder_are_text_and_a_line_says_so(text_folder, log):
   (text_folder / "metrics.jsonl").write_text('{"loss": 1.5}\n{"loss": 1.25}\n')
   split = files.text(str(text_folder), log).split(0.1)

@@ -10,6 +10,7 @@ import re
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,10 @@ KINDS = {
     "llm.c": (struct.pack("<4i", 20240326, 3, 64, 97) + bytes(1008) + U16.tobytes(),
               "weights as llm.c"),
     "llm.c's state": (struct.pack("<2i", 20240527, 1) + U16.tobytes(), "state of a run of llm.c"),
+    "avro": (b"Obj\x01\x04\x16" + U16.tobytes(), "an Avro file"),
+    "feather": (b"FEA1\0\0\0\0" + U16.tobytes(), "a Feather file"),
+    "rar": (b"Rar!\x1a\x07\x01\0" + U16.tobytes(), "a RAR archive; unpack it first"),
+    "zlib": (zlib.compress(U16.tobytes()), "compressed by zlib; unpack it first"),
     "parquet": (b"PAR1" + U16.tobytes(), "a Parquet file"),
     "text": (b"Plain words, one after the other. " * 9, "it is text; save token ids as .npy"),
     "more text": ("Ein Wörterbuch für große Füße. ".encode() * 9, "it is text"),
@@ -84,6 +89,25 @@ def test_another_kind_of_file_is_refused_by_its_name(kind, data, tmp_path, log):
   with pytest.raises(UserError, match="own.bin is not headerless tokens: it is ") as error:
     corpora.prepare(data(), log)
   assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form, says", [
+    ("<Q", "first 8 bytes say that 6,000 tokens"), ("<I", "first 4 bytes say that 6,000 tokens")])
+def test_a_count_in_front_is_a_header(form, says, data, tmp_path, log):
+  assert len(U16) == 6000
+  for count, words in ((6000, says), (12_000, says.replace("6,000 tokens", "12,000 bytes"))):
+    (tmp_path / "own.bin").write_bytes(struct.pack(form, count) + U16.tobytes())
+    with pytest.raises(UserError, match=words):
+      corpora.prepare(data(), log)
+  # Of uint32 the first of four bytes is a token.
+  (tmp_path / "own.bin").write_bytes(struct.pack("<I", 6000) + TOKENS.astype("<u4").tobytes())
+  assert len(corpora.prepare(data(token_dtype="uint32"), log).train) > 5000
+
+
+def test_a_token_that_is_zlibs_mark_is_a_token(data, tmp_path, log):
+  for first in (0x9C78, 0x0178, 0xDA78, 0x5E78):
+    np.append(np.uint16(first), U16).astype("<u2").tofile(tmp_path / "own.bin")
+    assert corpora.prepare(data(), log).train[0] == first
 
 
 # How ids were written, and what they are read as -> what they seem to be, and what to do.
