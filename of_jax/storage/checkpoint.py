@@ -219,11 +219,15 @@ def _writing(folder: Any) -> Iterator[None]:
   # Orbax would make the folder of a run that somebody removed anew, for its checkpoints alone.
   if not remote.is_url(folder) and not folder.is_dir():
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+  reason = ""
   try:
     yield
     return
   except OSError as error:
-    number = error.errno
+    number = error.errno or errno.EIO
+    if isinstance(error, TimeoutError) and error.errno is None:
+      # Orbax's own, which asks the clock of the day.
+      number, reason = errno.ETIMEDOUT, "the save came to no end in time, or the clock was set"
   except jax.errors.JaxRuntimeError:
     raise
   except Exception as error:
@@ -233,7 +237,7 @@ def _writing(folder: Any) -> Iterator[None]:
     number = int(found[1])
   with quiet():
     abandon()
-  raise OSError(number, os.strerror(number or errno.EIO), str(folder))
+  raise OSError(number, reason or os.strerror(number), str(folder))
 
 
 def has_begun(workdir: Path) -> bool:

@@ -18,7 +18,8 @@ FORMS: dict[str, Any] = {
     "numbers": [1.0, 2.0], "array": np.array([1.0, 2.0]), "undefined": [None, 2.0],
     "nan": np.array([math.nan, 2.0]), "none defined": [None, None],
     "several": [[1.0, 2.0], [3.0, 4.0]], "array of several": np.ones((2, 3)),
-    "of two lengths": [[1.0], [2.0, 3.0]], "one layer has none": [None, [1.0, 2.0]], "one number": 3.0}
+    "of two lengths": [[1.0], [2.0, 3.0]], "one layer has none": [None, [1.0, 2.0]],
+    "one number": 3.0}
 NOT_DRAWN = [*FORMS][5:]
 
 

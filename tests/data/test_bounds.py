@@ -1,4 +1,4 @@
-"""Compressed files end somewhere: what unpacks to more than a bound is refused, and not unpacked."""
+"""Compressed files end somewhere: what unpacks to more than a bound is refused before it is."""
 
 import bz2
 import gzip

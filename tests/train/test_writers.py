@@ -142,6 +142,31 @@ def test_a_checkpoint_that_cannot_be_written(
   assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_clock_that_jumps_within_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                          capfd: pytest.CaptureFixture[str]) -> None:
+  """Beyond all that Orbax waits for: it is saved, or that is said in words, and the next one is."""
+  import numpy as np
+  state = {"params": {"a": np.arange(9)}, "opt_state": {"b": np.ones(9)}}
+  checkpoints, now, failed = Checkpoints(tmp_path), time.time, 0
+  for step, at in enumerate((0, 1, 2, 4, 7, 12, 20, 30, 45)):
+    calls = iter(range(10 ** 9))
+    with monkeypatch.context() as patched:
+      patched.setattr(time, "time", lambda: now() + (400 * 86400 if next(calls) >= at else 0))
+      try:
+        checkpoints.save(state, step)
+        checkpoints.wait()
+      except OSError as error:
+        failed += 1
+        assert error.strerror and "clock" in error.strerror, error
+        assert error.filename == str(tmp_path / "checkpoints") and step not in checkpoints.steps
+        checkpoints.save(state, step)
+        checkpoints.wait()
+    assert checkpoints.steps == list(range(step + 1))
+  assert failed, "the clock never jumped where Orbax waits"
+  err = capfd.readouterr().err
+  assert "Traceback" not in err and "Warning" not in err, err
+
+
 def test_a_terminal_that_is_gone(monkeypatch: pytest.MonkeyPatch,
                                  capsys: pytest.CaptureFixture[str]) -> None:
   def gone(*_: object, **__: object) -> None:
