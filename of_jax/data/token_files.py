@@ -25,6 +25,8 @@ _NPY = f"{', '.join(_NPY_TYPES[:-1])} or {_NPY_TYPES[-1]}"
 _HEAD = 1 << 16
 # A text of fewer bytes could be tokens.
 _SHORTEST_TEXT = 32
+# A few tokens could be their own number by chance.
+_LEAST_COUNTED = 1000
 
 # llm.c: a header of 256 int32, of which the first three are a magic number, a version and a count.
 _LLMC_HEADER = 1024
@@ -144,10 +146,11 @@ def _check_count(where: str, path: Path, head: bytes, size: int, width: int) -> 
   """Refuses a file that begins with how many tokens or bytes follow, in more bytes than a token."""
   for length in (4, 8):
     count, rest = int.from_bytes(head[:length], "little"), size - length
-    if length > width and rest > 0 and count in (rest, rest / width):
+    if length > width and rest >= _LEAST_COUNTED and count in (rest, rest / width):
+      what = "bytes" if count == rest else "tokens"
       raise UserError(f"{where}: {path.name} is not headerless tokens: its first {length} bytes "
-                      f"say that {count:,} {'bytes' if count == rest else 'tokens'} follow, which is "
-                      "so; save the token ids alone, or as .npy")
+                      f"say that {count:,} {what} follow, which is so; save the token ids alone, "
+                      "or as .npy")
 
 
 def _by_llmc(where: str, path: Path, head: bytes) -> Layout | None:
