@@ -56,8 +56,7 @@ PHASES = ("start", "compile", "step", "evaluate", "record", "save")
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 KINDS = (*SIGNALS, "int twice", "full", "large", "gone", "descriptors", "read-only", "clock",
          "damage", "two processes")
-# Of a process: what a machine shared with others may need.
-_SECONDS = 600
+_SECONDS, _SECONDS_A_STEP = 600, 0.1
 OUTCOMES = ("bit-equal", "one line", "lost", "wrong", "traceback", "hang")
 
 
@@ -170,17 +169,26 @@ class Bench:
     return process, said
 
   def wait(self, process: int, said: Path) -> Ended:
-    """Waits for a process, and ends one that hangs."""
-    deadline, status = time.monotonic() + _SECONDS, None
-    while time.monotonic() < deadline:
+    """Waits for a process, and ends one that hangs.
+
+    That is one that does nothing for _SECONDS, or works for more of the processor's time than that
+    and its steps may take: other processes of a busy machine do not count.
+    """
+    most = _SECONDS + self.fields["train.steps"] * _SECONDS_A_STEP
+    moved, used, status = time.monotonic(), 0.0, None
+    while True:
       found, code = os.waitpid(process, os.WNOHANG)
       if found:
         status = os.waitstatus_to_exitcode(code)
         break
+      now = worked(process)
+      if now > used + 0.1:
+        moved, used = time.monotonic(), now
+      if used > most or time.monotonic() > moved + _SECONDS:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        break
       time.sleep(0.02)
-    else:
-      os.kill(process, signal.SIGKILL)
-      os.waitpid(process, 0)
     lines = said.read_text(errors="replace").splitlines()
     said.unlink()
     return Ended(status, lines)
@@ -202,6 +210,15 @@ class Bench:
       raise OSError("a checkpoint cannot be read")
     return {str(i): ((run / "metrics.jsonl").read_bytes(), found)
             for i, (run, found) in enumerate(zip(runs, digests))}
+
+
+def worked(process: int) -> float:
+  """Gives the seconds of the processor that a process of this one has used."""
+  try:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+  except OSError:
+    return 0.0
+  return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def names(members: int) -> list[str]:

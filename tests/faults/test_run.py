@@ -1,6 +1,7 @@
 """A sample of the injected faults, and that a fault which is not survived is seen."""
 
 import collections
+import os
 import re
 import subprocess
 import sys
@@ -51,3 +52,18 @@ def test_the_table_counts() -> None:
   assert faults.table(counts).splitlines()[2:] == [
       "| kill | 3 | 3 | 0 | 0 | 0 | 0 | 0 |", "| damage | 1 | 0 | 1 | 0 | 0 | 0 | 0 |",
       "| all | 4 | 3 | 1 | 0 | 0 | 0 | 0 |"]
+
+
+def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """One that does nothing, and one that works for too long; one that works on does not hang."""
+  monkeypatch.setattr(faults, "_SECONDS", 2.0)
+  bench = object.__new__(faults.Bench)
+  for program, a_step, status in (("import time; time.sleep(60)", 9, None),
+                                  ("while True: pass", 0, None),
+                                  ("import time\nwhile time.process_time() < 1: pass", 9, 0)):
+    monkeypatch.setattr(faults, "_SECONDS_A_STEP", a_step)
+    bench.fields = {"train.steps": 1}
+    said = tmp_path / "said"
+    said.write_text("a line\n")
+    process = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c", program])
+    assert bench.wait(process, said) == faults.Ended(status, ["a line"])

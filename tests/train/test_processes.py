@@ -60,15 +60,17 @@ def free_port() -> int:
 
 
 def start(token_file: Path, workdir: Path, processes: int, devices: int, *fields: str,
-          steps: int = STEPS) -> list[subprocess.Popen[str]]:
-  """One run on `processes` processes of `devices` CPU devices each."""
+          steps: int = STEPS, before: str = "") -> list[subprocess.Popen[str]]:
+  """One run on `processes` processes of `devices` CPU devices each; `before` it, Python code."""
   # Jobs that run the same program share its compilation, most of a short run's time.
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices),
                  "JAX_COMPILATION_CACHE_DIR": str(token_file.parent / "compiled"),
                  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
   place = [f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}"]
-  command = [sys.executable, "-m", "experiments.train", "--config=experiments/configs/smoke.py",
+  program = (["-c", f"{before}import runpy; runpy.run_module('experiments.train', "
+              "run_name='__main__', alter_sys=True)"] if before else ["-m", "experiments.train"])
+  command = [sys.executable, *program, "--config=experiments/configs/smoke.py",
              f"--workdir={workdir}", f"--config.data.corpus=tokens:{token_file}",
              *(f"--config.{field}" for field in (*FIELDS, f"train.steps={steps}", *fields))]
   job = [subprocess.Popen(
