@@ -198,7 +198,8 @@ def test_tensorboard_that_cannot_be_written(token_file: Path, tmp_path: Path, wh
 
 
 def test_a_full_disk(token_file: Path, tmp_path: Path, whole: Path) -> None:
-  """A save that process 0 cannot write ends both: one with a line, and the other too, soon."""
+  """A save that process 0 cannot write ends both: it with a line; the other once it is missed, as
+  in test_a_process_is_killed."""
   workdir = tmp_path / "run"
   job = start(token_file, workdir, 2, 2, *MESH, before="import resource, sys;"
               "from of_jax.storage.checkpoint import Checkpoints as C; save = C.save;"
@@ -206,8 +207,8 @@ def test_a_full_disk(token_file: Path, tmp_path: Path, whole: Path) -> None:
               "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, -1)) if step == 4 and "
               "sys.argv[-1].endswith('=0') else None, save(self, state, step, kept))[1];")
   said = [process.communicate(timeout=300) for process in job]
-  assert all(process.returncode in (1, 75) for process in job), said
+  assert job[1].returncode not in (None, 0), said
   assert job[0].returncode == 1 and "File too large" in said[0][1], said
-  assert "Traceback" not in said[0][1] + said[1][1]
+  assert not any("Traceback (most recent" in err for _, err in said), said
   finish(start(token_file, workdir, 2, 2, *MESH))
   same_bits(workdir, whole)
