@@ -19,6 +19,8 @@ from of_jax.config.declare import (
 _OP = Owner("model.block", ("op",))
 _DYT = Owner("model.norm", ("dyt",))
 _POWER = Owner("model.norm", ("power",))
+_BATCHES = Owner("model.norm", ("batch", "unified"))
+_UNIFIED = Owner("model.norm", ("unified",))
 _CLIPPED = Owner("model.attention_softmax", ("clipped",))
 _ROTARY = Owner("model.positions", ("rotary",))
 _LLAMA3 = Owner("model.rope_scaling", ("llama3",))
@@ -50,6 +52,17 @@ class ModelConfig:
   power_warmup_steps: int = field(
       10_000, "power: steps that divide by the batch's statistic, before the running one",
       ranges=COUNT, owner=_POWER)
+  running_decay: float = field(
+      0.9, "batch, unified: decay of the running statistics", ranges=BELOW_ONE, owner=_BATCHES)
+  unified_window: int = field(
+      4, "unified: steps whose mean squares and gradients are averaged",
+      ranges=Range("must be at least 2", low=2, most=10_000), owner=_UNIFIED)
+  unified_warmup_steps: int = field(
+      4000, "unified: steps that use their own statistics, before those of the window",
+      ranges=COUNT, owner=_UNIFIED)
+  unified_filter: bool = field(
+      False, "unified: skip batches whose statistics stand out (the authors' choice on images)",
+      owner=_UNIFIED)
   width: int = field(128, "d: neurons of the residual stream", ranges=_SIZE)
   depth: int = field(6, "L: blocks", ranges=Range("must be at least 1", low=1, most=10_000))
   heads: int = field(

@@ -53,7 +53,8 @@ class Norm:
 
   Attributes:
     over_any_axis: whether `model.qk_norm` and `model.mlp_norm` may name it.
-    has_eps: whether it divides by a root, to which `model.norm_eps` is added.
+    has_eps: whether it divides by something to which `model.norm_eps` is added.
+    has_root: whether that is a root, so that `model.norm_eps_placement` says something.
     gain_per_neuron: whether it multiplies each neuron by a number of its own.
     rotation: which rotations of the stream the norm, without its gains, passes through: `any`,
       or those that keep each token's mean over the neurons. None: not said, and none.
@@ -61,6 +62,7 @@ class Norm:
 
   over_any_axis: bool = False
   has_eps: bool = True
+  has_root: bool = True
   gain_per_neuron: bool = True
   rotation: Literal["any", "keeps_mean"] | None = None
 

@@ -26,6 +26,7 @@ PARAMETER_AXES: dict[str, str | None] = {
     # Vectors of the width are small, and a split norm gain would cost a gather a use.
     "channel": None,
     "rank": None,
+    "window": None,
 }
 # What an optimiser keeps beside arrays like the parameters: a stack of `matrices`, with `side`s.
 # A mesh axis splits the first of an array's axes that lists it and that it divides.

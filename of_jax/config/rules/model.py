@@ -32,9 +32,9 @@ def _check_norms(model: ModelConfig, check: Check) -> None:
   check(model.norm == reader or model.dyt_alpha_attention in (model.dyt_alpha, None),
         "model.dyt_alpha_attention",
         f"is part of model.norm={reader} and does nothing in {model.norm}")
-  for name in ("norm_eps", "norm_eps_placement"):
+  for name, trait in (("norm_eps", "has_eps"), ("norm_eps_placement", "has_root")):
     path = f"model.{name}"
-    check(_has_eps(model) or getattr(model, name) == default(path), path,
+    check(_some_norm(model, trait) or getattr(model, name) == default(path), path,
           f"does nothing: model.norm={model.norm} divides by no root, and there is no other norm")
   check((model.final_norm_kind or model.norm) != "none" or not model.final_norm,
         "model.final_norm", "does nothing with model.norm=none")
@@ -50,10 +50,11 @@ def _norms(model: ModelConfig) -> set[str]:
   return {model.norm, final, model.qk_norm, model.mlp_norm}
 
 
-def _has_eps(model: ModelConfig) -> bool:
-  """Whether some norm of the model divides by a root."""
+def _some_norm(model: ModelConfig, trait: str) -> bool:
+  """Whether some norm of the model has `has_eps` or `has_root`."""
   return (model.block == "gated_norm" or model.first_attention_norm
-          or any(traits.norm(name).has_eps for name in _norms(model) - {"auto"}))
+          or any(traits.norm(name).has_eps and getattr(traits.norm(name), trait)
+                 for name in _norms(model) - {"auto"}))
 
 
 def _check_transformer(model: ModelConfig, check: Check) -> None:

@@ -7,6 +7,7 @@ from of_jax.models.probe import Context
 
 OVER_ANY_AXIS = True
 HAS_EPS = False
+HAS_ROOT = False
 GAIN_PER_NEURON = False
 ROTATION = "any"
 

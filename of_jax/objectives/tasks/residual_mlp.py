@@ -20,7 +20,8 @@ READS = {
               "mlp_width", "final_norm", "beta", "beta_mlp", "beta_trainable", "beta_per_channel",
               "dropout", "embedding_dropout", "init_std", "scan_layers", "remat", "compute_dtype",
               "linear_bias", "mlp_norm", "leaky_relu_slope", "dyt_alpha", "power_decay",
-              "power_warmup_steps"),
+              "power_warmup_steps", "running_decay", "unified_window", "unified_warmup_steps",
+              "unified_filter"),
     "data": ("corpus", "cache_dir", "validation_fraction", "eval_sequences", "whitening",
              "input_size", "classes")}
 LOSS = "squared error"
