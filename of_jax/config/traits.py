@@ -74,10 +74,12 @@ class MLP:
   Attributes:
     gated: whether it has a third matrix, for which `model.mlp_width` has two thirds by default.
     has_nonlinearity: whether there is one for `model.mlp_norm` to stand before.
+    causal: whether a token's output depends, in evaluation, on no later token of its row.
   """
 
   gated: bool = False
   has_nonlinearity: bool = True
+  causal: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,6 +59,12 @@ def crms(model: ModelConfig, x: Array) -> Array:
   return rms(model, whole)[..., :-1]
 
 
+def l1(model: ModelConfig, x: Array) -> Array:
+  """Without gain and offset."""
+  centred = x - x.mean(-1, keepdims=True)
+  return centred / (np.abs(centred).mean(-1, keepdims=True) + model.norm_eps)
+
+
 # Norm -> its output in evaluation. The mapping holds the norm's parameters by their names; one
 # that it does not hold has its value of a fresh model.
 NORMS: dict[str, Callable[[ModelConfig, Array, Mapping[str, Any]], Array]] = {
@@ -73,6 +79,13 @@ NORMS: dict[str, Callable[[ModelConfig, Array, Mapping[str, Any]], Array]] = {
     "power": lambda model, x, p: (
         divide(model, rms(model, x), p.get("running_square", 1)) * p.get("scale", 1)
         + p.get("bias", 0)),
+    "l1": lambda model, x, p: (l1(model, x) * p.get("scale", math.sqrt(2 / math.pi))
+                               + p.get("bias", 0)),
+    "batch": lambda model, x, p: (
+        divide(model, x - p.get("running_mean", 0), p.get("running_variance", 1))
+        * p.get("scale", 1) + p.get("bias", 0)),
+    "unified": lambda model, x, p: (
+        divide(model, x, p.get("running_square", 1)) * p.get("scale", 1) + p.get("bias", 0)),
 }
 
 
@@ -91,6 +104,19 @@ def rotate(x_BxTxHxK: Array, theta: float, fraction: float) -> Array:
   return np.concatenate([turned.real, turned.imag, x_BxTxHxK[..., size:]], -1)
 
 
+def evonorm_s0(x: Array) -> Array:
+  """Fresh, of each token's groups of units apart."""
+  units = x.shape[-1]
+  groups = max(n for n in range(1, 33) if units % n == 0)
+  variance = x.reshape(*x.shape[:-1], groups, -1).var(-1)
+  return x * sigmoid(x) / np.sqrt(np.repeat(variance, units // groups, -1) + 1e-5)
+
+
+def evonorm_b0(x: Array) -> Array:
+  """Fresh, in evaluation."""
+  return x / np.maximum(math.sqrt(1 + 1e-5), x + np.sqrt(x.var(1, keepdims=True) + 1e-5))
+
+
 ACTIVATIONS: dict[str, Callable[[ModelConfig, Array], Array]] = {
     "relu": lambda model, x: np.maximum(x, 0),
     "leaky_relu": lambda model, x: np.where(x > 0, x, model.leaky_relu_slope * x),
@@ -102,13 +128,16 @@ ACTIVATIONS: dict[str, Callable[[ModelConfig, Array], Array]] = {
         x > 0, x, 1.6732632423543772 * (np.exp(x) - 1)),
     "sigmoid": lambda model, x: sigmoid(x),
     "identity": lambda model, x: x,
+    "evonorm_s0": lambda model, x: evonorm_s0(x),
+    "evonorm_b0": lambda model, x: evonorm_b0(x),
 }
 # Form of the MLP -> phi, gated or not.
 MLPS = {"relu": ("relu", False), "leaky_relu": ("leaky_relu", False), "gelu": ("gelu", False),
         "gelu_exact": ("gelu_exact", False),
         "silu": ("silu", False), "selu": ("selu", False), "glu": ("sigmoid", True),
         "reglu": ("relu", True), "geglu": ("gelu", True), "swiglu": ("silu", True),
-        "sglu": ("identity", True)}
+        "sglu": ("identity", True), "evonorm_s0": ("evonorm_s0", False),
+        "evonorm_b0": ("evonorm_b0", False)}
 
 
 def layer_params(params: Any, layer: int) -> Any:

@@ -26,7 +26,8 @@ WIDTH, EPS = 32, 0.1
 NAMES = tuple(name for name in variants.names("models/norms") if name in reference.NORMS)
 GAIN, OFFSET = np.linspace(1, 2, WIDTH), np.linspace(-1, 1, WIDTH)
 # Parameter -> its value in these tests, away from its start; any other is GAIN or 0.3.
-VALUES = {"bias": OFFSET, "running_square": np.linspace(0.5, 3, WIDTH)}
+VALUES = {"bias": OFFSET, "running_variance": np.linspace(0.2, 2, WIDTH),
+          "running_square": np.linspace(0.5, 3, WIDTH)}
 EVALUATION = Context(jnp.zeros((1, 1), jnp.int32))
 
 
@@ -111,9 +112,9 @@ def test_properties(make_config: MakeConfig) -> None:
 def test_norms_over_other_axes_are_those_whose_files_say_so(field: str, make_config: MakeConfig
                                                             ) -> None:
   """Not CRMSNorm, which is for a stream that leaves a neuron out; each reads its fields."""
-  for name in ("dyt", "layer", "none", "power", "rms", "srms", "ss"):
+  for name in ("batch", "dyt", "l1", "layer", "none", "power", "rms", "srms", "ss", "unified"):
     assert getattr(make_config(**{f"model__{field}": name}).model, field) == name
-  with pytest.raises(UserError, match="not one of auto, dyt, layer.*; did you mean rms"):
+  with pytest.raises(UserError, match="not one of auto, batch, dyt, l1.*; did you mean rms"):
     make_config(**{f"model__{field}": "crms"})
   model = make_config(**{f"model__{field}": "dyt", "model__dyt_alpha": 0.3}).model
   assert model.dyt_alpha == 0.3

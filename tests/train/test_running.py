@@ -88,3 +88,45 @@ def test_they_are_resumed_with_the_rest(make_config: MakeConfig, tmp_path: Path)
   np.testing.assert_array_equal(saved["whole"]["stacks/0/mlp_norm/running_steps"], [4, 4])
   counted = run_directory.read_json(tmp_path / "whole" / "env.json")["parameters"]
   assert counted == sum(leaf.size for name, leaf in saved["whole"].items() if "running" not in name)
+
+
+# Every sort of running state at once.
+TOGETHER: dict[str, Any] = {
+    "model__norm": "unified", "model__unified_warmup_steps": 2, "model__unified_window": 2,
+    "model__unified_filter": True, "model__qk_norm": "batch", "model__mlp": "evonorm_b0",
+    "model__depth": 2, "optim__learning_rate": 1e-3}
+
+
+def test_other_running_state_is_one_devices_on_a_mesh(make_config: MakeConfig) -> None:
+  params, *_ = one_step(make_config(**TOGETHER))
+  meshed, *_ = one_step(make_config(**TOGETHER, mesh__data=2, mesh__fsdp=2, mesh__tensor=2))
+  running = {name for name in params if "running" in name}
+  assert {name.rpartition("/")[2] for name in running} == {
+      "running_square", "running_squares", "running_gradient", "running_gradients",
+      "running_steps", "running_mean", "running_variance"}
+  for name in running:
+    scale = np.abs(params[name]).max()
+    np.testing.assert_allclose(meshed[name], params[name], rtol=1e-4, atol=1e-4 * scale,
+                               err_msg=name)
+
+
+def test_other_running_state_is_resumed_bit_for_bit(make_config: MakeConfig, tmp_path: Path
+                                                    ) -> None:
+  """The step count, both windows and the averages; evaluation changes none of them."""
+  config = make_config(**TOGETHER, train__steps=6, train__checkpoint_every=3,
+                       train__eval_every=2, telemetry__level="off")
+  train(config, tmp_path / "whole", lambda line: None)
+  shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+  (tmp_path / "cut" / "DONE").unlink()
+  shutil.rmtree(tmp_path / "cut" / "checkpoints" / "6")
+  train(config, tmp_path / "cut", lambda line: None)
+  saved = {}
+  for run in ("whole", "cut"):
+    with Checkpoints(tmp_path / run) as checkpoints:
+      saved[run] = named_leaves(checkpoints.load_host(6)["params"])
+  for name, leaf in saved["whole"].items():
+    np.testing.assert_array_equal(leaf, saved["cut"][name], err_msg=name)
+  assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (
+      tmp_path / "cut" / "metrics.jsonl").read_bytes()
+  np.testing.assert_array_equal(saved["whole"]["stacks/0/mlp_norm/running_steps"], [6, 6])
+  assert np.all(saved["whole"]["stacks/0/mlp_norm/running_squares"] > 0)

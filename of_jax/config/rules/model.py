@@ -41,7 +41,7 @@ def _check_norms(model: ModelConfig, check: Check) -> None:
   check(model.final_norm or model.final_norm_kind in (model.norm, None), "model.final_norm_kind",
         "does nothing without a norm there; set model.final_norm=true")
   check(traits.mlp(model.mlp).has_nonlinearity or model.mlp_norm == "none", "model.mlp_norm",
-        f"{model.mlp} has no nonlinearity to stand before")
+        f"{model.mlp} has no nonlinearity that it could stand before")
 
 
 def _norms(model: ModelConfig) -> set[str]:
