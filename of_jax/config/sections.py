@@ -74,6 +74,12 @@ class OptimConfig:
       owner=_OPTIMIZER)
   norm_iterations: int | None = field(
       None, "sinkgd: rounds over all norms", ranges=AT_LEAST_ONE, owner=_OPTIMIZER)
+  whitening_steps: int | None = field(
+      None, "swan: steps of the iteration towards equal singular values", ranges=AT_LEAST_ONE,
+      owner=_OPTIMIZER)
+  swan_scale: float | None = field(
+      None, "swan: of the hidden matrices' updates, against Adam's", ranges=POSITIVE,
+      owner=_OPTIMIZER)
   shampoo_beta: float | None = field(
       None, "decay of the factors G G^T and G^T G; shampoo: 1 sums them; default b2",
       ranges=FRACTION, owner=_OPTIMIZER)

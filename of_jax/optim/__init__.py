@@ -21,11 +21,12 @@ from of_jax.optim.optimizers.sgdp import scale_by_sgdp, sgdp
 from of_jax.optim.optimizers.shampoo import scale_by_shampoo, shampoo
 from of_jax.optim.optimizers.sinkgd import scale_by_mngd, sinkgd
 from of_jax.optim.optimizers.soap import scale_by_soap, soap
+from of_jax.optim.optimizers.swan import scale_by_swan, swan
 from of_jax.optim.scaling import scale_init
 from of_jax.optim.schedules import learning_rate_schedule
 
 __all__ = ["Layout", "adafactor", "adamp", "build_optimizer", "describe", "lay_out",
            "learning_rate_schedule", "muon", "nap", "rotated_adafactor", "scale_by_adafactor",
            "scale_by_adamp", "scale_by_mngd", "scale_by_muon", "scale_by_rotated_adafactor",
-           "scale_by_sgdp", "scale_by_shampoo", "scale_by_soap", "scale_init", "sgdp", "shampoo",
-           "sinkgd", "soap"]
+           "scale_by_sgdp", "scale_by_shampoo", "scale_by_soap", "scale_by_swan", "scale_init", "sgdp", "shampoo",
+           "sinkgd", "soap", "swan"]
