@@ -56,6 +56,7 @@ def tables() -> str:
   from of_jax.models.blocks import Block, Gain
   from of_jax.models.embedding_projection import EmbeddingProjection
   from of_jax.models.gates import Gate
+  from of_jax.models.linear_attention import LinearAttention
   from of_jax.models.mlps import MLP
   from of_jax.models.norms import Norm
   from of_jax.models.sigma_reparam import SigmaReparamLinear
@@ -78,7 +79,7 @@ def tables() -> str:
       rows = [[*row, "yes" if getattr(cls, "causal_in_training", True) else
                "no, in evaluation only"] for row, cls in zip(rows, classes.values())]
     parts.append(_markdown(head, rows))
-  options = (("model.beta_trainable=true", Gain), ("model.attention_sink=key_value", KeyValueSink),
+  options = (("model.attention=linear", LinearAttention), ("model.beta_trainable=true", Gain), ("model.attention_sink=key_value", KeyValueSink),
              ("model.sigma_reparam=block", SigmaReparamLinear),
              ("model.embedding_projection=true", EmbeddingProjection))
   for text, _ in options:

@@ -21,6 +21,7 @@ _DYT = Owner("model.norm", ("dyt",))
 _POWER = Owner("model.norm", ("power",))
 _BATCHES = Owner("model.norm", ("batch", "unified"))
 _UNIFIED = Owner("model.norm", ("unified",))
+_LINEAR = Owner("model.attention", ("linear",))
 _CLIPPED = Owner("model.attention_softmax", ("clipped",))
 _ROTARY = Owner("model.positions", ("rotary",))
 _LLAMA3 = Owner("model.rope_scaling", ("llama3",))
@@ -78,7 +79,7 @@ class ModelConfig:
       "over_any_axis")
   leaky_relu_slope: float = field(
       0.01, "leaky_relu: slope below 0", ranges=ANY, owner=Owner("model.mlp", ("leaky_relu",)))
-  positions: Literal["learned", "rotary"] = field("learned", "position information")
+  positions: Literal["learned", "rotary", "none"] = field("learned", "position information")
   rope_theta: float = field(10_000.0, "base of the rotary frequencies", ranges=POSITIVE)
   rope_fraction: float = field(
       1.0, "rotary: share of a head's neurons that turn, the first ones",
@@ -119,6 +120,14 @@ class ModelConfig:
   final_norm_kind: str | None = field(None, "which one; default norm", "models/norms")
   logit_cap: float | None = field(
       None, "c: the model's logits become c tanh(logits / c)", ranges=POSITIVE)
+  attention: Literal["softmax", "linear"] = field(
+      "softmax", "softmax, or linear with decay, gate and norm (TransNormerLLM)")
+  linear_positions: Literal["none", "first", "all"] = field(
+      "none", "linear: trained angles of queries and keys (LRPE): in no block (its code), in the "
+      "first (its text), in all", owner=_LINEAR)
+  linear_chunk: int = field(
+      256, "linear: tokens of which all pairs are computed; a state passes on what is before",
+      ranges=AT_LEAST_ONE, owner=_LINEAR)
   qk_norm: str = field(
       "auto", "norm of queries and keys over the head dimension; auto: rms for op and nap, "
       "else none", "models/norms", "over_any_axis")

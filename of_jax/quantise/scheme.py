@@ -207,6 +207,8 @@ def of_model(scheme: Scheme, config: Config) -> Scheme:
   norms_sums = model.block in ("post", "deepnorm")
   if not norms_sums:
     left_out |= {"attn_sum", "mlp_sum"}
+  if model.attention == "linear":
+    left_out |= {"attn_scores", "attn_logits", "attn_weights"}
   has_norm = model.final_norm and model.final_norm_kind != "none"
   if not (has_norm and model.embedding_projection):
     left_out.add("final_norm")

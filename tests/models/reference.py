@@ -299,9 +299,50 @@ GATES: dict[str, Callable[[Array, Array, Any], Array]] = {
 }
 
 
+def linear_attention(model: ModelConfig, p: Any, x: Array, layer: int) -> tuple[Array, ...]:
+  """q, k and the gated heads of one block, by the recurrence; ours to a power of two of heads."""
+  q, k, v, u = (np.einsum("btd,dhk->bthk", x, matrix(part, 1)) for part in (
+      p["query"], p["key"], p["value"], p["gate"]["linear"]))
+  q, k = q * sigmoid(q), k * sigmoid(k)
+  height = layer / (model.depth - 1) if model.depth > 1 else 0
+  forgets = np.exp(-2.0 ** (-8 * np.arange(1, model.heads + 1) / model.heads)
+                   * (1 - height + 1e-5))
+  theta = p.get("theta")
+  if theta is None or model.linear_positions == "first" and layer:
+    theta = np.zeros(q.shape[2:])
+  state = np.zeros((len(x), model.heads, 2 * q.shape[-1], q.shape[-1]))
+  y = np.empty_like(v)
+
+  def turned(z: Array, t: int) -> Array:
+    return np.concatenate([z[:, t] * np.cos(t * theta), z[:, t] * np.sin(t * theta)], -1)
+
+  for t in range(x.shape[1]):
+    state = forgets[:, None, None] * state + np.einsum("bhj,bhk->bhjk", turned(k, t), v[:, t])
+    y[:, t] = np.einsum("bhj,bhjk->bhk", turned(q, t), state)
+  flat = y.reshape(*x.shape[:2], -1)
+  normed = flat / np.sqrt(np.mean(flat ** 2, -1, keepdims=True) + model.norm_eps)
+  return q, k, u * normed.reshape(y.shape)
+
+
+def check_linear_attention(config: Config, params: Any, sites: dict[str, Array]) -> None:
+  """attn_q, attn_k and attn_out of linear attention, from attn_in."""
+  for layer in range(config.model.depth):
+    at, block_p = double(sites, layer), layer_params(params, layer)
+    p, x = block_p["attention"], at["attn_in"]
+    q, k, y = linear_attention(config.model, p, x, layer)
+    same(at["attn_q"], q.reshape(*x.shape[:2], -1), f"attn_q {layer}")
+    same(at["attn_k"], k.reshape(*x.shape[:2], -1), f"attn_k {layer}")
+    out = np.einsum("bthk,hkd->btd", y, matrix(p["out"], 2))
+    same(at["attn_out"], finished(config.model, out, config.model.beta_attention,
+                                  block_p.get("attention_gain")), f"attn_out {layer}")
+
+
 def check_attention(config: Config, params: Any, sites: dict[str, Array]) -> None:
   """attn_q, attn_k and attn_out, from attn_in."""
   model = config.model
+  if model.attention == "linear":
+    check_linear_attention(config, params, sites)
+    return
   head_dim = model.head_dim
   assert head_dim is not None
   for layer in range(model.depth):

@@ -52,7 +52,7 @@ def _norms(model: ModelConfig) -> set[str]:
 
 def _some_norm(model: ModelConfig, trait: str) -> bool:
   """Whether some norm of the model has `has_eps` or `has_root`."""
-  return (model.block == "gated_norm" or model.first_attention_norm
+  return (model.block == "gated_norm" or model.first_attention_norm or model.attention == "linear"
           or any(traits.norm(name).has_eps and getattr(traits.norm(name), trait)
                  for name in _norms(model) - {"auto"}))
 
@@ -64,6 +64,7 @@ def _check_transformer(model: ModelConfig, check: Check) -> None:
         f"nearest that does: {_nearest_divisor(model.width, model.heads)}, or give model.head_dim")
   assert model.head_dim is not None
   _check_positions(model, model.head_dim, check)
+  _check_attention(model, check)
   check(model.qk_norm_over == default("model.qk_norm_over") or model.qk_norm != "none",
         "model.qk_norm_over", "there is no norm of queries and keys; set model.qk_norm")
   check(model.full_attention_every is None or model.attention_window is not None,
@@ -77,6 +78,24 @@ def _check_transformer(model: ModelConfig, check: Check) -> None:
         "model.attention_gate", "reads a slice of the stream a head, so heads x head_dim must be "
         f"model.width={model.width}")
   _check_block(model, check)
+
+
+def _check_attention(model: ModelConfig, check: Check) -> None:
+  """Checks that linear attention is given nothing that only softmax attention reads."""
+  if model.attention != "linear":
+    return
+  for name in ("attention_scale", "attention_cap", "attention_clip", "attention_window",
+               "full_attention_every", "attention_softmax", "attention_sink", "attention_gate",
+               "attention_dropout"):
+    path = f"model.{name}"
+    check(getattr(model, name) == default(path), path,
+          "is part of model.attention=softmax and does nothing in linear")
+  check(model.qk_norm == "none", "model.qk_norm", "model.attention=linear has one norm, of what "
+        "all heads give; set model.qk_norm=none")
+  check(model.kv_heads == model.heads, "model.kv_heads", "model.attention=linear has a key and a "
+        f"value a head; leave it at model.heads={model.heads}")
+  check(model.positions != "rotary", "model.positions", "model.attention=linear has angles of its "
+        "own; set model.linear_positions=all, or model.positions=none")
 
 
 def _check_positions(model: ModelConfig, head_dim: int, check: Check) -> None:

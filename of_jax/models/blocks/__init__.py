@@ -11,6 +11,7 @@ from flax import nnx
 from of_jax import variants
 from of_jax.config import ModelConfig
 from of_jax.models.attention import Attention
+from of_jax.models.linear_attention import LinearAttention
 from of_jax.models.mlps import make_mlp
 from of_jax.models.norms import Norm, make_norm
 from of_jax.models.parameter import constant, parameter
@@ -55,7 +56,8 @@ class Block(nnx.Module):
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
-    self.attention = Attention(rngs, model)
+    attention = LinearAttention if model.attention == "linear" else Attention
+    self.attention = attention(rngs, model)
     self.mlp = make_mlp(rngs, model)
     self.attention_gain = Gain(rngs, model, model.beta_attention)
     self.mlp_gain = Gain(rngs, model, model.beta_mlp)

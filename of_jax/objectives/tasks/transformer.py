@@ -37,13 +37,17 @@ class NextToken(Task):
   def flops_per_token(self, config: Config, network: Network) -> int:
     """6 x (parameters in matrix products) + 12 x depth x heads x head size x sequence length.
 
-    Attention is counted as if it were not causal (Chowdhery et al. 2022, 2204.02311, App. B). The
-    unembedding counts, an embedding lookup does not.
+    Attention is counted as if it were not causal (Chowdhery et al. 2022, 2204.02311, App. B),
+    linear attention by its chunks and its state in place of the sequence. The unembedding counts,
+    an embedding lookup does not.
     """
     model = config.model
     matrices = parameters_multiplied(network, ("hidden", "unembedding"))
     if model.tied_embeddings:
       matrices += config.data.vocab_size * model.width
     assert model.head_dim is not None, "resolve the config first"
-    return (6 * matrices
-            + 12 * model.depth * model.heads * model.head_dim * config.train.sequence_length)
+    seen = config.train.sequence_length
+    if model.attention == "linear" and seen > model.linear_chunk:
+      state = model.head_dim * (1 if model.linear_positions == "none" else 2)
+      seen = model.linear_chunk + state
+    return 6 * matrices + 12 * model.depth * model.heads * model.head_dim * seen

@@ -12,7 +12,8 @@ EVERY = 100
 METRICS = {
     "attention_entropy": (
         "full", "-sum_s A_ts log A_ts, mean over queries and heads", "nats",
-        "0 to log T; clipped softmax, whose rows need not add up to 1: 0 to T / e",
+        "0 to log T; clipped softmax, whose rows need not add up to 1: 0 to T / e; like all of "
+        "attention, null for model.attention=linear, which has no weights",
         "He et al. 2024, 2405.19279, App. A; Zhai et al. 2023, 2303.06296"),
     "attention_first_mass": (
         "full", "A_t1, the weight of the key at position 0, mean over queries and heads", "share",
