@@ -122,6 +122,12 @@ class ModelConfig:
       None, "c: the model's logits become c tanh(logits / c)", ranges=POSITIVE)
   attention: Literal["softmax", "linear"] = field(
       "softmax", "softmax, or linear with decay, gate and norm (TransNormerLLM)")
+  attention_keys: Literal["own", "queries", "input"] = field(
+      "own", "matrix of the keys: its own; that of the queries, so that scores are symmetric; none, "
+      "keys are what attention reads")
+  attention_values: Literal["own", "input"] = field(
+      "own", "matrices of values and output: their own; none, each head mixes a slice of what "
+      "attention reads")
   linear_positions: Literal["none", "first", "all"] = field(
       "none", "linear: trained angles of queries and keys (LRPE): in no block (its code), in the "
       "first (its text), in all", owner=_LINEAR)

@@ -36,6 +36,7 @@ class Block:
     norm_outputs: what reads the norms' outputs: linear `maps` alone; the `stream`, or what is
       added to it; the `gain` of a branch, which is added to it then. A rotation of the stream
       passes through such blocks. None: not said, and no rotation.
+    mlp: whether the block must have an MLP, or is one without it too (`model.mlp=none`).
   """
 
   norms: Literal["required", "optional", "none"] = "required"
@@ -45,6 +46,7 @@ class Block:
   normed_nonlinearities: bool = False
   beta: Literal["none", "inverse_sqrt_2_depth", "residual_scale"] = "none"
   norm_outputs: Literal["maps", "stream", "gain"] | None = None
+  mlp: Literal["required", "optional"] = "required"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,6 +145,8 @@ class Attention(nnx.Module):
     attention_gate: of the heads' outputs.
     attention_dropout: of the weights, in training. What the probe sees of them is not dropped.
     sigma_reparam: of all four matrices.
+    attention_keys, attention_values: fewer matrices: one for queries and keys, none for keys, none
+      for values and outputs (2410.13732).
   [batch, time, width] -> [batch, time, width].
   """
 
@@ -158,11 +160,14 @@ class Attention(nnx.Module):
       return linear(rngs, (model.width, heads, head_dim), ("embed", "heads", "head_dim"),
                     std, bias=bias or model.linear_bias)
 
+    self.keys, self.values = model.attention_keys, model.attention_values
     self.query = project(model.heads, model.qk_bias)
-    self.key = project(model.kv_heads, model.qk_bias)
-    self.value = project(model.kv_heads, False)
-    self.out = linear(rngs, (model.heads, head_dim, model.width), ("heads", "head_dim", "embed"),
-                      std, inputs=2, bias=model.linear_bias)
+    if self.keys == "own":
+      self.key = project(model.kv_heads, model.qk_bias)
+    if self.values == "own":
+      self.value = project(model.kv_heads, False)
+      self.out = linear(rngs, (model.heads, head_dim, model.width), ("heads", "head_dim", "embed"),
+                        std, inputs=2, bias=model.linear_bias)
     self.has_qk_norm = model.qk_norm != "none"
     if self.has_qk_norm:
       self.norm_heads_together = model.qk_norm_over == "width"
@@ -172,7 +177,9 @@ class Attention(nnx.Module):
                       else (head_dim, "head_dim"))
         return make_norm(model.qk_norm, rngs, model, size, axis)
 
-      self.query_norm, self.key_norm = norm(model.heads), norm(model.kv_heads)
+      self.query_norm = norm(model.heads)
+      if self.keys != "queries":
+        self.key_norm = norm(model.kv_heads)
     self.model, self.is_rotary = model, model.positions == "rotary"
     self.scale, self.cap = model.attention_scale, model.attention_cap
     self.clip = model.attention_clip
@@ -186,14 +193,14 @@ class Attention(nnx.Module):
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     q_BxTxHxK = context.linear("attn_query", "attn_in", self.query, x_BxTxD)
-    k_BxTxGxK = context.linear("attn_key", "attn_in", self.key, x_BxTxD)
-    v_BxTxGxK = context.linear("attn_value", "attn_in", self.value, x_BxTxD)
+    k_BxTxGxK, v_BxTxGxK = self._keys_and_values(q_BxTxHxK, x_BxTxD, context)
     if self.clip is not None:
       q_BxTxHxK, k_BxTxGxK, v_BxTxGxK = (
           jnp.clip(x, -self.clip, self.clip) for x in (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK))
     if self.has_qk_norm:
       q_BxTxHxK = self._norm(self.query_norm, q_BxTxHxK, context)
-      k_BxTxGxK = self._norm(self.key_norm, k_BxTxGxK, context)
+      k_BxTxGxK = self._norm(self.query_norm if self.keys == "queries" else self.key_norm,
+                             k_BxTxGxK, context)
     if self.is_rotary:
       q_BxTxHxK, k_BxTxGxK = (self._rotate(x, context) for x in (q_BxTxHxK, k_BxTxGxK))
     q_BxTxHxK = context.probe_heads("attn_q", q_BxTxHxK)
@@ -225,7 +232,21 @@ class Attention(nnx.Module):
           lambda logits: context.at("attn_scores", logits))
       y_BxTxHxK = context.at_heads("attn_context", y_BxTxHxK)
     y_BxTxHxK = context.at_heads("attn_heads", self.gate(y_BxTxHxK, x_BxTxD, context))
+    if self.values == "input":
+      return y_BxTxHxK.reshape(x_BxTxD.shape)
     return context.linear("attn_output", "attn_heads", self.out, y_BxTxHxK)
+
+  def _keys_and_values(self, q_BxTxHxK: jax.Array, x_BxTxD: jax.Array, context: Context
+                       ) -> tuple[jax.Array, jax.Array]:
+    slices_BxTxHxK = x_BxTxD.reshape(*x_BxTxD.shape[:2], -1, q_BxTxHxK.shape[-1]) if (
+        "input" in (self.keys, self.values)) else None
+    if self.keys == "own":
+      k_BxTxGxK = context.linear("attn_key", "attn_in", self.key, x_BxTxD)
+    else:
+      k_BxTxGxK = q_BxTxHxK if self.keys == "queries" else slices_BxTxHxK
+    if self.values == "own":
+      return k_BxTxGxK, context.linear("attn_value", "attn_in", self.value, x_BxTxD)
+    return k_BxTxGxK, slices_BxTxHxK
 
   def _is_for_splash(self, context: Context) -> bool:
     """Tells whether the kernels compute this function: all is known but who is in a document."""

@@ -37,8 +37,9 @@ _ON_THE_STREAM = ("attention_skip", "mlp_skip", "attention_output_norm", "mlp_ou
 _MODEL = {"embedding": {"token", "position"}, "embedding_projection": {"entry", "exit"},
           "embedding_norm": {"scale"}, "stacks": None, "final_norm": {"scale", "bias"},
           "unembedding": {"kernel"}}
-_BLOCK = {"attention": {"query", "key", "value", "out", "query_norm", "key_norm", "gate", "sink"},
-          "mlp": {"up", "gate", "down", "norm"},
+_BLOCK = {"attention": {"query", "key", "value", "out", "query_norm", "key_norm", "gate", "sink",
+                        "theta"},
+          "mlp": {"up", "gate", "down", "norm", "scale", "bias", "slope", "running_variance"},
           **dict.fromkeys((*READERS, *WRITERS, *_ON_THE_STREAM))}
 
 

@@ -207,6 +207,12 @@ def of_model(scheme: Scheme, config: Config) -> Scheme:
   norms_sums = model.block in ("post", "deepnorm")
   if not norms_sums:
     left_out |= {"attn_sum", "mlp_sum"}
+  if model.mlp == "none":
+    left_out |= {site for site in SITES if site.startswith("mlp_")}
+  if model.attention_keys != "own":
+    left_out.add("attn_key")
+  if model.attention_values != "own":
+    left_out |= {"attn_value", "attn_output"}
   if model.attention == "linear":
     left_out |= {"attn_scores", "attn_logits", "attn_weights"}
   has_norm = model.final_norm and model.final_norm_kind != "none"

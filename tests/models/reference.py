@@ -137,7 +137,7 @@ MLPS = {"relu": ("relu", False), "leaky_relu": ("leaky_relu", False), "gelu": ("
         "silu": ("silu", False), "selu": ("selu", False), "glu": ("sigmoid", True),
         "reglu": ("relu", True), "geglu": ("gelu", True), "swiglu": ("silu", True),
         "sglu": ("identity", True), "evonorm_s0": ("evonorm_s0", False),
-        "evonorm_b0": ("evonorm_b0", False)}
+        "evonorm_b0": ("evonorm_b0", False), "none": ("identity", False)}
 
 
 def layer_params(params: Any, layer: int) -> Any:
@@ -149,7 +149,7 @@ def layer_params(params: Any, layer: int) -> Any:
     return np.asarray(tree[index], np.float64)
 
   for stack in params["stacks"].values():
-    depth = len(stack["mlp"]["up"]["kernel"])
+    depth = len(stack["attention"]["query"]["kernel"])
     if layer < depth:
       return take(stack, layer)
     layer -= depth
@@ -259,11 +259,15 @@ def check_block(config: Config, params: Any, sites: dict[str, Array]) -> None:
     at = double(sites, index)
     expected = oracle(BLOCKS, "BLOCKS", model.block)(Block(
         model, index, layer_params(params, index), at["resid_pre"], at["resid_mid"],
-        at["attn_out"], at["mlp_out"]))
+        at["attn_out"], at.get("mlp_out", 0 * at["attn_out"])))
     what = f"{model.block}, block {index}: "
     same(at["attn_in"], expected[0], what + "attn_in")
     same(at["resid_mid"], expected[1], what + "resid_mid")
-    same(at["mlp_in"], expected[2], what + "mlp_in")
+    if model.mlp == "none":
+      assert "mlp" not in layer_params(params, index)
+      expected = (*expected[:3], at["resid_mid"])
+    else:
+      same(at["mlp_in"], expected[2], what + "mlp_in")
     if index + 1 < model.depth:
       same(sites["resid_pre"][index + 1].astype(np.float64), expected[3], what + "stream")
 
@@ -353,7 +357,11 @@ def check_attention(config: Config, params: Any, sites: dict[str, Array]) -> Non
       y = np.einsum("btd,dhk->bthk", x, matrix(p[name], 1))
       return y + p[name]["bias"] if "bias" in p[name] else y
 
-    q, k, v = project("query"), project("key"), project("value")
+    slices = x.reshape(*x.shape[:2], -1, head_dim) if x.shape[-1] % head_dim == 0 else x
+    q = project("query")
+    k = {"own": lambda: project("key"), "queries": lambda: q, "input": lambda: slices}[
+        model.attention_keys]()
+    v = project("value") if model.attention_values == "own" else slices
     if model.qk_norm != "none":
       if model.qk_norm_over == "width":
         flat_q, flat_k = (z.reshape(*x.shape[:2], 1, -1) for z in (q, k))
@@ -380,7 +388,8 @@ def check_attention(config: Config, params: Any, sites: dict[str, Array]) -> Non
       weights = weigh(model, keys @ q[b, t, head] * scale)
       y[b, t, head] = weights @ values
     y = oracle(GATES, "GATES", model.attention_gate)(y, x, p.get("gate"))
-    out = np.einsum("bthk,hkd->btd", y, matrix(p["out"], 2))
+    out = (y.reshape(x.shape) if model.attention_values == "input"
+           else np.einsum("bthk,hkd->btd", y, matrix(p["out"], 2)))
     same(at["attn_out"], finished(model, out, model.beta_attention, block_p.get("attention_gain")),
          f"attn_out {layer}")
 
@@ -395,6 +404,8 @@ def weigh(model: ModelConfig, logits: Array) -> Array:
 def check_mlp(config: Config, params: Any, sites: dict[str, Array]) -> None:
   """mlp_hidden and mlp_out, from mlp_in."""
   model = config.model
+  if model.mlp == "none":
+    return
   activation, gated = oracle(MLPS, "MLPS", model.mlp)
   for layer in range(model.depth):
     at, block_p = double(sites, layer), layer_params(params, layer)

@@ -55,6 +55,11 @@ TABLE: dict[str, dict[str, Any]] = {
     "pre tied rotary gelu": {"model__tied_embeddings": True, "model__positions": "rotary",
                              "model__mlp": "gelu"},
     "pre swiglu qk-bias": {"model__mlp": "swiglu", "model__qk_bias": True},
+    "no mlp, symmetric": {"model__mlp": "none", "model__attention_keys": "queries",
+                          "model__positions": "rotary"},
+    "no mlp, collapsed": {"model__block": "op", "model__mlp": "none", "model__heads": 1,
+                          "model__attention_keys": "input", "model__attention_values": "input",
+                          "model__qk_norm": "rms"},
     "linear attention": {"model__attention": "linear", "model__positions": "none",
                          "model__linear_positions": "first", "model__linear_chunk": 6,
                          "model__norm_eps": 1e-2},
@@ -260,6 +265,10 @@ def check(row: Examined, wide: bool = False) -> None:
       "mlp_hidden": model.mlp_width,
       "attn_q": model.head_dim * model.heads, "attn_k": model.head_dim * model.kv_heads}
   assert set(sites) == set(SITES)
+  if model.mlp == "none":
+    # What is NaN is written as null.
+    for site in [site for site in sites if site.startswith("mlp_")]:
+      assert np.all(np.isnan(sites.pop(site))) and np.all(np.isnan(row.other_sites.pop(site)))
   for site, x in sites.items():
     assert x.shape == (1 if site == "final" else model.depth, 4, 16, neurons[site]), site
     assert np.all(np.square(x).sum((1, 2, 3)) > 0), site

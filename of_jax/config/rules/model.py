@@ -15,6 +15,8 @@ def validate(config: Config, check: Check) -> None:
   model = config.model
   if kind_of(model.kind).has_attention:
     _check_transformer(model, check)
+  else:
+    check(model.mlp != "none", "model.mlp", f"model.kind={model.kind} is made of its MLPs")
   # Queries, keys and hidden units may have a norm that the block has not.
   check_owners(config, "model", check, {"model.norm": _norms(model)})
   _check_norms(model, check)
@@ -82,11 +84,12 @@ def _check_transformer(model: ModelConfig, check: Check) -> None:
 
 def _check_attention(model: ModelConfig, check: Check) -> None:
   """Checks that linear attention is given nothing that only softmax attention reads."""
+  _check_collapsed(model, check)
   if model.attention != "linear":
     return
   for name in ("attention_scale", "attention_cap", "attention_clip", "attention_window",
                "full_attention_every", "attention_softmax", "attention_sink", "attention_gate",
-               "attention_dropout"):
+               "attention_dropout", "attention_keys", "attention_values"):
     path = f"model.{name}"
     check(getattr(model, name) == default(path), path,
           "is part of model.attention=softmax and does nothing in linear")
@@ -96,6 +99,20 @@ def _check_attention(model: ModelConfig, check: Check) -> None:
         f"value a head; leave it at model.heads={model.heads}")
   check(model.positions != "rotary", "model.positions", "model.attention=linear has angles of its "
         "own; set model.linear_positions=all, or model.positions=none")
+
+
+def _check_collapsed(model: ModelConfig, check: Check) -> None:
+  """Checks that what stands in for matrices of attention has their sizes."""
+  assert model.head_dim is not None
+  check(model.attention_keys == "own" or model.kv_heads == model.heads, "model.attention_keys",
+        f"{model.attention_keys}: a key a query; leave model.kv_heads at model.heads={model.heads}")
+  check(model.attention_keys != "input" or model.heads == 1 and model.head_dim == model.width,
+        "model.attention_keys", "input: keys are the stream itself; set model.heads=1 and leave "
+        "model.head_dim out")
+  check(model.attention_values != "input" or model.kv_heads == model.heads
+        and model.heads * model.head_dim == model.width, "model.attention_values",
+        "input: values are slices of the stream, so heads x head_dim must be "
+        f"model.width={model.width}, and model.kv_heads=model.heads")
 
 
 def _check_positions(model: ModelConfig, head_dim: int, check: Check) -> None:
@@ -133,6 +150,10 @@ def _check_block(model: ModelConfig, check: Check) -> None:
              if traits.block(name).norms != "required"]
   check(model.norm != "none" or block.norms != "required", "model.norm",
         f"{named} is the place of its norms; without any, take {', '.join(without)}")
+  optional = [name for name in variants.names(traits.BLOCKS)
+              if traits.block(name).mlp == "optional"]
+  check(model.mlp != "none" or block.mlp == "optional", "model.mlp",
+        f"{named} is made around its MLP; without one, take {', '.join(optional)}")
   check(model.dyt_alpha_attention == model.dyt_alpha or block.attention_norm,
         "model.dyt_alpha_attention", f"no norm of {named} is attention's alone; "
         "leave it equal to model.dyt_alpha")

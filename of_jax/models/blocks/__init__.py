@@ -6,6 +6,7 @@ A file states the traits of its block, see of_jax.config.traits.Block.
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from of_jax import variants
@@ -52,17 +53,24 @@ class Block(nnx.Module):
 
   A subclass says where norms stand and what the stream does: NormedBlock for both halves in one
   line, or `attention_half` and `mlp_half` apart. The branches probe their own inputs and outputs;
-  the block probes `resid_mid`, and the model `resid_pre`.
+  the block probes `resid_mid`, and the model `resid_pre`. With `model.mlp=none` the second half,
+  its norm, gain and skip are left out, and its sites hold NaN, which is written as null.
   """
 
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     attention = LinearAttention if model.attention == "linear" else Attention
     self.attention = attention(rngs, model)
-    self.mlp = make_mlp(rngs, model)
+    self.has_mlp = model.mlp != "none"
+    if self.has_mlp:
+      self.mlp = make_mlp(rngs, model)
     self.attention_gain = Gain(rngs, model, model.beta_attention)
-    self.mlp_gain = Gain(rngs, model, model.beta_mlp)
+    if self.has_mlp:
+      self.mlp_gain = Gain(rngs, model, model.beta_mlp)
     self.attention_skip = Gain(rngs, model, model.skip_gain)
-    self.mlp_skip = Gain(rngs, model, model.skip_gain)
+    if self.has_mlp:
+      self.mlp_skip = Gain(rngs, model, model.skip_gain)
+    self.absent = {} if self.has_mlp else {
+        "mlp_in": model.width, "mlp_hidden": model.mlp_width or 1, "mlp_out": model.width}
 
   @classmethod
   def plan(cls, model: ModelConfig) -> list[tuple[type["Block"], int]]:
@@ -95,8 +103,10 @@ class Block(nnx.Module):
 
   def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
     """Maps the stream entering the block to the stream leaving it."""
-    h_BxTxD = self.attention_half(x_BxTxD, context)
-    return self.mlp_half(context.probe("resid_mid", h_BxTxD), context)
+    h_BxTxD = context.probe("resid_mid", self.attention_half(x_BxTxD, context))
+    for site, neurons in self.absent.items():
+      context.observe_at(site, jnp.full((*h_BxTxD.shape[:2], neurons), jnp.nan, h_BxTxD.dtype))
+    return self.mlp_half(h_BxTxD, context) if self.has_mlp else h_BxTxD
 
 
 class NormedBlock(Block):
@@ -105,7 +115,8 @@ class NormedBlock(Block):
   def __init__(self, rngs: nnx.Rngs, model: ModelConfig):
     super().__init__(rngs, model)
     self.attention_norm = self.make_norm(rngs, model, before_attention=True)
-    self.mlp_norm = self.make_norm(rngs, model)
+    if self.has_mlp:
+      self.mlp_norm = self.make_norm(rngs, model)
 
   def make_norm(self, rngs: nnx.Rngs, model: ModelConfig, before_attention: bool = False) -> Norm:
     """Makes the norm of one half."""

@@ -11,6 +11,7 @@ from of_jax.models.probe import Context
 NORMS = "none"
 QK_NORM = "rms"
 BETA = "inverse_sqrt_2_depth"
+MLP = "optional"
 NORM_OUTPUTS = "maps"
 
 

@@ -6,6 +6,7 @@ from of_jax.models.blocks import Branch, Gain, NormedBlock
 from of_jax.models.norms import Norm
 from of_jax.models.probe import Context
 
+MLP = "optional"
 NORM_OUTPUTS = "stream"
 
 

@@ -8,6 +8,7 @@ from of_jax.models.probe import Context
 
 NORMS = "optional"
 ATTENTION_NORM = True
+MLP = "optional"
 NORM_OUTPUTS = "maps"
 
 

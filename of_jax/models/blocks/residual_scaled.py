@@ -4,6 +4,7 @@ from of_jax.models.blocks import Block
 
 NORMS = "none"
 BETA = "residual_scale"
+MLP = "optional"
 NORM_OUTPUTS = "maps"
 
 
