@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from of_jax.analysis import composition as composition_lib
 from of_jax.analysis import outlier_dimensions as outliers
 from of_jax.analysis import sparsity as sparsity_lib
 from of_jax.analysis import spectra as spectra_lib
@@ -159,6 +160,20 @@ def spectra(run: Path, steps: Sequence[int]) -> dict[str, Any]:
   return {
       "analysis": "spectra", "run": remote.name_of(run), "definition": "of every hidden matrix W "
       "of every layer: top singular value s_1, Frobenius norm |W|_F, stable rank |W|_F^2 / s_1^2",
+      "steps": found}
+
+
+def composition(run: Path, steps: Sequence[int]) -> dict[str, Any]:
+  """Analyses which heads read which heads' outputs, see of_jax.analysis.composition."""
+  found = []
+  for step in steps:
+    model = restore(run, step)
+    found.append({"step": step, **composition_lib.composition(model.config, model.params)})
+  return {
+      "analysis": "composition", "run": remote.name_of(run), "definition": "score |A B|_F / (|A|_F "
+      "|B|_F), A = W_OV of a head, B = W_QK (q), W_QK^T (k) or W_OV (v) of a head of a later block; "
+      "component score |v_i^T B| / |B|_F, v_i the directions that the first head writes; random "
+      "matrices have about 1 / sqrt(width). Positions, offsets and QK-norm are left out",
       "steps": found}
 
 

@@ -31,6 +31,7 @@ class Analysis:
 
 
 ANALYSES: Mapping[str, Analysis] = {
+    "composition": Analysis("Composition of heads", "over_training", reads_data=False),
     "outlier_dimensions": Analysis("Outlier dimensions", "over_training", reads_data=True),
     "quantised": Analysis("Quantised", "quantisation", reads_data=True),
     "sparsity": Analysis("Sparsity", "over_training", reads_data=True),

@@ -40,6 +40,9 @@ def check(config: Config) -> None:
       refuse(field, f"{where}its gains act on the stream neuron by neuron")
   if traits.gate(model.attention_gate).reads != "maps":
     refuse("attention_gate", "each head reads its own neurons of the stream")
+  for field in ("attention_keys", "attention_values"):
+    if getattr(model, field) == "input":
+      refuse(field, "attention reads the stream neuron by neuron")
   if model.sigma_reparam != "none":
     refuse("sigma_reparam", "the spectral norms of matrices are estimated, and gains would change "
            "them")

@@ -93,6 +93,23 @@ def spectra(analysis: Mapping[str, Any]) -> list[Panel]:
   return panels
 
 
+def composition(analysis: Mapping[str, Any]) -> list[Panel]:
+  """Draws the largest scores of pairs of heads, by component and by whole matrix."""
+  steps = [float(entry["step"]) for entry in analysis["steps"]]
+  baseline = Line("random matrices", steps, [entry["random"] for entry in analysis["steps"]])
+  panels = []
+  for group, key, title in (("by_component", "component_score", "largest component"),
+                            ("by_matrix", "score", "whole matrices")):
+    last = analysis["steps"][-1][group]
+    named = f", {last[0]['from']} into {last[0]['to']} ({last[0]['kind']})" if last else ""
+    lines = tuple(Line(kind, steps, [
+        max((pair[key] for pair in entry[group] if pair["kind"] == kind), default=None)
+        for entry in analysis["steps"]]) for kind in ("q", "k", "v"))
+    panels.append(Panel(f"{title}{named}", "step", "composition score (0 to 1)",
+                        analysis["definition"], (*lines, baseline)))
+  return panels
+
+
 def quantised(analysis: Mapping[str, Any]) -> list[Panel]:
   """Draws what the loss rises by against the bits of the weights, at the last checkpoint."""
   last = analysis["steps"][-1]

@@ -226,8 +226,10 @@ def _examine(config: Config, wide: bool) -> Examined:
 
   # One program for all three: were one not to equal the plain scan, neither would this.
   other = changed(config, scan_layers=False, remat="full")
+  # One head cannot be split.
+  shape = MESH if config.model.heads > 1 else {**MESH, "tensor": 1}
   mesh = make_mesh(dataclasses.replace(
-      other, mesh=dataclasses.replace(other.mesh, **MESH)))
+      other, mesh=dataclasses.replace(other.mesh, **shape)))
   with jax.set_mesh(mesh):
     placed = jax.tree.map(
         lambda leaf, axes: jax.device_put(
