@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments import cli
 from of_jax import variants
-from of_jax.config import ModelConfig, fields
+from of_jax.config import ModelConfig, fields, traits
 from of_jax.errors import UserError
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "variants.md"
@@ -78,8 +78,13 @@ def tables() -> str:
       head.append("causal in training")
       rows = [[*row, "yes" if getattr(cls, "causal_in_training", True) else
                "no, in evaluation only"] for row, cls in zip(rows, classes.values())]
+    if folder == traits.MLPS:
+      head.append("causal")
+      rows = [[*row, "yes" if traits.mlp(name).causal else "no, nor in evaluation"]
+              for row, name in zip(rows, classes)]
     parts.append(_markdown(head, rows))
-  options = (("model.attention=linear", LinearAttention), ("model.beta_trainable=true", Gain), ("model.attention_sink=key_value", KeyValueSink),
+  options = (("model.attention=linear", LinearAttention), ("model.beta_trainable=true", Gain),
+             ("model.attention_sink=key_value", KeyValueSink),
              ("model.sigma_reparam=block", SigmaReparamLinear),
              ("model.embedding_projection=true", EmbeddingProjection))
   for text, _ in options:

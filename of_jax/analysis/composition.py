@@ -13,7 +13,6 @@ factors; offsets, QK-norm and rotations by position are left out: with rotary po
 is that of tokens at the same place.
 """
 
-import copy
 import dataclasses
 from typing import Any
 
@@ -152,7 +151,7 @@ def without_component(config: Config, params: Parameters, head: str, component: 
   if not 0 <= component < len(right):
     raise UserError(f"component={component}: head {head} has 0 to {len(right) - 1}")
   along = right[component]
-  changed = copy.deepcopy(_as_arrays(params))
+  changed: Parameters = _as_arrays(params)
   layer = chosen.layer
   for stack in changed["stacks"].values():
     out = stack["attention"]["out"]["kernel"]

@@ -170,10 +170,11 @@ def composition(run: Path, steps: Sequence[int]) -> dict[str, Any]:
     model = restore(run, step)
     found.append({"step": step, **composition_lib.composition(model.config, model.params)})
   return {
-      "analysis": "composition", "run": remote.name_of(run), "definition": "score |A B|_F / (|A|_F "
-      "|B|_F), A = W_OV of a head, B = W_QK (q), W_QK^T (k) or W_OV (v) of a head of a later block; "
-      "component score |v_i^T B| / |B|_F, v_i the directions that the first head writes; random "
-      "matrices have about 1 / sqrt(width). Positions, offsets and QK-norm are left out",
+      "analysis": "composition", "run": remote.name_of(run), "definition":
+      "score |A B|_F / (|A|_F |B|_F), A = W_OV of a head, B = W_QK (q), W_QK^T (k) or W_OV (v) of "
+      "a head of a later block; component score |v_i^T B| / |B|_F, v_i the directions that the "
+      "first head writes; random matrices have about 1 / sqrt(width). Positions, offsets and "
+      "QK-norm are left out",
       "steps": found}
 
 

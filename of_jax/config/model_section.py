@@ -123,8 +123,8 @@ class ModelConfig:
   attention: Literal["softmax", "linear"] = field(
       "softmax", "softmax, or linear with decay, gate and norm (TransNormerLLM)")
   attention_keys: Literal["own", "queries", "input"] = field(
-      "own", "matrix of the keys: its own; that of the queries, so that scores are symmetric; none, "
-      "keys are what attention reads")
+      "own", "matrix of the keys: its own; that of the queries, so that scores are symmetric; "
+      "none, keys are what attention reads")
   attention_values: Literal["own", "input"] = field(
       "own", "matrices of values and output: their own; none, each head mixes a slice of what "
       "attention reads")

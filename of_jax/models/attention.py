@@ -238,15 +238,17 @@ class Attention(nnx.Module):
 
   def _keys_and_values(self, q_BxTxHxK: jax.Array, x_BxTxD: jax.Array, context: Context
                        ) -> tuple[jax.Array, jax.Array]:
-    slices_BxTxHxK = x_BxTxD.reshape(*x_BxTxD.shape[:2], -1, q_BxTxHxK.shape[-1]) if (
-        "input" in (self.keys, self.values)) else None
+
+    def slices() -> jax.Array:
+      return x_BxTxD.reshape(*x_BxTxD.shape[:2], -1, q_BxTxHxK.shape[-1])
+
     if self.keys == "own":
       k_BxTxGxK = context.linear("attn_key", "attn_in", self.key, x_BxTxD)
     else:
-      k_BxTxGxK = q_BxTxHxK if self.keys == "queries" else slices_BxTxHxK
+      k_BxTxGxK = q_BxTxHxK if self.keys == "queries" else slices()
     if self.values == "own":
       return k_BxTxGxK, context.linear("attn_value", "attn_in", self.value, x_BxTxD)
-    return k_BxTxGxK, slices_BxTxHxK
+    return k_BxTxGxK, slices()
 
   def _is_for_splash(self, context: Context) -> bool:
     """Tells whether the kernels compute this function: all is known but who is in a document."""

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from of_jax.config import ModelConfig
@@ -38,4 +37,5 @@ class EvoNormMLP(MLP):
 
   def activate(self, x_BxTxF: jax.Array, context: Context) -> jax.Array:
     y_BxTxF = self.normed(at_least_float32(x_BxTxF), context)
-    return (y_BxTxF * self.scale[...] + self.bias[...]).astype(x_BxTxF.dtype)
+    z_BxTxF: jax.Array = y_BxTxF * self.scale[...] + self.bias[...]
+    return z_BxTxF.astype(x_BxTxF.dtype)

@@ -113,7 +113,8 @@ class LinearAttention(nnx.Module):
       return linear(rngs, (model.width, heads, head_dim), ("embed", "heads", "head_dim"), std,
                     bias=bias or model.linear_bias)
 
-    self.query, self.key, self.value = project(model.qk_bias), project(model.qk_bias), project(False)
+    self.query, self.key = project(model.qk_bias), project(model.qk_bias)
+    self.value = project(False)
     self.gate = nnx.Dict(linear=project(False))
     self.out = linear(rngs, (heads, head_dim, model.width), ("heads", "head_dim", "embed"), std,
                       inputs=2, bias=model.linear_bias)

@@ -28,5 +28,5 @@ from of_jax.optim.schedules import learning_rate_schedule
 __all__ = ["Layout", "adafactor", "adamp", "build_optimizer", "describe", "lay_out",
            "learning_rate_schedule", "muon", "nap", "rotated_adafactor", "scale_by_adafactor",
            "scale_by_adamp", "scale_by_mngd", "scale_by_muon", "scale_by_rotated_adafactor",
-           "scale_by_sgdp", "scale_by_shampoo", "scale_by_soap", "scale_by_swan", "scale_init", "sgdp", "shampoo",
-           "sinkgd", "soap", "swan"]
+           "scale_by_sgdp", "scale_by_shampoo", "scale_by_soap", "scale_by_swan", "scale_init",
+           "sgdp", "shampoo", "sinkgd", "soap", "swan"]

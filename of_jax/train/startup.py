@@ -15,7 +15,8 @@ import jax
 from jax.sharding import Mesh
 
 from of_jax import config as config_lib
-from of_jax.config import Config
+from of_jax.config import Config, traits
+from of_jax.config.kinds import kind_of
 from of_jax.data.corpora import prepare
 from of_jax.data.folder import Described
 from of_jax.data.loader import Shuffled, make_batches
@@ -94,6 +95,13 @@ def check(workdir: Path, config: Config) -> bool:
   return (workdir / run_directory.DONE).exists()
 
 
+def _say_what_is_not_causal(config: Config, log: Log) -> None:
+  model = config.model
+  if kind_of(model.kind).inputs == "tokens" and not traits.mlp(model.mlp).causal:
+    log(f"model.mlp={model.mlp} reads later tokens of a row, in evaluation too: no loss of it is "
+        "that of a language model")
+
+
 def begin(planned: Planned, held: contextlib.ExitStack, log: Log) -> Begun:
   """Prepares runs, none of which is over, up to their first step.
 
@@ -111,6 +119,7 @@ def begin(planned: Planned, held: contextlib.ExitStack, log: Log) -> Begun:
   trainer = planned.trainer_of(planned.first)
   memory.check_devices(jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings,
                        len(planned.configs))
+  _say_what_is_not_causal(planned.first, log)
   resumes = checkpoint.has_begun(planned.workdirs[0])
   if not resumes:
     for config in planned.configs.values():

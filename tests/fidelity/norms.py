@@ -1,4 +1,4 @@
-"""Norms with statistics of batches and norms that are nonlinearities, against their authors' code."""
+"""Unified Normalization and EvoNorm against their authors' code."""
 
 import functools
 from pathlib import Path

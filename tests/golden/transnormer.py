@@ -4,12 +4,12 @@ Made once, in an environment of its own; PyTorch is no dependency of this projec
 
   pip install torch==2.13.0 numpy
   git clone https://github.com/weigao266/TNL-MoE   (at commit 007576f)
-  python tests/golden/transnormer.py --code=TNL-MoE/smoe/models/tnl --out=tests/golden/transnormer.npz
+  python tests/golden/transnormer.py --code=TNL-MoE/smoe/models/tnl --out=NPZ
 
-Its classes Lrpe, GLU, NormLinearAttention and TransnormerDecoderLayer, whose file holds OpenNLPLab's
-code, run in float32 without the Triton kernels, the latter DEPTH times over with the decay of each
-layer. The file holds for each of FORMS the output of every layer and the gradients of the sum of
-GRADIENT times the last with respect to the input and the first layer's parameters.
+Its classes Lrpe, GLU, NormLinearAttention and TransnormerDecoderLayer, OpenNLPLab's code, run in
+float32 without the Triton kernels, the latter DEPTH times over with the decay of each layer. The
+file holds for each of FORMS the output of every layer and the gradients of the sum of GRADIENT
+times the last with respect to the input and the first layer's parameters.
 """
 
 import argparse

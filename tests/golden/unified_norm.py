@@ -4,11 +4,12 @@ Made once, in an environment of its own; PyTorch is no dependency of this projec
 
   pip install torch==2.13.0 numpy
   git clone https://github.com/hikvision-research/Unified-Normalization   (at commit 0ce9bf2)
-  python tests/golden/unified_norm.py --out=tests/golden/unified_norm.npz \
-    --code=Unified-Normalization/image_classification/models/unified_normalization/unified_normalization.py
+  python tests/golden/unified_norm.py --code=FILE --out=tests/golden/unified_norm.npz
 
+FILE is its unified_normalization.py, the one of image_classification/models.
 `UN1d` runs STEPS training steps in each of SETTINGS. The file holds output, gradients and state
-after the steps KEPT (`filter/9/x_gradient`), and last the output in evaluation (`filter/evaluated`).
+after the steps KEPT (`filter/9/x_gradient`), and last the output in evaluation
+(`filter/evaluated`).
 """
 
 import argparse

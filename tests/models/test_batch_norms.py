@@ -66,7 +66,8 @@ def test_l1_norm_is_layer_norm_at_gaussian_vectors(make_config: MakeConfig) -> N
   np.testing.assert_allclose(l1(x, TRAINING) / theirs, math.sqrt(math.pi / 2), rtol=0.02)
 
   small, g = np.random.default_rng(1).standard_normal((2, 3, 5, WIDTH)).astype(np.float32)
-  norm = make_norm("l1", nnx.Rngs(0), make_config(model__norm="l1", model__norm_eps=0).model, WIDTH)
+  norm = make_norm("l1", nnx.Rngs(0), make_config(
+      model__norm="l1", model__norm_eps=0).model, WIDTH)
   _, _, of_x = pulled(norm, small, g)
   centred = np.float64(small) - small.mean(-1, keepdims=True, dtype=np.float64)
   size, h = np.abs(centred).mean(-1, keepdims=True), g * math.sqrt(2 / math.pi)
@@ -85,7 +86,7 @@ def test_evonorm_sees_other_tokens_where_its_file_says_so(
   tokens = np.random.default_rng(0).integers(1, 64, (2, 16))
   others = np.concatenate([tokens[:, :8], tokens[:, 8:] % 63 + 1], 1)
   plain, changed = jax.jit(lambda params: [
-      network.apply(params, inputs, training=True)[0][:, :8] for inputs in (tokens, others)])(params)
+      network.apply(params, rows, training=True)[0][:, :8] for rows in (tokens, others)])(params)
   assert np.array_equal(plain, changed) != sees_others
 
 
