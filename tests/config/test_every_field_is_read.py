@@ -154,10 +154,12 @@ def _build_every_variant(small: Callable[..., Config]) -> None:
       "dynamic", "yarn")]
   models += [{"model__positions": "rotary", "model__rope_scaling": "longrope",
               "model__rope_short_divisors": "1,1,1,1", "model__rope_long_divisors": "2,2,2,2"}]
+  models += [{"model__attention": "linear", "model__positions": "none",
+              "model__linear_positions": "all"}]
   for model in models:
     network = build_network(small(**model))
     params = jax.eval_shape(network.init, jax.random.key(0))
-    if "model__rope_scaling" in model:
+    if {"model__rope_scaling", "model__attention"} & set(model):
       jax.eval_shape(network.apply, params, jnp.zeros((1, 16), int))
   params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
   scaled: dict[str, Any] = {"optim__scaling": "mup", "optim__base_width": 2}

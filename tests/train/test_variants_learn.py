@@ -50,3 +50,24 @@ def test_every_pair_of_block_and_norm_learns(make_config: MakeConfig, token_file
       if not np.mean(curve[-5:]) < np.mean(curve[:5]) - 0.3:
         failed[block, norm] = curve[::10]
   assert not failed
+
+
+OTHERS = {
+    "linear": {"model__attention": "linear", "model__positions": "none", "model__norm": "srms",
+               "model__linear_positions": "first", "model__mlp": "sglu"},
+    "evonorm_s0": {"model__mlp": "evonorm_s0"}, "evonorm_b0": {"model__mlp": "evonorm_b0"},
+    "symmetric": {"model__mlp": "none", "model__attention_keys": "queries"},
+    "collapsed": {"model__mlp": "none", "model__heads": 1, "model__attention_keys": "input",
+                  "model__attention_values": "input"},
+    "swan": {"optim__name": "swan", "optim__swan_scale": 0.2}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_block_or_norm_learns(name: str, make_config: MakeConfig, token_file: Path
+                                         ) -> None:
+  tokens = np.load(token_file).astype(np.int32)
+  curve = losses(make_config(
+      **OTHERS[name], model__depth=2, train__steps=STEPS, optim__learning_rate=1e-2,
+      optim__warmup_steps=5, telemetry__level="off"), tokens)
+  assert np.mean(curve[-5:]) < np.mean(curve[:5]) - 0.3
