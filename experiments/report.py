@@ -85,6 +85,9 @@ def _judged(study: dict[str, Any], runs: dict[str, Run]) -> dict[str, Any]:
 
   A study that this clone does not declare keeps the verdicts that it came with.
   """
+  if str(study["study"]) not in studies.names():
+    # A file that a record names is never run.
+    return study
   try:
     scale = studies.load(str(study["study"]), str(study["scale"]))
   except UserError:

@@ -59,7 +59,7 @@ def growth(names: Sequence[str], factor: float) -> Judge:
   return Judge({"growing": names}, decide, tests)
 
 
-def grows_faster(first: Mapping[float, Sequence[str]], second: Mapping[float, Sequence[str]],
+def grows_faster(first: Mapping[int, Sequence[str]], second: Mapping[int, Sequence[str]],
                  margin: float, what: str, other: str) -> Judge:
   """Judges that the exponent of peak kurtosis in size of `first` exceeds that of `second`.
 
@@ -87,7 +87,7 @@ def grows_faster(first: Mapping[float, Sequence[str]], second: Mapping[float, Se
                 for size, names in side.items()}, decide, tests)
 
 
-def _slope(runs: Runs, names: Mapping[float, str]) -> float:
+def _slope(runs: Runs, names: Mapping[int, str]) -> float:
   """Slope of log peak kurtosis on log size, over the sizes of one seed."""
   peaks = np.array([runs[name].peak("kurtosis") for name in names.values()])
   with np.errstate(divide="ignore", invalid="ignore"):

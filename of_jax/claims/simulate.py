@@ -103,8 +103,8 @@ def _interval(test: Test, truth: float, seeds: int, upper: float, rng: np.random
 def false_verdicts(rows: Sequence[Mapping[str, Any]], seeds: int | None = None) -> float:
   """Adds up the false verdicts to expect if the truth lay at every claim's margin; `seeds` in
   place of those that each reads."""
-  return sum(one["reproduced"] + one["contradicted"] for row in rows
-             for one in [row["by_seeds"].get(str(seeds or row["seeds"]))] if one)
+  return float(sum(one["reproduced"] + one["contradicted"] for row in rows
+                   for one in [row["by_seeds"].get(str(seeds or row["seeds"]))] if one))
 
 
 def as_table(row: Mapping[str, Any]) -> str:

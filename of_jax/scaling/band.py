@@ -11,7 +11,7 @@ both, so that a run like the others leaves its band anywhere with a probability 
 however its values depend on each other, as far as noise is normal and the trend a power of size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,7 @@ def _band(series: Floats, sizes: Floats, size: float) -> dict[str, list[float | 
           "half_width": [float(v) if k else None for v, k in zip(half, known, strict=True)]}
 
 
-def leaving(band: Mapping[str, Any], steps: Floats, values: Floats) -> list[dict[str, Any]]:
+def leaving(band: Mapping[str, Any], steps: Iterable[int], values: Iterable[float]) -> list[dict[str, Any]]:
   """Finds where a run's curve first leaves its band, one entry of each kind at most.
 
   Returns:
