@@ -87,7 +87,8 @@ def _band(series: Floats, sizes: Floats, size: float) -> dict[str, list[float | 
           "half_width": [float(v) if k else None for v, k in zip(half, known, strict=True)]}
 
 
-def leaving(band: Mapping[str, Any], steps: Iterable[int], values: Iterable[float]) -> list[dict[str, Any]]:
+def leaving(band: Mapping[str, Any], steps: Iterable[int], values: Iterable[float]
+            ) -> list[dict[str, Any]]:
   """Finds where a run's curve first leaves its band, one entry of each kind at most.
 
   Returns:
