@@ -3,10 +3,12 @@
   python -m experiments.fit --root=DIR --y=peak_kurtosis --law="a * width^b + c" --out=DIR
   python -m experiments.fit --csv=FILE --y=loss --law=chinchilla --out=DIR
   python -m experiments.fit --coverage=1000
+  python -m experiments.fit --alarms=1000
 
 DIR gets fit.json and a figure. Laws by name: constant, power, power_offset, chinchilla, saturating,
 broken; or a formula of variables, and parameters that are letters or Greek letters' names.
---coverage fits nothing: it simulates ladders, and counts how often intervals hold the truth.
+--coverage fits nothing: it simulates ladders, and counts how often intervals hold the truth;
+--alarms counts how often runs are said to leave their ladder.
 docs/scaling.md says what the intervals are.
 """
 
@@ -59,8 +61,10 @@ _WIDTH = flags.DEFINE_float("exponent_width", 0.5, "a wider interval of an expon
 _RATIO = flags.DEFINE_float("forecast_ratio", 4.0, "likewise of a forecast, upper end over lower")
 _COVERAGE = flags.DEFINE_integer("coverage", 0, "simulate so many ladders a scenario instead",
                                  lower_bound=0)
+_ALARMS = flags.DEFINE_integer("alarms", 0, "count false and true alarms of so many ladders a "
+                               "scenario instead", lower_bound=0)
 flags.DEFINE_string("out", "", "folder for fit.json and the figure")
-COVERAGE = "coverage.json"
+COVERAGE, ALARMS = "coverage.json", "alarms.json"
 
 
 def main() -> None:
@@ -70,7 +74,10 @@ def main() -> None:
   from of_jax.scaling.analysis import Options, analyse
   from of_jax.storage.run_directory import write_json
   out = cli.output_folder("out")
-  if _COVERAGE.value:
+  if _ALARMS.value:
+    from of_jax.scaling import alarm_simulation
+    found = {"rows": alarm_simulation.count(_ALARMS.value, _SEED.value, print)}
+  elif _COVERAGE.value:
     found = report.coverage(_COVERAGE.value, _DELTA.value, _SEED.value, _LEVEL.value)
   else:
     found = analyse(_table(), Options(
@@ -82,9 +89,9 @@ def main() -> None:
   if out is None:
     return
   out.mkdir(parents=True, exist_ok=True)
-  path = out / (COVERAGE if _COVERAGE.value else "fit.json")
+  path = out / (ALARMS if _ALARMS.value else COVERAGE if _COVERAGE.value else "fit.json")
   write_json(path, found)
-  if not _COVERAGE.value:
+  if not _COVERAGE.value and not _ALARMS.value:
     figure.save(found, out)
   print(path)
 
@@ -111,10 +118,13 @@ def _check() -> None:
   for flag in (_WIDTH, _RATIO):
     if not flag.value > 0:
       raise UserError(f"--{flag.name}={flag.value:g}: must be above 0")
-  if _COVERAGE.value:
+  if _COVERAGE.value and _ALARMS.value:
+    raise UserError("--coverage and --alarms: one at a time")
+  if _COVERAGE.value or _ALARMS.value:
     for flag in (_ROOT, _CSV, _Y, _LAW):
       if flag.value:
-        raise UserError(f"--coverage: makes its own data, leave out --{flag.name}")
+        name = "alarms" if _ALARMS.value else "coverage"
+        raise UserError(f"--{name}: makes its own data, leave out --{flag.name}")
     return
   if bool(_ROOT.value) == bool(_CSV.value):
     raise UserError("--root or --csv: exactly one is needed; see --help")

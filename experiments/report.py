@@ -18,7 +18,7 @@ from of_jax.analysis.runs import Run
 from of_jax.claims import study_record
 from of_jax.config.paths import check_output_folder, expanded
 from of_jax.errors import UserError, refusing
-from of_jax.report import page, panel_plots, panels, plots, terminal
+from of_jax.report import ladders, page, panel_plots, panels, plots, terminal
 from of_jax.storage import remote, run_directory
 
 PAGE = "report.html"
@@ -44,7 +44,7 @@ def _write(root: pathlib.Path, console: Console) -> pathlib.Path:
     raise UserError(f"--root={root}: holds no run directory")
   if study is not None:
     study = _judged(study, runs)
-  text = page.render(runs, study, plots.svg(runs))
+  text = page.render(runs, study, plots.svg(runs), ladders.drawn(root, study or {}))
   plots.save(runs, root)
   for run in runs.values():
     timeline = panels.timeline(run)
@@ -85,6 +85,9 @@ def _judged(study: dict[str, Any], runs: dict[str, Run]) -> dict[str, Any]:
 
   A study that this clone does not declare keeps the verdicts that it came with.
   """
+  if str(study["study"]) not in studies.names():
+    # A file that a record names is never run.
+    return study
   try:
     scale = studies.load(str(study["study"]), str(study["scale"]))
   except UserError:

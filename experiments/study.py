@@ -18,18 +18,27 @@ one. Each leaves what it would leave alone.
 import contextlib
 import dataclasses
 import pathlib
-import shlex
-import shutil
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 from rich.console import Console
 
 from experiments import cli, report, studies
+from experiments.study_parts import (
+    Analyse,
+    Train,
+    TrainTogether,
+    analyse_run,
+    command,
+    forget,
+    together_trainer,
+    trainer,
+)
 from of_jax.analysis.runs import Run
 from of_jax.claims import study_record
+from of_jax.claims.alarms import Watch
+from of_jax.claims.forecasts import Forecasts, said
 from of_jax.config import Config
 from of_jax.config.paths import check_utf8
 from of_jax.errors import UserError
@@ -38,9 +47,6 @@ from of_jax.storage import remote, run_directory
 from of_jax.storage.run_directory import DONE
 from of_jax.sweep import members
 
-Train = Callable[[Config, pathlib.Path], None]
-TrainTogether = Callable[[Mapping[pathlib.Path, Config]], None]
-Analyse = Callable[[pathlib.Path, str], None]
 # While other workers hold all the runs that are left.
 _SECONDS_BETWEEN_LOOKS = 5.0
 
@@ -89,22 +95,27 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   started = time.time()
   console = console or terminal.console()
   scale = studies.load(study, scale_name)
+  study = studies.short_name(study)
   planned = plan(scale, corpus)
+  forecasts = Forecasts(root, scale.ladders, planned)
   record = _Record(study, scale_name, root, scale, planned, corpus,
-                   _check_root(root, study, scale_name, planned))
-  worker = _Worker(record, console, train or _trainer(strict_resume),
-                   together or _together(strict_resume), analyse or analyse_run)
+                   _check_root(root, study, scale_name, planned), forecasts)
+  forecasts.check(record.previous)
+  worker = _Worker(record, console, train or trainer(strict_resume),
+                   together or together_trainer(strict_resume), analyse or analyse_run)
   root.mkdir(parents=True, exist_ok=True)
   record.write()
   while worker.left:
-    waiting = True
-    for names in members.groups(worker.left, vectorise):
+    waiting = not worker.forecast()
+    for names in members.groups(worker.ready(), vectorise):
       if worker.take(names):
         waiting = False
     if worker.left and waiting:
       time.sleep(_SECONDS_BETWEEN_LOOKS)
   record.write()
   page = report.write(root, console)
+  for line in said(forecasts.entries(record.loaded)):
+    console.print(line, highlight=False)
   console.print(f"wall time of this command: {terminal.duration(time.time() - started)}",
                 highlight=False)
   print(page)
@@ -118,6 +129,7 @@ class _Record:
     planned: every run's resolved config by name.
     corpus: what replaces data.corpus, or "".
     previous: the study.json that the folder had at the start, if any.
+    forecasts: of the study's ladders.
     loaded: the runs as read last.
   """
 
@@ -128,6 +140,7 @@ class _Record:
   planned: Mapping[str, Config]
   corpus: str
   previous: Mapping[str, object] | None
+  forecasts: Forecasts
   loaded: dict[str, Run] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
@@ -135,6 +148,11 @@ class _Record:
 
   def write(self) -> None:
     """Reads the runs that were not finished before, judges the claims and writes study.json."""
+    # One worker after the other, so that none writes an older state over a newer one.
+    with run_directory.waiting_for(self.root, study_record.STUDY):
+      self._write()
+
+  def _write(self) -> None:
     # A finished run does not change: it is read once.
     open_runs = [n for n in self.planned if n not in self.loaded or not self.loaded[n].finished]
     self.loaded.update(study_record.load_runs(self.root, open_runs))
@@ -146,7 +164,8 @@ class _Record:
                                      self._declared),
         "runs": study_record.describe_runs(self.planned, runs),
         "overrides": {path: text for path, text in settings},
-        "paper_setup": dict(self.scale.paper), "command": _command()})
+        "ladders": self.forecasts.declared(), "forecasts": self.forecasts.entries(runs),
+        "paper_setup": dict(self.scale.paper), "command": command()})
 
 
 class _Worker:
@@ -162,6 +181,30 @@ class _Worker:
     self._record, self._console = record, console
     self._train, self._together, self._analyse = train, together, analyse
     self._numbers = {name: number for number, name in enumerate(record.planned, 1)}
+    self._unforecast = record.forecasts.missing()
+
+  def ready(self) -> dict[str, Config]:
+    """Lists the runs that are left and wait for no forecast."""
+    held = self._record.forecasts.waiting()
+    return {name: config for name, config in self.left.items() if name not in held}
+
+  def forecast(self) -> bool:
+    """Writes the forecasts for which all runs are there; says whether there is a new one."""
+    record, before = self._record, self._unforecast
+    for ladder in record.forecasts.missing():
+      names = record.forecasts.fitted(ladder)
+      files = [record.root / name / file for name in names
+               for file in (DONE, *(f"{a}.json" for a in record.scale.analyses))]
+      if all(file.exists() for file in files):
+        record.forecasts.write(ladder, study_record.load_runs(record.root, names))
+    self._unforecast = record.forecasts.missing()
+    if self._unforecast == before:
+      return False
+    # With its hash in study.json before any run that it is of, whoever wrote it.
+    record.write()
+    for line in said(record.forecasts.entries({})):
+      self._console.print(line, highlight=False)
+    return True
 
   def take(self, names: Sequence[str]) -> bool:
     """Trains and analyses those runs of one group that no other worker holds.
@@ -193,13 +236,16 @@ class _Worker:
     """Trains these runs, several of them in one program; says whether there was any."""
     record = self._record
     unfinished = {record.root / name: record.planned[name] for name in names}
+    watch = Watch({path: record.forecasts.band(path.name) for path in unfinished},
+                  lambda line: self._console.print(line, style="bold red", highlight=False))
     try:
-      if len(unfinished) > 1:
-        self._together(unfinished)
-      for path, config in unfinished.items() if len(unfinished) == 1 else ():
-        self._train(config, path)
+      with watch:
+        if len(unfinished) > 1:
+          self._together(unfinished)
+        for path, config in unfinished.items() if len(unfinished) == 1 else ():
+          self._train(config, path)
     except UserError:
-      _forget(record.root, record.planned, record.previous)
+      forget(record.root, record.planned, record.previous)
       raise
     return bool(unfinished)
 
@@ -217,26 +263,12 @@ class _Worker:
 def list_runs(study: str, scale_name: str, root: pathlib.Path | None, corpus: str = "",
               console: Console | None = None) -> None:
   """Prints what `execute` would train, and which runs of it `root`, if given, holds finished."""
-  planned = plan(studies.load(study, scale_name), corpus)
+  scale = studies.load(study, scale_name)
+  planned = plan(scale, corpus)
+  forecasts = Forecasts(root or pathlib.Path(), scale.ladders, planned)
   if root is not None:
-    _check_root(root, study, scale_name, planned)
+    forecasts.check(_check_root(root, studies.short_name(study), scale_name, planned))
   terminal.print_plan(console or terminal.console(), planned, root)
-
-
-def analyse_run(path: pathlib.Path, name: str) -> None:
-  """Analyses a run's checkpoints: leaves NAME.json, and figures if there are any, in its folder.
-
-  Args:
-    path: the run directory.
-    name: an analysis of of_jax.analysis.registry.
-  """
-  # Here, because they import jax, as _trainer does.
-  from of_jax.analysis import registry, replay
-  from of_jax.report import panel_plots, panels
-  from of_jax.storage.run_directory import write_json
-  value = registry.load(name)(path, replay.checkpoint_steps(path))
-  panel_plots.save(panels.of_analysis(value), path, name)
-  write_json(path / f"{name}.json", value)
 
 
 def main() -> None:
@@ -275,41 +307,9 @@ def _check_root(root: pathlib.Path, study: str, scale: str,
   return previous
 
 
-def _forget(root: pathlib.Path, planned: Mapping[str, Config],
-            previous: Mapping[str, object] | None) -> None:
-  """Removes the record of a study whose first run was refused: nothing was trained."""
-  if previous is None and not any((root / name).exists() for name in planned):
-    (root / study_record.STUDY).unlink()
-    shutil.rmtree(root / run_directory.CLAIMS, ignore_errors=True)
-    if not any(root.iterdir()):
-      root.rmdir()
-
-
-def _trainer(strict_resume: bool) -> Train:
-  def train(config: Config, workdir: pathlib.Path) -> None:
-    # Here, because it imports jax: a mistake on the command line is reported before that.
-    from of_jax.train import train
-    train(config, workdir, strict_resume=strict_resume)
-
-  return train
-
-
-def _together(strict_resume: bool) -> TrainTogether:
-  def train(runs: Mapping[pathlib.Path, Config]) -> None:
-    from of_jax.sweep.trainer import train_together
-    train_together(runs, strict_resume=strict_resume)
-
-  return train
-
-
-def _command() -> str:
-  """Returns the command as it was typed, less the place of the clone."""
-  name = pathlib.Path(sys.argv[0]).stem
-  return " ".join(["python -m experiments." + name, *map(shlex.quote, sys.argv[1:])])
-
-
 if __name__ == "__main__":
-  flags.DEFINE_string("study", "", f"which study: {', '.join(studies.names())}")
+  flags.DEFINE_string("study", "", f"which study: {', '.join(studies.names())}; or a file of your "
+                      "own that declares one, as mine.py")
   flags.DEFINE_string("scale", "smoke", "smoke (minutes on a CPU), small or paper")
   flags.DEFINE_string("root", "", "folder of the study; made if it does not exist")
   flags.DEFINE_string("corpus", "", "data.corpus of every run; default: the study's own")

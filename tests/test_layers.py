@@ -31,8 +31,8 @@ ROOMS["sweep"] = _CORE | {"train"}
 # What is read of run directories never asks the trainer.
 ROOMS["analysis"] = _CORE - {"cost_model", "signals"}
 ROOMS["scaling"] = {"errors", "config", "storage", "analysis"}
-ROOMS["claims"] = {"errors", "config", "storage", "analysis"}
-ROOMS["report"] = {"errors", "variants", "config", "storage", "analysis", "claims"}
+ROOMS["claims"] = {"errors", "config", "storage", "analysis", "scaling"}
+ROOMS["report"] = {"errors", "variants", "config", "storage", "analysis", "scaling", "claims"}
 
 
 def modules() -> dict[str, Path]:
@@ -109,7 +109,8 @@ def test_no_imports_go_in_a_circle() -> None:
     "of_jax.data.loader", "experiments.cli", "experiments.train", "experiments.study",
     "experiments.prepare_data", "experiments.report", "experiments.benchmark",
     "experiments.measure", "experiments.load", "experiments.quantise",
-    "experiments.variants", "experiments.coordinate_check", "experiments.fit"))
+    "experiments.variants", "experiments.coordinate_check", "experiments.fit",
+    "experiments.claims_power"))
 def test_a_mistake_is_found_before_jax_is_imported(module: str) -> None:
   code = f"import sys, {module}; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -5,14 +5,19 @@ of runs, as overrides of one base config, and its claims with their rules.
 import dataclasses
 import importlib
 import pathlib
+import runpy
 from collections.abc import Mapping, Sequence
 
 from experiments import cli
 from of_jax.claims.judge import Claim
-from of_jax.config import Config
-from of_jax.errors import UserError, nearest
+from of_jax.config import Config, paths
+from of_jax.errors import UserError, nearest, reason_of
+from of_jax.scaling.ladder import Ladder
 
 Overrides = tuple[tuple[str, str], ...]
+# The end of every rule's text, see of_jax.claims.effects.
+BEYOND = ("Reproduced if the 90 % interval over seeds lies beyond the margin, not reproduced if on "
+          "the other side, else inconclusive; of several parts all must be, and any contradicts.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Scale:
     paper: config field -> the paper's value in words, so that a page can say what differs.
     analyses: names of of_jax.analysis.registry, each made of every checkpoint of each finished
       run, for the claims to read.
+    ladders: whose largest size is forecast before it is trained.
   """
 
   config: str
@@ -35,6 +41,7 @@ class Scale:
   claims: Sequence[Claim]
   paper: Mapping[str, str]
   analyses: Sequence[str] = ()
+  ladders: Sequence[Ladder] = ()
 
 
 def names() -> list[str]:
@@ -46,15 +53,51 @@ def names() -> list[str]:
 def load(study: str, scale: str) -> Scale:
   """Loads the declaration of one study at one scale.
 
+  Args:
+    study: a name, or a file of the user's own that ends in .py and defines SCALES.
+    scale: one of its scales.
+
   Raises:
     UserError: no such study or scale; the nearest is named.
   """
-  if study not in names():
+  if study.endswith(".py"):
+    scales = _own(study)
+  elif study not in names():
     raise UserError(f"--study={study}: no such study{_nearest(study, names())}")
-  scales: Mapping[str, Scale] = importlib.import_module(f"experiments.studies.{study}").SCALES
+  else:
+    scales = importlib.import_module(f"experiments.studies.{study}").SCALES
   if scale not in scales:
     raise UserError(f"--scale={scale}: {study} has no such scale{_nearest(scale, list(scales))}")
   return scales[scale]
+
+
+def short_name(study: str) -> str:
+  """Returns the name under which a study's record stands: of a file, less its folder."""
+  return pathlib.Path(study).stem if study.endswith(".py") else study
+
+
+def _own(path: str) -> Mapping[str, Scale]:
+  """Loads the scales of a file, whose configs may be named from where it lies."""
+  file = paths.expanded(path, f"--study={path}")
+  if not file.is_file():
+    raise UserError(f"--study={path}: no such file")
+  if file.stem in names():
+    raise UserError(f"--study={path}: {file.stem} is the name of a study here; name the file "
+                    "otherwise")
+  try:
+    scales = runpy.run_path(str(file)).get("SCALES")
+  except Exception as error:  # The file is the user's: whatever it raises is their mistake.
+    raise UserError(f"--study={path}: {reason_of(error)}") from error
+  if not isinstance(scales, Mapping) or not all(
+      isinstance(one, Scale) for one in scales.values()):
+    raise UserError(f"--study={path}: defines no SCALES, a dictionary of names and "
+                    "experiments.studies.Scale")
+  found = {}
+  for name, scale in scales.items():
+    beside = file.parent / scale.config.partition(":")[0]
+    found[name] = dataclasses.replace(scale, config=str(file.parent / scale.config)) if (
+        beside.is_file()) else scale
+  return found
 
 
 def base_config(scale: Scale) -> str:

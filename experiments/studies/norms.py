@@ -24,7 +24,7 @@ Minimising Outlier Features in Transformer Training" (arXiv 2405.19279 v2).
 
 from collections.abc import Sequence
 
-from experiments.studies import Overrides, Scale
+from experiments.studies import BEYOND, Overrides, Scale
 from experiments.studies.op_block import PAPER
 from of_jax.claims import rules
 from of_jax.claims.judge import Claim
@@ -44,7 +44,7 @@ VARIANTS: dict[str, Overrides] = {
     "mix": (("model.block", "mix"),),
     "parallel": (("model.block", "parallel"),),
 }
-_OPEN = "Inconclusive if a run is missing, unfinished, not finite or read another corpus."
+_OPEN = f"{BEYOND} Inconclusive if a run is missing, unfinished, not finite or read another corpus."
 
 
 def _name(variant: str, seed: int) -> str:
@@ -78,15 +78,16 @@ def _growth_claims(seeds: Sequence[int]) -> list[Claim]:
           "(op) there are few.",
           "Section 3, Figure 2: they emerge with LayerNorm, RMSNorm and SRMSNorm alike, so neither "
           "gains nor centring cause them; OP lowers peak kurtosis by orders of magnitude.",
-          f"Peak kurtosis: {_peak('kurtosis')}. Reproduced if, {each}, that of pre, pre_layer and "
-          f"pre_srms is each more than 3 times that of op. {_OPEN}",
+          f"Peak kurtosis: {_peak('kurtosis')}. Factors, {each}, by which that of pre, of "
+          f"pre_layer "
+          f"and of pre_srms exceeds that of op; margin 3. {_OPEN}",
           rules.smaller_peaks(
               _pairs(seeds, *(("op", v) for v in ("pre", "pre_layer", "pre_srms"))), "op",
               factor=3)),
       Claim(
           "post", "Post-Norm grows outlier features too.",
           "Section 3: they emerge in all Pre- and Post-Norm variants.",
-          f"Reproduced if, {each}, the peak kurtosis of post is more than 2 times that of op. "
+          f"Factor, {each}, by which the peak kurtosis of post exceeds that of op; margin 2. "
           f"{_OPEN}",
           rules.smaller_peaks(_pairs(seeds, ("op", "post")), "op", factor=2)),
   ]
@@ -99,15 +100,17 @@ def _remedy_claims(seeds: Sequence[int]) -> list[Claim]:
       Claim(
           "qk_norm", "QK-norm alone lowers outlier features.",
           "Section 5 and Table 4: with QK-norm only, Pre-LN's peak kurtosis is below 10.",
-          f"Reproduced if, {each}, the peak kurtosis of pre_qk_norm is below that of pre. {_OPEN}",
+          f"Factor, {each}, by which the peak kurtosis of pre exceeds that of pre_qk_norm; margin "
+          f"{rules.SMALLER:g}. {_OPEN}",
           rules.smaller_peaks(_pairs(seeds, ("pre_qk_norm", "pre")), "pre with QK-norm")),
       Claim(
           "down_scaled",
           "Down-scaled residuals lower outlier features, and op lowers them further.",
           "Section 3: Pre-LN with a trained gain that starts at 0.1 has a peak kurtosis about 10 "
           "times lower, still above OP's, and loses about 0.2 in perplexity.",
-          f"Reproduced if, {each}, the peak kurtosis of pre_down_scaled is below that of pre and "
-          f"that of op below that of pre_down_scaled. {_OPEN}",
+          f"Factors, {each}, by which the peak kurtosis of pre exceeds that of pre_down_scaled, "
+          f"and "
+          f"that of pre_down_scaled op's; margin {rules.SMALLER:g}. {_OPEN}",
           rules.smaller_peaks(
               _pairs(seeds, ("pre_down_scaled", "pre"), ("op", "pre_down_scaled")),
               "the more regulated block")),
@@ -122,14 +125,15 @@ def _size_claims(seeds: Sequence[int]) -> list[Claim]:
           "peri", "Peri-LN keeps the stream's activations smaller than Pre-LN.",
           "Kim et al. 2025 (2502.02732), abstract: activations are massive in Pre-LN and moderate "
           "in Peri-LN, at 400M to 3.2B parameters.",
-          f"Reproduced if, {each}, {_peak('max |x|')} of peri is below that of pre. {_OPEN}",
+          f"Factor, {each}, by which {_peak('max |x|')} of pre exceeds that of peri; margin "
+          f"{rules.SMALLER:g}. {_OPEN}",
           rules.smaller_peaks(_pairs(seeds, ("peri", "pre")), "peri", metric="max_abs")),
       Claim(
           "layernorm_scaling", "Scaling the norm by 1 / sqrt(layer) keeps the stream smaller.",
           "Sun et al. 2025 (2502.05795), abstract: it mitigates the growth of the output variance "
           "over depth that Pre-LN has.",
-          f"Reproduced if, {each}, {_peak('RMS')} of layernorm_scaling is below that of pre. "
-          f"{_OPEN}",
+          f"Factor, {each}, by which {_peak('RMS')} of pre exceeds that of layernorm_scaling; "
+          f"margin {rules.SMALLER:g}. {_OPEN}",
           rules.smaller_peaks(_pairs(seeds, ("layernorm_scaling", "pre")), "layernorm_scaling",
                                metric="rms")),
   ]
@@ -140,8 +144,8 @@ def _gated_norm_claim(seeds: Sequence[int]) -> Claim:
       "gated_norm", "Gates behind the norm lower outlier features.",
       "\"A Unified View of Attention and Residual Sinks\" (2601.22966), abstract: outliers "
       "serve the norm to rescale the rest; gates do this in their place.",
-      f"Reproduced if, {_each(seeds)}, the peak kurtosis of gated_norm is below that of pre. "
-      f"{_OPEN}",
+      f"Factor, {_each(seeds)}, by which the peak kurtosis of pre exceeds that of gated_norm; "
+      f"margin {rules.SMALLER:g}. {_OPEN}",
       rules.smaller_peaks(_pairs(seeds, ("gated_norm", "pre")), "gated_norm"))
 
 

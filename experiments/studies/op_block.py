@@ -19,8 +19,8 @@ Transformer Training" (arXiv 2405.19279 v2), cited below as the paper.
 
 from collections.abc import Mapping, Sequence
 
-from experiments.studies import Overrides, Scale
-from of_jax.claims import rules
+from experiments.studies import BEYOND, Overrides, Scale
+from of_jax.claims import growth, rules
 from of_jax.claims.judge import Claim
 
 # The OP block needs no norm setting: it has none. Its gain is the paper's for this setup.
@@ -64,11 +64,11 @@ def _op_claim(pre: str, scale: str, rates: Sequence[str], seeds: Sequence[int], 
       paper,
       f"Best rate of a block: of {', '.join(rates)}, the one whose final validation loss, "
       f"averaged over seeds {', '.join(map(str, seeds))}, is lowest. Peak kurtosis: the largest "
-      "over layers (stream entering each block) and logged steps. Reproduced if, at the best "
-      f"rates, the peak of {pre}, averaged over seeds, is at least {factor:g} times that of "
-      "op, and op's mean final validation loss exceeds that of "
-      f"{pre} by no more than the larger of the two blocks' half-ranges over seeds. Inconclusive "
-      f"if any of the {count} runs is missing, unfinished, not finite or read another corpus.",
+      "over layers (stream entering each block) and logged steps. Two parts, at the best "
+      f"rates, which are chosen again for each set of seeds: the factor by which the peak of {pre} "
+      f"exceeds op's, margin {factor:g}; and op's final validation loss less that of {pre}, no "
+      f"more than {rules.NO_WORSE:g} nats. {BEYOND} Inconclusive if any of the {count} runs is "
+      f"missing, unfinished, not finite or read another corpus.",
       rules.outliers_at_best(table(pre), table("op"), factor, pre, also=also))
 
 
@@ -81,9 +81,10 @@ def _rate_claim(block: str, scale: str, low: str, high: str, seeds: Sequence[int
       f"In block {block} at embedding scale {scale}, learning rate {low} gives smaller outlier "
       f"features than {high}.",
       "Section 5: 1e-3 to 3e-4 at 130M lowers kurtosis at no loss of final convergence.",
-      f"Reproduced if, for every one of the seeds {', '.join(map(str, seeds))}, the peak kurtosis "
-      f"of {block} at learning rate {low} is below that at {high}, embedding scale {scale}. "
-      "Inconclusive if a run is missing, unfinished, not finite or read another corpus. The same "
+      f"Factor by which the peak kurtosis of {block} at learning rate {high} exceeds that at "
+      f"{low}, embedding scale {scale}, seeds {', '.join(map(str, seeds))}; margin "
+      f"{rules.SMALLER:g}. {BEYOND} Inconclusive if a run is missing, unfinished, not finite or "
+      f"read another corpus. The same "
       "pairs of other blocks are reported, they do not decide.",
       rules.smaller_peaks(pairs(block), f"learning rate {low}",
                           also={other: pairs(other) for other in BLOCKS if other != block}))
@@ -112,8 +113,9 @@ def _smoke() -> Scale:
               "features appear in 150 steps: at 8 they do, at the paper's 50 they do not.",
               "Section 4: poor signal propagation (high input correlation) goes with high "
               "kurtosis. The paper trains at 50 for 80,000 steps and does not compare scales.",
-              f"Reproduced if the peak kurtosis of {small} is at least 5 times that of {large}, "
-              "and the latter is below 2. Inconclusive if either is missing, unfinished, not "
+              f"Two parts: the factor by which the peak kurtosis of {small} exceeds that of "
+              f"{large}, margin 5; and the latter, below 2. {BEYOND} Inconclusive if either is "
+              f"missing, unfinished, not "
               "finite or read another corpus. The op run at scale 50 is reported, it does not "
               "decide.",
               rules.outliers_need_small_scale(small, large, factor=5, ceiling=2, also={
@@ -161,18 +163,19 @@ def _paper() -> Scale:
               "variant.",
               "Figure 2: peak kurtosis of the Pre-Norms lies more than 4 orders of magnitude "
               "above its initial value.",
-              "Reproduced if, in each of the six pre runs at learning rate 1e-3, peak kurtosis "
-              "less 1 is at least 1e4 times the largest kurtosis over layers at the first logged "
-              "step, less 1. Kurtosis cannot exceed the width, 768, so four orders can only be "
+              "Factor, in the six pre runs at learning rate 1e-3, by which peak kurtosis less 1 "
+              "exceeds the largest kurtosis over layers at the first logged step, less 1; margin "
+              f"1e4. {BEYOND} Kurtosis cannot exceed the width, 768, so four orders can only be "
               "meant above the smallest value, 1. Inconclusive if a run is missing, unfinished, "
               "not finite or read another corpus.",
-              rules.growth(pre, 1e4)),
+              growth.growth(pre, 1e4)),
           Claim(
               "srms_highest", "Of the Pre-Norm variants, SRMSNorm, which has no parameters, has "
               "the highest kurtosis.",
               "Figure 2: Pre-SRMSNorm is the highest.",
-              "Reproduced if, at learning rate 1e-3 and for both seeds, the peak kurtosis of pre "
-              "and of pre_layer is below that of pre_srms. Inconclusive if a run is missing, "
+              "Factors, at learning rate 1e-3, by which the peak kurtosis of pre_srms exceeds "
+              f"that of pre and of pre_layer; margin {rules.SMALLER:g}. {BEYOND} Inconclusive if "
+              f"a run is missing, "
               "unfinished, not finite or read another corpus.",
               rules.smaller_peaks(
                   [(name_of(b, "1e-3", "50", s), name_of("pre_srms", "1e-3", "50", s))

@@ -25,7 +25,7 @@ Training" (arXiv 2405.19279 v2), cited below as the paper.
 
 from collections.abc import Mapping, Sequence
 
-from experiments.studies import Overrides, Scale
+from experiments.studies import BEYOND, Overrides, Scale
 from of_jax.claims import rules
 from of_jax.claims.judge import Claim
 
@@ -78,11 +78,11 @@ def _best_rate_claim(optimizer: str, factor: float, seeds: Sequence[int], statem
   return Claim(
       f"{optimizer}_kurtosis", statement, paper,
       "Best rate of an optimiser: of its two, the one whose final validation loss, averaged over "
-      f"seeds {', '.join(map(str, seeds))}, is lowest. Reproduced if, at the best rates, the peak "
-      "kurtosis (largest over layers and logged steps, averaged over seeds) of adamw is at least "
-      f"{factor:g} times that of {optimizer}, and {optimizer}'s mean final validation loss exceeds "
-      "adamw's by no more than the larger of their half-ranges over seeds, which is 0 where there "
-      "is one seed. Inconclusive if a run is missing, unfinished, not finite or read another "
+      f"seeds {', '.join(map(str, seeds))}, is lowest. Two parts, at the best rates, which are "
+      "chosen again for each set of seeds: the factor by which the peak kurtosis (largest over "
+      f"layers and logged steps) of adamw exceeds that of {optimizer}, margin {factor:g}; and "
+      f"{optimizer}'s final validation loss less adamw's, no more than {rules.NO_WORSE:g} nats. "
+      f"{BEYOND} Inconclusive if a run is missing, unfinished, not finite or read another "
       "corpus.",
       rules.outliers_at_best(table("adamw"), table(optimizer), factor, "adamw", optimizer))
 
@@ -95,9 +95,10 @@ def _pair_claim(name: str, optimizer: str, rate: str, others: Sequence[tuple[str
   listed = " and ".join(f"{other} at {its}" for other, its in others)
   return Claim(
       name, statement, paper,
-      f"Reproduced if, for every one of the seeds {', '.join(map(str, seeds))}, the peak kurtosis "
-      f"(largest over layers and logged steps) of {optimizer} at learning rate {rate} is below "
-      f"that of {listed}. Inconclusive if its final validation loss is more than {_WORSE_BY:g} "
+      f"Factor, seeds {', '.join(map(str, seeds))}, by which the peak kurtosis (largest over "
+      f"layers and logged steps) of {listed} exceeds that of {optimizer} at learning rate {rate}; "
+      f"margin {rules.SMALLER:g}. {BEYOND} Inconclusive if its final validation loss is more than "
+      f"{_WORSE_BY:g} "
       "above theirs, or if a run is missing, unfinished, not finite or read another corpus.",
       rules.smaller_peaks(pairs, f"{optimizer} at learning rate {rate}", worse_by=_WORSE_BY,
                           also=also))

@@ -22,14 +22,14 @@ is measured are those of its published code; what it found is taken from notes o
 text, and stands here without numbers.
 """
 
-from experiments.studies import Scale
+from experiments.studies import BEYOND, Scale
 from of_jax.claims import checkpoints as rules
 from of_jax.claims.judge import Claim
 
 PAPER = {"model.width": "4,096 and more", "model.depth": "32 and more",
          "data.corpus": "each model's own; analysed on WikiText-103",
          "train.sequence_length": "contexts of 100 words", "optim.name": "Adam's kin"}
-_OPEN = "Inconclusive if a run is missing, unfinished, not finite or was not analysed"
+_OPEN = f"{BEYOND} Inconclusive if a run is missing, unfinished, not finite or was not analysed"
 
 
 def _name(seed: int) -> str:
@@ -49,35 +49,40 @@ def _scale(config: str, common: tuple[tuple[str, str], ...], seeds: tuple[int, .
               "appear", "Outlier dimensions of the final representation form early in training.",
               "They appear early in the training of pythia-12b.",
               "A dimension is an outlier if its median magnitude over 512 held-out contexts, at "
-              "their last token, exceeds the 0.99 quantile of all magnitudes there. Reproduced if, "
-              f"for every one of the seeds {', '.join(map(str, seeds))}, there is none at step 0 "
-              f"and at least one at every checkpoint from step {until} on. {_OPEN}.",
+              "their last token, exceeds the 0.99 quantile of all magnitudes there. Effect: "
+              f"the share of the seeds {', '.join(map(str, seeds))} in which there is none at step "
+              f"0 and at least one at every checkpoint from step {until} on, its interval exact; "
+              f"margin a half. {_OPEN}.",
               rules.dimensions_appear(names, until)),
           Claim(
               "ablation", "Without its outlier dimensions a model predicts worse; without as many "
               "other dimensions it hardly does.",
               "Accuracy falls by several points without them and barely moves without as many "
               "random ones.",
-              f"Reproduced if, {each} zeroing the outlier dimensions before the unembedding raises "
-              "the mean surprisal of the token that comes by at least 0.05 nats and by at least 5 "
-              "times what zeroing as many random others does (absolute, mean of five draws). "
+              f"Effect, {each} what zeroing the outlier dimensions before the unembedding adds to "
+              "the mean surprisal of the token that comes, less 5 times what zeroing as many "
+              "random "
+              "others does (absolute, mean of five draws); margin 0.05 nats. "
               "Surprisal decides since 512 contexts resolve accuracy to two points only; accuracy "
               f"is reported. {_OPEN}, or if there is no outlier dimension.",
               rules.ablation_hurts(names, 0.05, 5)),
           Claim(
               "frequent", "Outlier dimensions alone predict a few frequent tokens.",
               "A model of its outlier dimensions alone predicts a handful of very frequent tokens.",
-              f"Reproduced if, {each} predictions from the outlier dimensions alone are at most a "
-              "fifth as many distinct tokens as those from all dimensions, and their mean share of "
-              f"the training tokens is at least as large. {_OPEN}, or if there is no outlier "
+              f"Two parts, {each} the factor by which predictions from all dimensions are more "
+              "distinct tokens than those from the outlier dimensions alone, margin 5; and that by "
+              "which the mean share of the training tokens is larger of the latter, no less than "
+              f"1 / {rules.MORE:g}. {_OPEN}, or if there is no outlier "
               "dimension.",
               rules.alone_they_predict_few(names, 0.2)),
           Claim(
               "boost", "The last MLP's down projection and the final norm's gain boost them.",
               "Both are larger for outlier dimensions.",
-              f"Reproduced if, {each} the median over the outlier dimensions of the norm of the "
-              "down projection's column, and that of the gain's magnitude, each exceed their "
-              f"median over all dimensions. {_OPEN}, or if there is no outlier dimension.",
+              f"Two factors, {each} by which the median over the outlier dimensions of the norm of "
+              "the down projection's column, and of the gain's magnitude, exceeds their median "
+              "over "
+              f"all dimensions; margin {rules.MORE:g}. {_OPEN}, or if there is no outlier "
+              f"dimension.",
               rules.boosted(names, ("down_projection", "final_norm_gain")))),
       paper=PAPER, analyses=("outlier_dimensions",))
 

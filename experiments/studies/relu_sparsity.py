@@ -22,12 +22,12 @@ in ReLU Transformers" (arXiv 2407.07848), cited below as the paper: its abstract
 of its figures, not its text.
 """
 
-from experiments.studies import Scale
+from experiments.studies import BEYOND, Scale
 from of_jax.claims import checkpoints as rules
 from of_jax.claims.judge import Claim
 
 PAPER = {"model.mlp_width": "32,768", "model.depth": "6", "model.mlp": "relu"}
-_OPEN = "Inconclusive if a run is missing, unfinished, not finite or was not analysed."
+_OPEN = f"{BEYOND} Inconclusive if a run is missing, unfinished, not finite or was not analysed."
 
 
 def _name(seed: int) -> str:
@@ -46,31 +46,33 @@ def _scale(config: str, common: tuple[tuple[str, str], ...], seeds: tuple[int, .
               "layers_differ", "The first layer uses far fewer of its units than the last.",
               "Abstract: at convergence layer 0 uses 13.3 % of its 32,768 units in a batch of "
               "8,192 tokens, layer 5 uses 95.6 %.",
-              f"Reproduced if, {each}, at the last checkpoint, the share of hidden units that are "
-              "not zero for at least one of 8,192 held-out tokens is in layer 0 at most half of "
-              f"what it is in the last layer. {_OPEN[:-1]}, or if either layer has no active unit.",
+              f"Factor, {each}, at the last checkpoint, by which the share of hidden units that "
+              "are not zero for at least one of 8,192 held-out tokens is larger in the last layer "
+              f"than in layer 0; margin 2. {_OPEN[:-1]}, or if either layer has no active unit.",
               rules.first_layer_uses_less(names, 0.5)),
           Claim(
               "token_use", "The share of units active for a token falls over training.",
               "Captions: token-level use falls gradually.",
-              f"Reproduced if, {each}, the share of hidden units that are not zero for a held-out "
-              "token, mean over tokens and layers, is lower at the last checkpoint than at step 0. "
-              + _OPEN,
+              f"Factor, {each}, by which the share of hidden units that are not zero for a "
+              "held-out token, mean over tokens and layers, is larger at step 0 than at the last "
+              f"checkpoint; margin {rules.MORE:g}. {_OPEN}",
               rules.token_use_falls(names)),
           Claim(
               "death", "Units die in training.",
               "Abstract: units are turned off, which training dynamics drive rather than chance.",
-              f"Dead: zero for all 16,384 held-out tokens. Reproduced if, {each}, the share of "
-              "dead units grows from step 0 to the last checkpoint by at least 0.01 in some layer. "
+              f"Dead: zero for all 16,384 held-out tokens. Effect, {each}: growth of the share "
+              "of dead units from step 0 to the last checkpoint in the layer where it grows most; "
+              "margin 0.01. "
               "The largest share of dead units that revive between two checkpoints is reported. "
               + _OPEN,
               rules.units_die(names, 0.01)),
           Claim(
               "prunable", "Many units can be removed at little cost.",
               "Abstract: many units can be pruned with minimal effect.",
-              "Rare: active for less than 1 % of the first half of the held-out tokens. Reproduced "
-              f"if, {each}, at the last checkpoint, at least a tenth of all hidden units are rare "
-              "and setting them to zero raises the loss on the second half by at most 0.01 nats. "
+              "Rare: active for less than 1 % of the first half of the held-out tokens. Two "
+              f"parts, {each}, at the last checkpoint: the share of hidden units that are rare, "
+              "margin a tenth; and what setting them to zero adds to the loss on the second half, "
+              "no more than 0.01 nats. "
               + _OPEN,
               rules.prunable(names, 0.1, 0.01))),
       paper=PAPER, analyses=("sparsity",))

@@ -6,11 +6,11 @@ number that is undefined.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from of_jax.analysis.runs import Run
+from of_jax.config import Config
 
 Runs = Mapping[str, Run]
 
@@ -35,10 +35,13 @@ class Judge:
     groups: what a group of runs is -> their names, as in {"pre at learning rate 1e-2": [...]}.
       Where a group names no run, or one that cannot be judged, the verdict is inconclusive.
     decide: the rule itself, asked only where every run of every group can be judged.
+    tests: the configs of the runs by name -> the parts of the rule with their margins, which are
+      of_jax.claims.effects.Test; they are hashed before the runs.
   """
 
   groups: Mapping[str, Sequence[str]]
   decide: Callable[[Runs], Verdict]
+  tests: Callable[[Mapping[str, Config]], Sequence[Any]] = lambda configs: ()
 
   @property
   def names(self) -> list[str]:
@@ -106,19 +109,10 @@ def _problem(run: Run | None) -> str | None:
   return None
 
 
-def decided(holds: bool, numbers: Iterable[float], evidence: Mapping[str, Any], summary: str
-            ) -> Verdict:
-  """Makes the verdict of a rule that was judged.
-
-  Args:
-    holds: whether the rule holds.
-    numbers: those that it compared; where one is not finite nothing is decided.
-    evidence, summary: as in `Verdict`.
-  """
-  if not all(math.isfinite(number) for number in numbers):
-    return Verdict("inconclusive", {"reason": "a number that decides is undefined", **evidence},
-                   f"a number that decides is undefined: {summary}")
-  return Verdict("reproduced" if holds else "not reproduced", evidence, summary)
+def undefined(evidence: Mapping[str, Any], summary: str) -> Verdict:
+  """Makes the verdict where a number that decides is undefined."""
+  return Verdict("inconclusive", {"reason": "a number that decides is undefined", **evidence},
+                 f"a number that decides is undefined: {summary}")
 
 
 def unjudged(found: Mapping[str, str]) -> Verdict:

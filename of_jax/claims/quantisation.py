@@ -2,7 +2,6 @@
 of_jax.claims.rules makes them of curves.
 """
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from of_jax.analysis.runs import read_analysis
-from of_jax.claims.judge import Judge, Runs, Verdict, decided, span, unjudged
+from of_jax.claims.effects import RESAMPLES, Effect, Test, judged
+from of_jax.claims.judge import Judge, Runs, Verdict, span, unjudged
+from of_jax.claims.rules import effect_at_best
 
 ANALYSIS = "quantised"
-RESAMPLES = 10_000
+# Spearman's correlation that runs must exceed, and nats by which less is less.
+CORRELATES, LESS = 0.25, 0.001
 # As of_jax.quantise.scheme has them; an analysis without a preset is an older one, of OF_JAX.
 OF_JAX, BONDARENKO = "of_jax", "bondarenko"
 # Of n runs the ranks agree by chance with probability 1 / n!, which is above 2.5 % for fewer.
@@ -38,24 +40,9 @@ def spearman(a: Floats, b: Floats) -> Floats:
   return found
 
 
-def bootstrap_interval(a: Floats, b: Floats, resamples: int = RESAMPLES) -> tuple[float, float]:
-  """Bootstraps the 2.5 % and 97.5 % quantiles of Spearman's correlation, from seed 0.
-
-  A resample in which either side is constant has no correlation and is left out; NaN where that
-  is every one.
-  """
-  rng = np.random.default_rng(0)
-  rows = rng.integers(len(a), size=(resamples, len(a)))
-  found = spearman(a[rows], b[rows])
-  found = found[np.isfinite(found)]
-  if not found.size:
-    return math.nan, math.nan
-  low, high = np.quantile(found, [0.025, 0.975])
-  return float(low), float(high)
-
-
 def _judge(groups: Mapping[str, Sequence[str]], scheme: str, preset: str,
-           decide: Callable[[Runs, dict[str, Mapping[str, Any]]], Verdict]) -> Judge:
+           decide: Callable[[Runs, dict[str, Mapping[str, Any]]], Verdict], tests: Sequence[Test]
+           ) -> Judge:
   """Makes a judge of what each run's last checkpoint lost under a scheme of a preset, by name."""
   def decide_if_quantised(runs: Runs) -> Verdict:
     last: dict[str, Mapping[str, Any]] = {}
@@ -77,17 +64,19 @@ def _judge(groups: Mapping[str, Sequence[str]], scheme: str, preset: str,
         last[name] = value["steps"][-1]
     return unjudged(found) if found else decide(runs, last)
 
-  judge = Judge(groups, decide_if_quantised)
+  judge = Judge(groups, decide_if_quantised, lambda configs: tests)
   return judge
 
 
-def correlates(names: Sequence[str], scheme: str, preset: str = BONDARENKO) -> Judge:
+def correlates(names: Sequence[str], scheme: str, preset: str = BONDARENKO,
+               margin: float = CORRELATES) -> Judge:
   """Judges that kurtosis and the increase of log-perplexity rank the runs alike.
 
   Kurtosis is the mean over layers of the stream entering each block, at the last checkpoint. The
-  bootstrap interval of Spearman's correlation over runs must lie above 0.
+  interval of Spearman's correlation over runs must lie above `margin`.
   """
   names = list(dict.fromkeys(names))
+  test = Test(f"correlation under {scheme}", "rank correlation", margin, 0.5, len(names))
 
   def decide(runs: Runs, last: Mapping[str, Mapping[str, Any]]) -> Verdict:
     if len(names) < LEAST_RUNS:
@@ -97,27 +86,30 @@ def correlates(names: Sequence[str], scheme: str, preset: str = BONDARENKO) -> J
     increase = np.asarray([last[name]["schemes"][scheme]["increase"]["mean"] for name in names],
                           np.float64)
     correlation = float(spearman(kurtosis, increase))
-    low, high = bootstrap_interval(kurtosis, increase)
-    return decided(
-        low > 0, [correlation, low, high],
+    return judged(
+        [Effect(test, lambda i: spearman(kurtosis[i], increase[i]), (len(names),), {})],
         {"kurtosis": dict(zip(names, kurtosis.tolist())),
          "increase_of_log_perplexity": dict(zip(names, increase.tolist())),
-         "spearman": correlation, "bootstrap_interval_95": [low, high], "resamples": RESAMPLES},
+         "spearman": correlation, "resamples": RESAMPLES},
         f"over {len(names)} runs Spearman's correlation of kurtosis with the increase of "
-        f"log-perplexity under {scheme} is {correlation:.2f}, 95 % interval {low:.2f} to "
-        f"{high:.2f}")
+        f"log-perplexity under {scheme} is {correlation:.2f}")
 
-  return _judge({"ranked": names}, scheme, preset, decide)
+  return _judge({"ranked": names}, scheme, preset, decide, (test,))
 
 
 def loses_less(op: Mapping[str, Sequence[str]], pre: Mapping[str, Sequence[str]], scheme: str,
-               preset: str = BONDARENKO) -> Judge:
-  """Judges that `op` loses less than `pre`, each at its best setting: every seed, with no overlap.
+               preset: str = BONDARENKO, margin: float = LESS) -> Judge:
+  """Judges that `op` loses less than `pre` by `margin` nats, each at its best setting.
 
   Args:
     op, pre: setting -> the names of its runs, one a seed. The best one has the lowest mean of the
-      final validation losses.
+      final validation losses, and is chosen again for each set of seeds.
+    margin: nats a token.
   """
+  seeds = min(map(len, [*op.values(), *pre.values()]), default=0)
+  test = Test(f"nats that pre loses under {scheme} less those of op", "difference", margin,
+              4 * margin, seeds, max(len(op), len(pre)))
+
   def decide(runs: Runs, last: Mapping[str, Mapping[str, Any]]) -> Verdict:
     def best(table: Mapping[str, Sequence[str]]) -> dict[str, Any]:
       means = {setting: statistics.fmean(runs[name].final_loss for name in seeds)
@@ -130,11 +122,13 @@ def loses_less(op: Mapping[str, Sequence[str]], pre: Mapping[str, Sequence[str]]
 
     ours, theirs = best(op), best(pre)
     lost, lost_theirs = (side["increase_of_log_perplexity"] for side in (ours, theirs))
-    return decided(
-        max(lost) < min(lost_theirs), [*lost, *lost_theirs], {"op": ours, "pre": theirs},
+    found = effect_at_best(runs, pre, op, test, lambda run: last[run.name]["schemes"][scheme][
+        "increase"]["mean"])
+    return judged(
+        [found], {"op": ours, "pre": theirs},
         f"under {scheme}, each at its best setting, op loses {span(lost)} nats "
         f"({ours['best_setting']}) and pre {span(lost_theirs)} ({theirs['best_setting']})")
 
   groups = {f"{what} at {setting}": names for what, table in (("op", op), ("pre", pre))
             for setting, names in (table.items() or [("no setting", ())])}
-  return _judge(groups, scheme, preset, decide)
+  return _judge(groups, scheme, preset, decide, (test,))

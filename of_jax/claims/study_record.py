@@ -4,11 +4,15 @@ Leaves: one object that says what was claimed, by which rule, and what came out.
 It is written before the first run, so that the rules are on disk before any number is.
 """
 
+import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from of_jax.analysis.runs import Run, find_runs, load_run, read_config
+from of_jax.claims import alarms
 from of_jax.claims.judge import Claim, Runs, Verdict, unjudged
 from of_jax.config import Config, to_dict
 from of_jax.errors import UserError
@@ -79,14 +83,51 @@ def judge(claims: Iterable[Claim], runs: Runs, previous: Mapping[str, Any] | Non
             for c in (previous or {}).get("claims", [])}
   result = []
   for claim in claims:
-    verdict = _undeclared(claim, runs, declared or {}) or claim.judge(runs)
+    verdict = (_moved(claim, declared or {}, previous) or _undeclared(claim, runs, declared or {})
+               or claim.judge(runs))
     entry = {"id": claim.id, "statement": claim.statement, "paper": claim.paper,
              "rule": claim.rule, "verdict": verdict.verdict, "evidence": verdict.evidence,
-             "summary": verdict.summary, "left_out": _left_out(claim, runs)}
+             "summary": verdict.summary, "left_out": _left_out(claim, runs),
+             **_margins(claim, declared or {})}
     if before.get(claim.id, claim.rule) != claim.rule:
       entry["rule_at_start"] = before[claim.id]
+    at_start = _at_start(claim, previous)
+    if at_start and at_start != entry.get("margins_sha256", at_start):
+      entry["margins_sha256_at_start"] = at_start
     result.append(entry)
   return result
+
+
+def _margins(claim: Claim, declared: Mapping[str, Config]) -> dict[str, Any]:
+  """Lists the parts of a claim's rule with their margins, and hashes them with the runs' names."""
+  if not {*claim.judge.names} <= {*declared}:
+    return {}
+  parts = [dataclasses.asdict(test) for test in claim.judge.tests(declared)]
+  text = json.dumps([parts, {k: list(v) for k, v in claim.judge.groups.items()}], sort_keys=True)
+  return {"margins": parts, "margins_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _moved(claim: Claim, declared: Mapping[str, Config], previous: Mapping[str, Any] | None
+           ) -> Verdict | None:
+  """Makes the verdict of a rule whose margins are not those of before the runs; None if they are.
+  """
+  before = _at_start(claim, previous)
+  now = _margins(claim, declared).get("margins_sha256")
+  if before is None or now is None or before == now:
+    return None
+  return Verdict("inconclusive", {"reason": "the rule was changed", "margins_sha256": now,
+                                  "margins_sha256_at_start": before},
+                 "the runs or margins of the rule are not those that were written before the runs "
+                 f"(sha256 {now[:12]}, not {before[:12]})")
+
+
+def _at_start(claim: Claim, previous: Mapping[str, Any] | None) -> str | None:
+  """Reads the hash of a claim's margins as it was when the study began; None of older records."""
+  for one in (previous or {}).get("claims", []):
+    if one["id"] == claim.id:
+      found = one.get("margins_sha256_at_start", one.get("margins_sha256"))
+      return found if isinstance(found, str) else None
+  return None
 
 
 def _undeclared(claim: Claim, runs: Runs, declared: Mapping[str, Config]) -> Verdict | None:
@@ -125,9 +166,10 @@ def numbers(run: Run | None) -> dict[str, Any]:
   """Takes from one run the numbers of study.json; null where there is none yet."""
   if run is None:
     return {"final_loss": None, "peak_kurtosis": None, "peak_mmr": None, "seconds": None,
-            "finished": False}
+            "finished": False, "alarms": []}
   return {"final_loss": run.final_loss, "peak_kurtosis": run.peak("kurtosis"),
-          "peak_mmr": run.peak("mmr"), "seconds": run.seconds, "finished": run.finished}
+          "peak_mmr": run.peak("mmr"), "seconds": run.seconds, "finished": run.finished,
+          "alarms": alarms.read(run.path)}
 
 
 def load_runs(root: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, Run]:

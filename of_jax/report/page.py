@@ -16,27 +16,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from of_jax.analysis.runs import Run, loss_unit
+from of_jax.claims import alarms
 from of_jax.claims.study_record import flatten, varying
-from of_jax.report import metrics, plots, prose, series, terminal
+from of_jax.report import ladders, metrics, plots, prose, series, terminal
 from of_jax.report.page_data import page_data
 
 _CLASSES = {"reproduced": "yes", "not reproduced": "no", "inconclusive": "open"}
 
 
 def render(runs: Mapping[str, Run], study: Mapping[str, Any] | None,
-           figures: Sequence[str]) -> str:
+           figures: Sequence[str], drawn_ladders: Sequence[ladders.Drawn] = ()) -> str:
   """Writes the page as one HTML text.
 
   Args:
     runs: at least one.
     study: what study.json holds, its claims judged; None for a folder of runs.
     figures: `<svg>` elements, shown as they are.
+    drawn_ladders: the study's forecasts with their figures.
   """
   title = prose.title(runs, study)
   drawn = page_data(runs)
   data = json.dumps(drawn, separators=(",", ":")).replace("<", "\\u003c")
   body = [
       f"<h1>{_text(title)}</h1>", _answer(runs, study), _figure(runs, figures),
+      ladders.section(drawn_ladders),
       _claims(study), _runs(runs), _asset("figures.html") if _has_curves(runs) else "",
       '<h2 class="js">Inside the runs</h2><div class="js" id="analyses"></div>'
       if drawn["analyses"] else "", _differences(runs),
@@ -142,7 +145,10 @@ def _runs(runs: Mapping[str, Run]) -> str:
         *([terminal.show_accuracy(run.final_accuracy)] if images else []),
         terminal.show(run.peak("kurtosis")),
         f"{where[0]}, {where[1]:,}" if where else "-", terminal.show(run.peak("mmr")),
-        f"{run.seconds:.0f}" if math.isfinite(run.seconds) else "-", terminal.status(run)])
+        f"{run.seconds:.0f}" if math.isfinite(run.seconds) else "-",
+        terminal.status(run) + "".join(
+            f'<br><span class="chip no">left ladder {_text(one["ladder"])} at step '
+            f'{_text(one["step"])}</span>' for one in alarms.read(run.path)[:1])])
   notes = [f"{run.name}: {note}." for run in runs.values() for note in run.notes]
   return ("<h2>Runs</h2>" + _table(
       ["run", "final loss", *(["accuracy"] if images else []), "peak kurtosis", "at layer, step",

@@ -25,6 +25,13 @@ def save(found: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
   return paths
 
 
+def write_svg(found: Mapping[str, Any], file: Any) -> None:
+  """Writes the figure as SVG into an open text file."""
+  import matplotlib
+  with matplotlib.rc_context(_STYLE):
+    draw(found).savefig(file, format="svg", metadata={"Date": None})
+
+
 def draw(found: Mapping[str, Any]) -> Any:
   """Draws target against variable, both on logarithmic axes; or, for a law of several variables,
   against the law's own value."""

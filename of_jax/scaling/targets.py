@@ -59,9 +59,13 @@ class Target:
     steps = "all logged steps" if self.every == 1 else f"logged steps divisible by {self.every}"
     over = {"peak": f"the largest over {steps}", "last": f"at the last of {steps}",
             "mean": f"mean over {steps}"}[self.over]
+    return f"{self.says_curve()}, {over}"
+
+  def says_curve(self) -> str:
+    """Says what it is at a step."""
     if self.metric in _CURVES:
-      return f"{self.metric} ({_CURVES[self.metric][0]}), {over}"
-    return f"{self.metric} at {self.site}, {self._layers()}, {over}"
+      return f"{self.metric} ({_CURVES[self.metric][0]})"
+    return f"{self.metric} at {self.site}, {self._layers()}"
 
   def _layers(self) -> str:
     return {"largest": "the largest over layers", "mean": "mean over layers"}.get(
@@ -95,6 +99,20 @@ class Target:
     steps, _ = self._curve(run)
     kept: Floats = steps[steps % self.every == 0].astype(np.float64)
     return kept
+
+  def while_training(self) -> "Target | None":
+    """Finds the curve that tells early what the target will be: that of the training loss in place
+    of the few evaluations, the metric itself else; None of a file that comes after training."""
+    if self.is_of_file:
+      return None
+    metric = "train_loss" if self.metric == "loss" else self.metric
+    return dataclasses.replace(self, metric=metric, over="last")
+
+  def by_step(self, run: Run) -> tuple[list[int], list[float]]:
+    """Lists the steps that enter, and a value at each."""
+    steps, values = self._curve(run)
+    kept = steps % self.every == 0
+    return steps[kept].tolist(), self._of_layers(values[kept]).tolist()
 
   def _curve(self, run: Run) -> tuple[Any, Floats]:
     if self.metric in _CURVES:

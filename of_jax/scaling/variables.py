@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from of_jax.analysis.runs import Run, find_runs, load_run
-from of_jax.config import to_dict
+from of_jax.config import Config, to_dict
 from of_jax.errors import UserError
 from of_jax.scaling import targets
 from of_jax.scaling.jets import Floats
@@ -15,9 +15,8 @@ from of_jax.scaling.table import Table, check_finite
 from of_jax.scaling.targets import Target
 
 
-def _tokens(run: Run) -> float:
-  train = run.config.train
-  return float(train.steps * train.batch_size * train.sequence_length)
+def _tokens(config: Config) -> float:
+  return float(config.train.steps * config.train.batch_size * config.train.sequence_length)
 
 
 def _of_environment(key: str) -> Callable[[Run], float]:
@@ -27,24 +26,31 @@ def _of_environment(key: str) -> Callable[[Run], float]:
   return read
 
 
-# Name -> how it is read. Every number of a config is a variable too, by its dotted name.
+def _of_config(read: Callable[[Config], float]) -> Callable[[Run], float]:
+  return lambda run: read(run.config)
+
+
+# Name -> how it is read of a config, so that it is known before a run exists. Every number of a
+# config is a variable too, by its dotted name.
+OF_CONFIG: Mapping[str, Callable[[Config], float]] = {
+    "tokens": _tokens,
+    "width": lambda config: float(config.model.width),
+    "depth": lambda config: float(config.model.depth),
+    "heads": lambda config: float(config.model.heads),
+    "learning_rate": lambda config: float(config.optim.learning_rate),
+    "batch": lambda config: float(config.train.batch_size),
+    "batch_tokens": lambda config: float(config.train.batch_size * config.train.sequence_length),
+    "sequence_length": lambda config: float(config.train.sequence_length),
+    "steps": lambda config: float(config.train.steps),
+    "seed": lambda config: float(config.train.seed),
+}
 VARIABLES: Mapping[str, Callable[[Run], float]] = {
     "parameters": _of_environment("parameters"),
     "parameters_without_embeddings": _of_environment("parameters_without_embeddings"),
-    "tokens": _tokens,
     # 6 N D and attention, as the task counts them (see objectives.tasks).
-    "flops": lambda run: _of_environment("flops_per_token")(run) * _tokens(run),
+    "flops": lambda run: _of_environment("flops_per_token")(run) * _tokens(run.config),
     "flops_per_token": _of_environment("flops_per_token"),
-    "width": lambda run: float(run.config.model.width),
-    "depth": lambda run: float(run.config.model.depth),
-    "heads": lambda run: float(run.config.model.heads),
-    "learning_rate": lambda run: float(run.config.optim.learning_rate),
-    "batch": lambda run: float(run.config.train.batch_size),
-    "batch_tokens": lambda run: float(run.config.train.batch_size
-                                      * run.config.train.sequence_length),
-    "sequence_length": lambda run: float(run.config.train.sequence_length),
-    "steps": lambda run: float(run.config.train.steps),
-    "seed": lambda run: float(run.config.train.seed),
+    **{name: _of_config(read) for name, read in OF_CONFIG.items()},
 }
 
 
@@ -59,7 +65,11 @@ def read_root(root: str | pathlib.Path, target: Target) -> Table:
   paths = find_runs(root)
   if not paths:
     raise UserError(f"--root={root}: holds no run directory")
-  runs = [load_run(path) for path in paths]
+  return of_runs([load_run(path) for path in paths], target, str(root))
+
+
+def of_runs(runs: Sequence[Run], target: Target, root: str) -> Table:
+  """Makes the points of runs of a folder, as `read_root`."""
   targets.check(target, runs)
   left_out: dict[str, list[str]] = {}
   kept, values = [], []
@@ -77,7 +87,7 @@ def read_root(root: str | pathlib.Path, target: Target) -> Table:
         f"{len(names)} {why}" for why, names in left_out.items()))
   table = Table(tuple(run.name for run in kept), columns(kept), np.array(values), target.name,
                 target.says(), {why: tuple(names) for why, names in left_out.items()},
-                tuple(targets.notes(target, kept)), str(root))
+                tuple(targets.notes(target, kept)), root)
   check_finite(table, f"--root={root}, ")
   return table
 
@@ -85,9 +95,25 @@ def read_root(root: str | pathlib.Path, target: Target) -> Table:
 def columns(runs: Sequence[Run]) -> dict[str, Floats]:
   """Reads every variable of every run; one that some run lacks is left out."""
   found = {name: np.array([read(run) for run in runs]) for name, read in VARIABLES.items()}
-  for section, fields in to_dict(runs[0].config).items():
+  return _finite(found | _numbers([run.config for run in runs]))
+
+
+def of_configs(configs: Sequence[Config]) -> dict[str, Floats]:
+  """Reads every variable that is known of configs alone."""
+  found = {name: np.array([read(one) for one in configs]) for name, read in OF_CONFIG.items()}
+  return _finite(found | _numbers(configs))
+
+
+def _numbers(configs: Sequence[Config]) -> dict[str, Floats]:
+  """Reads the numbers of configs by their dotted names."""
+  found = {}
+  for section, fields in to_dict(configs[0]).items():
     for name in fields:
-      values = [getattr(getattr(run.config, section), name, None) for run in runs]
+      values = [getattr(getattr(config, section), name, None) for config in configs]
       if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         found[f"{section}.{name}"] = np.array(values, np.float64)
+  return found
+
+
+def _finite(found: Mapping[str, Floats]) -> dict[str, Floats]:
   return {name: values for name, values in found.items() if np.isfinite(values).all()}

@@ -30,6 +30,8 @@ CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.json"
 SOURCE_DIFF = "source.diff"
 DONE = "DONE"
+# A line each time a run leaves the band of its ladder.
+ALARMS = "alarms.jsonl"
 # Copies of the files that telemetry.user_metrics names.
 USER_METRICS = "user_metrics"
 # Batches of steps that were not finite.
@@ -198,3 +200,12 @@ def claimed(root: Path, name: str) -> Iterator[bool]:
       yield False
       return
     yield True
+
+
+@contextlib.contextmanager
+def waiting_for(root: Path, name: str) -> Iterator[None]:
+  """Holds a lock of a study's folder, once whoever else has it lets go of it or dies."""
+  (root / CLAIMS).mkdir(parents=True, exist_ok=True)
+  with (root / CLAIMS / name).open("a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield

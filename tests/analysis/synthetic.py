@@ -4,7 +4,8 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,14 @@ def write_run(path: pathlib.Path, run_config: Config, *, kurtosis: float = 1.2,
     (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
   if finished:
     (path / "DONE").touch()
+
+
+def leaning(evidence: Mapping[str, Any], verdict: str) -> str:
+  """The verdict by estimates alone, where seeds are too few or too alike for an interval."""
+  if "parts" not in evidence or verdict != "inconclusive":
+    return verdict
+  return "reproduced" if all(part["estimate"] > part["margin"] for part in evidence["parts"]
+                             ) else "not reproduced"
 
 
 @dataclasses.dataclass(frozen=True)

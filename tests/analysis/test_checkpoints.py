@@ -13,7 +13,7 @@ from rich.console import Console
 from experiments import report, studies
 from of_jax.analysis import identity, runs
 from of_jax.report import page_data, panel_plots, panels
-from tests.analysis.synthetic import config, write_run
+from tests.analysis.synthetic import config, leaning, write_run
 
 
 def summary(surprisal: float, distinct: int = 100, share: float = 0.01) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def study(tmp_path: Any, name: str, analysis: dict[str, Any]) -> dict[str, str]:
     loaded[run] = runs.load_run(tmp_path / run)
   verdicts = {claim.id: claim.judge(loaded) for claim in declared.claims}
   assert all(math.isfinite(len(v.summary)) and v.summary for v in verdicts.values())
-  return {id_: v.verdict for id_, v in verdicts.items()}
+  return {id_: leaning(v.evidence, v.verdict) for id_, v in verdicts.items()}
 
 
 def dimensions_of(*entries: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from of_jax.analysis.runs import Run, load_run
-from of_jax.claims.quantisation import bootstrap_interval, correlates, loses_less, spearman
+from of_jax.claims.quantisation import correlates, loses_less, spearman
 from tests.analysis.synthetic import config, write_run
 
 
@@ -21,10 +21,6 @@ def test_rank_correlation() -> None:
   many = np.random.default_rng(0).integers(5, size=(2, 20, 12)).astype(np.float64)
   assert spearman(*many) == pytest.approx(np.array([
       scipy.stats.spearmanr(*pair).statistic for pair in zip(*many)]), rel=1e-12, abs=1e-12)
-  a = np.arange(12.0)
-  assert bootstrap_interval(a, a ** 3, 200) == pytest.approx((1, 1))
-  low, high = bootstrap_interval(a, np.random.default_rng(1).normal(size=12), 200)
-  assert low < 0 < high
 
 
 # name -> (final loss, kurtosis, what it loses when quantised).
@@ -56,11 +52,8 @@ def made(folder: Path, change: dict[str, tuple[float, float, float]],
 
 @pytest.mark.parametrize("change, expected", (
     ({}, "reproduced"),
-    pytest.param({"of0": (4.3, 1.5, 0.249)}, "reproduced", marks=pytest.mark.slow),
-    ({"of0": (4.3, 1.5, 0.251)}, "not reproduced"),  # One seed above pre's least.
-    # Equal is not below; and pre's best rate may be slow.
-    pytest.param({"pf1": (4.5, 18.0, 0.03)}, "not reproduced", marks=pytest.mark.slow),
-    pytest.param({"ps0": (4.3, 3.0, 0.02), "ps1": (4.3, 2.9, 0.01)}, "not reproduced",
+    ({"of0": (4.3, 1.5, 0.31), "of1": (4.2, 1.4, 0.2)}, "inconclusive"),  # Seeds overlap.
+    pytest.param({"of0": (4.3, 1.5, 0.42), "of1": (4.2, 1.4, 0.38)}, "not reproduced",
                  marks=pytest.mark.slow)))
 def test_op_loses_less(change: dict, expected: str, tmp_path: Path) -> None:
   verdict = loses_less(OP, PRE, "W8A8")(made(tmp_path, change))
@@ -69,6 +62,8 @@ def test_op_loses_less(change: dict, expected: str, tmp_path: Path) -> None:
     assert verdict.evidence["op"]["increase_of_log_perplexity"] == [0.02, 0.03]
     assert verdict.evidence["pre"]["kurtosis"] == [20, 18]
     assert "op loses 0.02 to 0.03 nats (fast) and pre 0.25 to 0.3 (fast)" in verdict.summary
+    part, = verdict.evidence["parts"]
+    assert part["estimate"] == pytest.approx(0.25) and part["margin"] == 0.001
     assert loses_less(OP, PRE, "W4A8")(made(tmp_path / "2", {})).verdict == "not reproduced"
 
 
@@ -83,10 +78,10 @@ def test_kurtosis_tells(tmp_path: Path) -> None:
   # Two neighbours are exchanged: sum d^2 = 2 of 8 runs.
   verdict = judge(made(tmp_path / "a", losing(0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.1, 0.2)))
   assert verdict.evidence["spearman"] == pytest.approx(1 - 6 * 2 / (8 * 63))
-  low, high = verdict.evidence["bootstrap_interval_95"]
-  assert verdict.verdict == "reproduced" and 0 < low < verdict.evidence["spearman"] < high <= 1
+  low, high = verdict.evidence["parts"][0]["interval"]
+  assert verdict.verdict == "reproduced" and 0.25 < low < verdict.evidence["spearman"] < high <= 1
   flat = made(tmp_path / "b", losing(0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5))
-  assert judge(flat).verdict == "not reproduced"
+  assert judge(flat).verdict != "reproduced"
 
 
 @pytest.mark.slow
