@@ -161,6 +161,8 @@ class _Worker:
     self.left = dict(record.planned)
     self._record, self._console = record, console
     self._train, self._together, self._analyse = train, together, analyse
+    # Seconds of each run that was trained here.
+    self._trained: list[float] = []
     self._numbers = {name: number for number, name in enumerate(record.planned, 1)}
 
   def take(self, names: Sequence[str]) -> bool:
@@ -186,13 +188,24 @@ class _Worker:
     return took
 
   def _say(self, name: str, how: str) -> None:
-    self._console.print(f"run {self._numbers[name]} of {len(self._numbers)}: {name}{how}",
-                        style="bold", highlight=False)
+    self._console.print(f"run {self._numbers[name]} of {len(self._numbers)}: {name}{how}"
+                        + ("" if how else self._time_left()), style="bold", highlight=False)
+
+  def _time_left(self) -> str:
+    """Says how long all that is left would take, this run included, at the rate of those trained.
+    """
+    if not self._trained:
+      return ""
+    each = sum(self._trained) / len(self._trained)
+    # The run that is said is no longer among those left.
+    left = (len(self.left) + 1) * each
+    return f" (about {terminal.duration(left)} for the {len(self.left) + 1} left)"
 
   def _train_runs(self, names: Sequence[str]) -> bool:
     """Trains these runs, several of them in one program; says whether there was any."""
     record = self._record
     unfinished = {record.root / name: record.planned[name] for name in names}
+    begun = time.monotonic()
     try:
       if len(unfinished) > 1:
         self._together(unfinished)
@@ -201,6 +214,7 @@ class _Worker:
     except UserError:
       _forget(record.root, record.planned, record.previous)
       raise
+    self._trained += [(time.monotonic() - begun) / len(unfinished)] * len(unfinished)
     return bool(unfinished)
 
   def _analyse_runs(self, names: Sequence[str]) -> bool:

@@ -32,5 +32,6 @@ from of_jax.config.sections import (
 
 __all__ = [
     "PARAMETERS", "SCHEMA", "SCHEMA_VERSION", "USUAL", "Config", "DataConfig", "MeshConfig",
-    "ModelConfig", "OptimConfig", "TelemetryConfig", "TrainConfig", "apply_overrides", "differences",
-    "field_help", "fields", "from_dict", "get", "nearest_field", "replaced", "resolve", "to_dict"]
+    "ModelConfig", "OptimConfig", "TelemetryConfig", "TrainConfig", "apply_overrides",
+    "differences", "field_help", "fields", "from_dict", "get", "nearest_field", "replaced",
+    "resolve", "to_dict"]
