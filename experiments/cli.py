@@ -18,6 +18,7 @@ from pathlib import Path
 from absl import flags
 
 import of_jax
+from experiments import accelerators
 from experiments.help_text import CONFIG_FLAGS, HELP, help_text, presets
 from of_jax import config as config_lib
 from of_jax import signals
@@ -51,6 +52,7 @@ def run(main: Callable[[], None]) -> None:
 
 def _run(main: Callable[[], None]) -> None:
   module = sys.modules["__main__"]
+  accelerators.keep_libtpu_silent()
   try:
     if {*HELP} & {*sys.argv[1:]}:
       print(help_text(module, full="--helpfull" in sys.argv), flush=True)
