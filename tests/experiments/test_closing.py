@@ -47,13 +47,13 @@ def test_a_quantisation_ends_with_its_cause_and_what_lowers_it(tmp_path: Path) -
   down["kernel"] = kernel
   windows = np.pad(foreign.TOKENS, ((0, 0), (0, 1)), constant_values=3)
   batches = replay.token_batches(model.config, windows, "t")
-  scheme = Scheme(weight_bits=4, activation_bits=8)
+  scheme = Scheme(weight_bits=4, sites=("mlp_up", "mlp_down"))
   found = quantisation.quantise(model, batches, batches, scheme, [0])
   advice = quantisation_advice.advise(model, batches, batches, scheme, found, 0)
   json.dumps(advice)
   only = {site: quantisation.quantise(
-      model, batches[:1], batches, Scheme(weight_bits=4, activation_bits=8, sites=(site,)),
-      [0])["perplexity_quantised"]["mean"] for site in found["sites"]}
+      model, batches[:1], batches, Scheme(weight_bits=4, sites=(site,)),
+      [0])["perplexity_quantised"]["mean"] for site in scheme.sites}
   assert advice["costliest_site"] == max(only, key=lambda site: only[site])
   assert advice["site_perplexity"] == max(only.values())
   said = quantisation_advice.sentence(found, advice)
