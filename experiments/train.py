@@ -68,10 +68,10 @@ def main() -> None:
 
 
 def _close(workdir: str) -> None:
-  """Says what was reached. The run is over whatever is wrong with that."""
+  """Says what was reached. The run is over, whether or not that can be shown."""
   from of_jax.analysis import load_run
   from of_jax.report.closing import closing
-  with contextlib.suppress(UserError):
+  with contextlib.suppress(UserError, OSError, ValueError):
     print("\n".join(closing(load_run(workdir), workdir)), flush=True)
 
 
