@@ -214,7 +214,8 @@ class _Worker:
     except UserError:
       _forget(record.root, record.planned, record.previous)
       raise
-    self._trained += [(time.monotonic() - begun) / len(unfinished)] * len(unfinished)
+    seconds = time.monotonic() - begun
+    self._trained += [seconds / len(unfinished) for _ in unfinished]
     return bool(unfinished)
 
   def _analyse_runs(self, names: Sequence[str]) -> bool:
