@@ -42,7 +42,7 @@ def check_types(config: Config) -> None:
 
 
 # Other people's words for what a field chooses from, in lower case, without signs between letters.
-_SYNONYMS = {
+_SYNONYMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "model.block": {"pre": ("prenorm", "preln", "prelayernorm", "prermsnorm"),
                     "op": ("outlierprotected", "opblock")},
     "model.norm": {"layer": ("layernorm", "ln"), "rms": ("rmsnorm",)},
