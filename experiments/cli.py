@@ -4,17 +4,22 @@ A binary defines its flags with absl and ends with `cli.run(main)`. Nothing here
 that a mistake on the command line is reported at once.
 """
 
+import dataclasses
 import inspect
 import io
 import os
+import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 
 from absl import flags
 
+import of_jax
+from experiments import accelerators
+from experiments.help_text import CONFIG_FLAGS, HELP, help_text, presets
 from of_jax import config as config_lib
 from of_jax import signals
 from of_jax.config import paths
@@ -47,15 +52,22 @@ def run(main: Callable[[], None]) -> None:
 
 def _run(main: Callable[[], None]) -> None:
   module = sys.modules["__main__"]
+  accelerators.keep_libtpu_silent()
   try:
-    if {"--help", "-h", "--helpfull", "--helpshort", "-help"} & set(sys.argv[1:]):
-      print(_help(module), flush=True)
+    if {*HELP} & {*sys.argv[1:]}:
+      print(help_text(module, full="--helpfull" in sys.argv), flush=True)
+      return
+    if "--version" in sys.argv[1:]:
+      print(f"of_jax {of_jax.__version__}", flush=True)
       return
     rest = _take_overrides(sys.argv)
+    if _asks_for_presets(rest):
+      print(presets(), flush=True)
+      return
     try:
       unparsed = flags.FLAGS(rest)[1:]
     except flags.Error as error:
-      raise UserError(" ".join(str(error).split())) from None
+      raise UserError(_of_a_config(rest) or " ".join(str(error).split())) from None
     if unparsed:
       raise UserError(f"{unparsed[0]}: not a flag; flags begin with --, see --help")
     main()
@@ -151,7 +163,7 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
   except UserError:
     raise
   except Exception as error:  # The file is the user's: whatever it raises is their mistake.
-    raise UserError(f"--config={spec}: {reason_of(error)}") from error
+    raise _fault(spec, path, error) from error
   if not callable(get_config):
     raise UserError(f"--config={spec}: {path} defines no function get_config")
   takes_argument = bool(inspect.signature(get_config).parameters)
@@ -164,11 +176,32 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
   except UserError:
     raise
   except Exception as error:
-    raise UserError(f"--config={spec}: get_config fails with {reason_of(error)}") from error
+    raise _fault(spec, path, error) from error
   if not isinstance(config, config_lib.Config):
     raise UserError(f"--config={spec}: get_config gives {type(config).__name__}, not a Config of "
                     "of_jax.config")
   return config_lib.apply_overrides(config, [*extra, *(overrides() if typed else ())])
+
+
+def _fault(spec: str, path: str, error: Exception) -> UserError:
+  """The line about a config file that fails: where in it, and what would be right."""
+  where = f"--config={spec}: {path}"
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+           if Path(frame.filename).name == Path(path).name]
+  line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+  where += f", line {line}" if line else ""
+  if isinstance(error, dataclasses.FrozenInstanceError):
+    return UserError(f"{where}: {error}, for a config does not change; make another, as in "
+                     "dataclasses.replace(config, model=dataclasses.replace(config.model, "
+                     "width=256))")
+  text = str(error)
+  if isinstance(error, TypeError) and (found := re.search(
+      r"(\w+)Config\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)):
+    # dataclasses.replace names the section by its class.
+    section, name = found[1].lower(), found[2]
+    return UserError(f"{where}: {section}.{name}: no such field"
+                     + config_lib.nearest_field(f"{section}.{name}"))
+  return UserError(f"{where}: fails with {reason_of(error)}")
 
 
 def _take_overrides(argv: list[str]) -> list[str]:
@@ -192,14 +225,23 @@ def _take_overrides(argv: list[str]) -> list[str]:
 
 
 def _takes_config() -> bool:
-  return any(name in flags.FLAGS for name in ("config", "study", "sizes", "scalings"))
+  return any(name in flags.FLAGS for name in CONFIG_FLAGS)
 
 
-def _help(module: ModuleType) -> str:
-  lines = [(module.__doc__ or "").strip(), "", "Flags:"]
-  for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-    default = "" if flag.default is None else flag.default
-    lines.append(f"  --{flag.name}={default}\n      {flag.help}")
-  if _takes_config():
-    lines += ["", "Config fields:", config_lib.field_help()]
-  return "\n".join(lines)
+def _asks_for_presets(arguments: list[str]) -> bool:
+  """Says whether --config stands there without a value."""
+  if "config" not in flags.FLAGS:
+    return False
+  followers = zip(arguments, [*arguments[1:], "--"])
+  return any(argument in ("--config=", "-config=") or (
+      argument in ("--config", "-config") and follower.startswith("--"))
+      for argument, follower in followers)
+
+
+def _of_a_config(arguments: Iterable[str]) -> str:
+  """Says which field of a config was meant by a flag that there is none of, or nothing."""
+  for argument in arguments:
+    name = argument.lstrip("-").partition("=")[0]
+    if argument.startswith("-") and name in config_lib.fields() and _takes_config():
+      return f"{argument}: no such flag; did you mean --{_PREFIX}{argument.lstrip('-')}?"
+  return ""

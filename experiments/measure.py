@@ -18,8 +18,8 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, data_flags, flag_checks, weights_flag
-from of_jax.analysis import registry
-from of_jax.config import declared_metrics, values
+from of_jax.analysis import interventions, registry
+from of_jax.config import declared_metrics, resolve, values
 from of_jax.config.declare import LARGEST_WHOLE
 from of_jax.config.paths import check_file, expanded
 from of_jax.config.sites import every_own_site, name_of
@@ -79,7 +79,7 @@ def main() -> None:
     return
   steps = _check()
   # Here, because they import jax: a mistake on the command line is reported before that.
-  from of_jax.analysis import interventions, replay
+  from of_jax.analysis import replay
   from of_jax.report import panel_plots
   chosen = [interventions.parse(text) for text in _INTERVENE.value]
   run = "" if _MODEL.value else _RUN.value[0]
@@ -155,7 +155,11 @@ def provenance(model: Any, read: dict[str, Any]) -> dict[str, Any]:
 
 def _check_model() -> None:
   """Checks what --model goes with, and that there is a model."""
-  for name in ("run", "step", "analyse", "training_batch", "run_user_code"):
+  if _ANALYSE.value:
+    raise UserError(f"--analyse={','.join(_ANALYSE.value)}: is of runs; leave "
+                    f"--model={_MODEL.value} as one first, by python -m experiments.load "
+                    "--model=PATH --out=DIR, and give --run=DIR")
+  for name in ("run", "step", "training_batch", "run_user_code"):
     if flags.FLAGS[name].value:
       raise UserError(f"--{name}: is of runs, and --model={_MODEL.value} is none; leave it out")
   if not data_flags.given():
@@ -208,6 +212,7 @@ def _check() -> str | list[int]:
   if len(_RUN.value) > 1:
     raise UserError(f"--run={_RUN.value[1]}: there is {_RUN.value[0]} already; give one of them")
   out_folder()
+  changes = [interventions.parse(text) for text in _INTERVENE.value]
   flag_checks.names("sites", [name_of(site) for site in _SITES.value],
                     [*declared_metrics.SITES, *every_own_site()])
   own = flag_checks.own_metrics(_USER_METRICS.value)
@@ -219,11 +224,19 @@ def _check() -> str | list[int]:
                     f"--{others[0]}; leave one of them out")
   if _MODEL.value:
     flag_checks.metrics(_METRICS.value, own)
+    from of_jax.interop import open_source
+    theirs = open_source(_MODEL.value, weights_flag.chosen()).config() if changes else None
+    for one in changes:
+      assert theirs is not None
+      interventions.check_config(one, resolve(theirs))
     return []
   # numpy alone: that there is a run, and that its config can be read.
   from of_jax.analysis.runs import own_metrics, read_config
   run = remote.reading(_RUN.value[0])
-  texts = own_metrics(run, read_config(run))
+  config = read_config(run)
+  for one in changes:
+    interventions.check_config(one, config)
+  texts = own_metrics(run, config)
   if texts and not _RUN_USER_CODE.value:
     print(f"{_RUN.value[0]}: left out: {', '.join(text.rpartition(':')[2] for text in texts)}, "
           "which the run directory brings as Python; --run_user_code runs it", flush=True)

@@ -70,6 +70,9 @@ def _prepare() -> None:
     folder = out
   print(f"path: {folder or (data.cache_dir if images else data.corpus.partition(':')[2])}")
   print(f"corpus sha256: {corpus.corpus_sha256}")
+  if corpus.tokenizer_path:
+    print(f"vocabulary: {data.vocab_size}; a config must have the same, as by "
+          f"--config.data.vocab_size={data.vocab_size}, or it tokenises anew")
   print(f"tokenizer sha256: {corpus.tokenizer_sha256 or 'none'}")
   print(f"{time.monotonic() - start:.1f} s")
 

@@ -53,6 +53,9 @@ _INTEGER = flags.DEFINE_bool("integer", False, "multiply int8 by int8 into int32
 _HADAMARD = flags.DEFINE_bool("hadamard", False, "first rotate the residual stream by a Hadamard "
                               "matrix folded into the weights: the model stays the same function")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "each draws the batches of calibration")
+_ADVICE = flags.DEFINE_bool(
+    "advice", True, "where quantisation costs more than a hundredth of a nat, also measure which "
+    "site costs most, on the first batch, and what finer ranges or a rotation would give")
 _BY_SITE = flags.DEFINE_bool("by_site", False, "also quantise all sites but one, and one alone")
 
 # What measure.py declares: what this binary reads too, and what it has no use for.
@@ -67,7 +70,7 @@ def main() -> None:
   scheme, seeds = _scheme(), _seeds()
   _check(scheme)
   # Here, because it imports jax: a mistake on the command line is reported before that.
-  from of_jax.analysis import quantisation
+  from of_jax.analysis import quantisation, quantisation_advice
 
   steps, out = flags.FLAGS.step, measure.out_folder()
   results: list[dict[str, Any]] = []
@@ -78,12 +81,16 @@ def main() -> None:
     calibration = (batches if data_flags.given()
                    else data_flags.batches_of(model, "train", count)[0])
     found = quantisation.quantise(model, batches, calibration, scheme, seeds, _BY_SITE.value,
-                                  lambda line: print(line, file=sys.stderr, flush=True))
+                                  _say)
     results.append({**found, "model": remote.name_of(model.path),
                     "step": model.step if run else None,
                     "calibrated_on": _calibrated_on(scheme), "begin_token": read["begin_token"],
                     "provenance": measure.provenance(model, read)})
     print(_line(results[-1]), flush=True)
+    advice = (quantisation_advice.advise(model, batches, calibration, scheme, found, seeds[0], _say)
+              if _ADVICE.value and quantisation_advice.is_notable(found) else None)
+    results[-1]["advice"] = advice
+    print(quantisation_advice.sentence(found, advice), flush=True)
   if out is None:
     return
   out.mkdir(parents=True, exist_ok=True)
@@ -91,6 +98,10 @@ def main() -> None:
     _figure(results, out / "quantise.png")
   write_json(out / "quantise.json", results[0] if len(results) == 1 else {"runs": results})
   print(out / "quantise.json")
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
 
 
 def _scheme() -> schemes.Scheme:

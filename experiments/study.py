@@ -180,6 +180,8 @@ class _Worker:
     self.left = dict(record.planned)
     self._record, self._console = record, console
     self._train, self._together, self._analyse = train, together, analyse
+    # Seconds of each run that was trained here.
+    self._trained: list[float] = []
     self._numbers = {name: number for number, name in enumerate(record.planned, 1)}
     self._unforecast = record.forecasts.missing()
 
@@ -229,8 +231,18 @@ class _Worker:
     return took
 
   def _say(self, name: str, how: str) -> None:
-    self._console.print(f"run {self._numbers[name]} of {len(self._numbers)}: {name}{how}",
-                        style="bold", highlight=False)
+    self._console.print(f"run {self._numbers[name]} of {len(self._numbers)}: {name}{how}"
+                        + ("" if how else self._time_left()), style="bold", highlight=False)
+
+  def _time_left(self) -> str:
+    """Says how long all that is left would take, this run included, at the rate of those trained.
+    """
+    if not self._trained:
+      return ""
+    each = sum(self._trained) / len(self._trained)
+    # The run that is said is no longer among those left.
+    left = (len(self.left) + 1) * each
+    return f" (about {terminal.duration(left)} for the {len(self.left) + 1} left)"
 
   def _train_runs(self, names: Sequence[str]) -> bool:
     """Trains these runs, several of them in one program; says whether there was any."""
@@ -238,6 +250,7 @@ class _Worker:
     unfinished = {record.root / name: record.planned[name] for name in names}
     watch = Watch({path: record.forecasts.band(path.name) for path in unfinished},
                   lambda line: self._console.print(line, style="bold red", highlight=False))
+    begun = time.monotonic()
     try:
       with watch:
         if len(unfinished) > 1:
@@ -247,6 +260,8 @@ class _Worker:
     except UserError:
       forget(record.root, record.planned, record.previous)
       raise
+    seconds = time.monotonic() - begun
+    self._trained += [seconds / len(unfinished) for _ in unfinished]
     return bool(unfinished)
 
   def _analyse_runs(self, names: Sequence[str]) -> bool:

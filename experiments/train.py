@@ -11,6 +11,7 @@ own number: --coordinator=HOST:PORT --num_processes=4 --process_id=0, or with --
 where the cluster knows (Cloud TPU, GKE, SLURM). They share the workdir.
 """
 
+import contextlib
 import os
 import re
 
@@ -62,6 +63,16 @@ def main() -> None:
   from of_jax.train import distributed, train
   with distributed.joined(distributed.Job(*place) if place else None):
     train(config, _WORKDIR.value, profile=profile, strict_resume=_STRICT_RESUME.value)
+    if distributed.is_writer():
+      _close(_WORKDIR.value)
+
+
+def _close(workdir: str) -> None:
+  """Says what was reached. The run is over, whether or not that can be shown."""
+  from of_jax.analysis import load_run
+  from of_jax.report.closing import closing
+  with contextlib.suppress(UserError, OSError, ValueError):
+    print("\n".join(closing(load_run(workdir), workdir)), flush=True)
 
 
 def _profile_steps(steps: int) -> tuple[int, int] | None:

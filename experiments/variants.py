@@ -27,14 +27,14 @@ def summary(cls: type) -> tuple[str, str]:
 
   The paragraph is one line of mathematics with the source in brackets behind it.
 
-  Raises:
-    ValueError: the paragraph names no source.
+  One that is written otherwise, as a class of one's own may be, comes back whole, without a source.
   """
-  paragraph = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+  # A class without one would have that of its base.
+  paragraph = " ".join(((cls.__doc__ and inspect.getdoc(cls)) or "").split("\n\n")[0].split())
   for start, end in reversed(list(_brackets(paragraph))):
     if _SOURCE.search(paragraph[start:end]) and start:
       return paragraph[:start].rstrip(" ,"), paragraph[start + 1:end - 1]
-  raise ValueError(f"{cls.__name__}: its docstring's first paragraph has no (paper): {paragraph}")
+  return paragraph, ""
 
 
 def _brackets(text: str) -> Iterator[tuple[int, int]]:
@@ -96,7 +96,7 @@ def tables() -> str:
 
 def _row(name: str, cls: type) -> list[str]:
   mathematics, source = summary(cls)
-  return [name, f"`{mathematics}`", f"`{cls.__name__}`", source]
+  return [name, f"`{mathematics}`" if source else mathematics, f"`{cls.__name__}`", source]
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -3,7 +3,12 @@
 
 # shellcheck disable=SC2034  # For the launchers.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-dry_run=0
+# --dry_run may stand anywhere: it is taken out of the arguments of the file that reads this one.
+dry_run=0 arguments=()
+for argument in "$@"; do
+  if [[ $argument == --dry_run ]]; then dry_run=1; else arguments+=("$argument"); fi
+done
+set -- "${arguments[@]}"
 
 fail() {
   echo "error: $*" >&2

@@ -12,7 +12,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 retries=3
 while [[ ${1:-} == -* ]]; do
   case $1 in
-    --dry_run) dry_run=1 ;;
     --retries=*) retries=${1#*=} ;;
     *) fail "$1: no such option; the trainer's arguments stand behind the number of processes" ;;
   esac

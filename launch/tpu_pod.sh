@@ -22,7 +22,6 @@ name=${TPU_NAME:-} type=${TPU_TYPE:-} zone=${TPU_ZONE:-} version=${TPU_VERSION:-
 spot=() retries=10 create_retries=120 command=
 while (($#)); do
   case $1 in
-    --dry_run) dry_run=1 ;;
     --name=*) name=${1#*=} ;;
     --type=*) type=${1#*=} ;;
     --zone=*) zone=${1#*=} ;;

@@ -98,6 +98,17 @@ def test_local_dry_run() -> None:
       "# while the status is neither 0 nor 1, up to 1 times again"]
 
 
+@pytest.mark.parametrize("file, arguments", (
+    ("local.sh", ("--retries=1", "2", *TRAIN)), ("slurm.sbatch", TRAIN),
+    ("tpu_pod.sh", (*POD, "run", "--", *TRAIN))))
+def test_dry_run_anywhere(file: str, arguments: tuple[str, ...]) -> None:
+  first = launch(file, "--dry_run", *arguments)
+  assert first.returncode == 0 and first.stdout and "--dry_run" not in first.stdout
+  for place in range(1, len(arguments) + 1):
+    shown = launch(file, *arguments[:place], "--dry_run", *arguments[place:])
+    assert (shown.returncode, shown.stdout) == (0, first.stdout), shown.stderr
+
+
 def test_slurm_dry_run() -> None:
   shown = launch("slurm.sbatch", "--dry_run", *TRAIN, SLURM_JOB_ID="42")
   assert shown.stdout.splitlines() == [

@@ -107,7 +107,8 @@ def test_no_imports_go_in_a_circle() -> None:
 @pytest.mark.parametrize("module", (
     "of_jax.config", "of_jax.config.presets", "of_jax.storage.run_directory", "of_jax.data.corpora",
     "of_jax.data.loader", "experiments.cli", "experiments.train", "experiments.study",
-    "experiments.prepare_data", "experiments.report", "experiments.benchmark",
+    "experiments.prepare_data", "experiments.report", "experiments.runs",
+    "experiments.benchmark",
     "experiments.measure", "experiments.load", "experiments.quantise",
     "experiments.variants", "experiments.coordinate_check", "experiments.fit",
     "experiments.claims_power"))

@@ -1,7 +1,8 @@
 """Reads run directories and measures checkpoints again, without the trainer.
 
-`load_run` gives a run's numbers as arrays, without jax; `restore` gives a checkpoint as a model, to
-be measured, changed on the way, quantised or analysed. Modules and functions load on first use.
+`load_run` and `load_runs` give numbers of runs as arrays and tables, without jax; `restore` gives a
+checkpoint as a model, to be measured, changed on the way, quantised or analysed. Modules and
+functions load on first use.
 """
 
 import importlib
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from of_jax.analysis.replay import restore
-  from of_jax.analysis.runs import load_run
+  from of_jax.analysis.runs import load_run, load_runs
 
-__all__ = ["load_run", "restore"]
+__all__ = ["load_run", "load_runs", "restore"]
 
-_MODULES = {"load_run": "runs", "restore": "replay"}
+_MODULES = {"load_run": "runs", "load_runs": "runs", "restore": "replay"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from of_jax.config import values
+from of_jax.config import Config, values
 from of_jax.config.declare import LARGEST_NUMBER
+from of_jax.config.declared_metrics import SITES
 from of_jax.errors import UserError
 from of_jax.quantise.hadamard import sylvester
 
@@ -60,7 +61,6 @@ def parse(text: str) -> Intervention:
   Raises:
     UserError: what is wrong, and what would be right.
   """
-  from of_jax.models.probe import SITES
   where = f"--intervene={text}"
   form = "is not KIND:SITE:LAYER:NEURONS, as in zero:resid_pre:2:5,17 or clip:mlp_in:all:3:1.5"
   kind, *rest = text.split(":")
@@ -92,6 +92,22 @@ def _number(text: str) -> int:
   if number is None or number > _LARGEST:
     raise ValueError
   return number
+
+
+def check_config(one: Intervention, config: Config) -> None:
+  """Checks what a config says of a site: its layers, and where it is known its neurons.
+
+  Raises:
+    UserError: the model cannot have this change.
+  """
+  model = config.model
+  width = {"mlp_hidden": model.mlp_width, "attn_q": None, "attn_k": None}.get(
+      one.site, model.width)
+  layers = 1 if one.site == "final" else model.depth
+  # topN are filled later, from what is measured; N may be the whole width.
+  named = one if one.neurons and min(one.neurons) >= 0 else dataclasses.replace(
+      one, neurons=tuple(range(len(one.neurons))))
+  check(named, layers, width or _LARGEST)
 
 
 def check(one: Intervention, layers: int, width: int) -> None:

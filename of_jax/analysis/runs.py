@@ -7,20 +7,22 @@ yet are no error; they are named in `Run.notes`.
 
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from of_jax import config as config_lib
+from of_jax.analysis import tidy
+from of_jax.analysis.curves import Curves, Floats, Measured, by_step, column, curves
 from of_jax.config import declared_metrics
-from of_jax.config.declare import LARGEST_WHOLE
 from of_jax.config.kinds import kind_of
 from of_jax.config.rules.fields import check_sizes, check_types
 from of_jax.errors import UserError, refusing
 from of_jax.interop.source import NO_CORPUS
+from of_jax.storage import remote
 from of_jax.storage.run_directory import (
     CONFIG,
     DONE,
@@ -32,36 +34,13 @@ from of_jax.storage.run_directory import (
     read_object,
 )
 
+if TYPE_CHECKING:
+  import pandas
+
 MEASURED = "measure.json"
 
 # The site that claims and pages speak of: the stream entering each block.
 SITE = "resid_pre"
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-  """A metric at a site: `values` (steps x layers) at `steps`; NaN where undefined."""
-
-  steps: Ints
-  values: Floats
-
-
-@dataclasses.dataclass(frozen=True)
-class Curves:
-  """Curves of one split, in order of step. Absent numbers are NaN.
-
-  What is measured of the optimiser stands in `telemetry` at the site "ROLE parameters".
-  """
-
-  steps: Ints
-  loss: Floats
-  accuracy: Floats
-  learning_rate: Floats
-  grad_norm: Floats
-  telemetry: Mapping[str, Mapping[str, Measured]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,13 +95,28 @@ class Run:
     return not all(bool(np.isfinite(a).all())
                    for a in (self.train.loss, self.eval.loss, kurtosis))
 
+  @property
+  def checkpoints(self) -> tuple[int, ...]:
+    """The steps of the checkpoints that are there, ascending; `of_jax.analysis.restore(run.path,
+    step)` opens one."""
+    return tuple(remote.saved_steps(remote.checkpoints(self.path)))
+
+  def metrics(self) -> "pandas.DataFrame":
+    """Tabulates everything logged: step, split, site, layer, metric, value; see
+    of_jax.analysis.tidy.Row.
+
+    Raises:
+      UserError: pandas is not installed.
+    """
+    return tidy.frame(list(tidy.rows(self.path)))
+
   def measured(self, metric: str, site: str = SITE) -> Measured:
     """Reads `metric` at `site` on training batches, or on the evaluation set where only that is.
 
     A metric that was not measured comes back with no steps.
     """
-    for curves in (self.train, self.eval):
-      found = curves.telemetry.get(site, {}).get(metric)
+    for split in (self.train, self.eval):
+      found = split.telemetry.get(site, {}).get(metric)
       if found is not None:
         return found
     return Measured(np.zeros(0, np.int64), np.zeros((0, 0)))
@@ -166,14 +160,45 @@ def find_runs(root: str | pathlib.Path) -> list[pathlib.Path]:
   return sorted(p for p in root.iterdir() if (p / CONFIG).is_file())
 
 
+def load_runs(root: str | pathlib.Path) -> dict[str, Run]:
+  """Reads every run directory below `root`, however deep, or `root` itself if it is one.
+
+  Returns:
+    The runs by their paths from `root`, in the order of these.
+
+  Raises:
+    UserError: no such folder, or a run in it that cannot be read.
+  """
+  return {name: load_run(path) for name, path in find_all_runs(root).items()}
+
+
+def find_all_runs(root: str | pathlib.Path) -> dict[str, pathlib.Path]:
+  """Finds every run directory below `root` by its path from there, or `root` by its own name.
+
+  Raises:
+    UserError: no such folder.
+  """
+  folder = remote.reading(root)
+  if not folder.is_dir():
+    raise UserError(f"{root}: no such folder")
+  found = {}
+  for here, folders, files in os.walk(folder):
+    # What lies in a run directory, or is hidden, is no run of its own.
+    folders[:] = [] if CONFIG in files else sorted(f for f in folders if not f.startswith("."))
+    if CONFIG in files:
+      path = pathlib.Path(here)
+      found[str(path.relative_to(folder)) if path != folder else path.resolve().name] = path
+  return dict(sorted(found.items()))
+
+
 def load_run(path: str | pathlib.Path) -> Run:
-  """Reads one run directory.
+  """Reads one run directory, also of Cloud Storage.
 
   Raises:
     UserError: no run directory, a broken config or metrics line (the file and the line are
       named), or a finished run whose metrics are gone.
   """
-  path = pathlib.Path(path)
+  path = remote.reading(path)
   with refusing(str(path), "is no run that can be read"):
     return _load_run(path)
 
@@ -188,12 +213,12 @@ def _load_run(path: pathlib.Path) -> Run:
         raise UserError(f"{path / name}: missing, though the run is marked {DONE}")
       notes.append(f"no {name}")
   env = read_object(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {}
-  lines, timing = list(read_lines(path / METRICS)), list(read_lines(path / TIMING))
+  records, timing = by_step(read_lines(path / METRICS)), list(read_lines(path / TIMING))
   return Run(
       name=path.resolve().name, path=path, config=config, env=env,
-      train=_curves(lines, "train"), eval=_curves(lines, "eval"),
-      seconds_by_step=_column(timing, "seconds"),
-      tokens_per_second=_column(timing, "tokens_per_second"),
+      train=curves(records, "train"), eval=curves(records, "eval"),
+      seconds_by_step=column(timing, "seconds"),
+      tokens_per_second=column(timing, "tokens_per_second"),
       finished=finished, notes=tuple(notes))
 
 
@@ -272,53 +297,3 @@ def without_user_code(config: config_lib.Config) -> config_lib.Config:
   return dataclasses.replace(config, telemetry=dataclasses.replace(
       telemetry, user_metrics=(),
       metrics=tuple(name for name in telemetry.metrics if name in known)))
-
-
-def _number(value: Any) -> float:
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  try:
-    return float(value) if is_number else math.nan
-  except OverflowError:
-    return math.nan
-
-
-def _step(line: Mapping[str, Any]) -> int:
-  step = line.get("step")
-  if type(step) is not int or not 0 <= step <= LARGEST_WHOLE:
-    raise UserError(f"{METRICS}: a line whose step is {str(step)[:40]}")
-  return step
-
-
-def _column(lines: list[dict[str, Any]], key: str) -> Floats:
-  return np.array([_number(line.get(key)) for line in lines], np.float64)
-
-
-def _curves(lines: list[dict[str, Any]], split: str) -> Curves:
-  # A resumed run may have logged a step twice: the later line belongs to the run that went on.
-  by_step = {_step(line): line for line in lines if line.get("split", "train") == split}
-  rows = [by_step[step] for step in sorted(by_step)]
-  cells: dict[str, dict[str, list[tuple[int, list[float]]]]] = {}
-  for row in rows:
-    roles = {f"{role} parameters": metrics for role, metrics in (
-        row.get("optimizer") or {}).items()}
-    for site, metrics in {**(row.get("telemetry") or {}), **roles}.items():
-      for metric, values in metrics.items():
-        values = values if isinstance(values, list) else [values]
-        # Metrics that name neurons hold a list a layer; they are no curve.
-        if not any(isinstance(v, list) for v in values):
-          cells.setdefault(site, {}).setdefault(metric, []).append(
-              (int(row["step"]), [_number(v) for v in values]))
-  return Curves(
-      steps=np.array([row["step"] for row in rows], np.int64), loss=_column(rows, "loss"),
-      accuracy=_column(rows, "accuracy"),
-      learning_rate=_column(rows, "learning_rate"), grad_norm=_column(rows, "grad_norm"),
-      telemetry={site: {metric: _measured(c) for metric, c in metrics.items()}
-                 for site, metrics in cells.items()})
-
-
-def _measured(cells: list[tuple[int, list[float]]]) -> Measured:
-  layers = max(len(values) for _, values in cells)
-  values = np.full((len(cells), layers), np.nan)
-  for row, (_, row_values) in enumerate(cells):
-    values[row, :len(row_values)] = row_values
-  return Measured(np.array([step for step, _ in cells], np.int64), values)

@@ -9,11 +9,13 @@ from of_jax.config.fields import (
     PARAMETERS,
     SCHEMA,
     SCHEMA_VERSION,
+    USUAL,
     differences,
     field_help,
     fields,
     from_dict,
     get,
+    nearest_field,
     replaced,
     to_dict,
 )
@@ -29,6 +31,7 @@ from of_jax.config.sections import (
 )
 
 __all__ = [
-    "PARAMETERS", "SCHEMA", "SCHEMA_VERSION", "Config", "DataConfig", "MeshConfig", "ModelConfig",
-    "OptimConfig", "TelemetryConfig", "TrainConfig", "apply_overrides", "differences", "field_help",
-    "fields", "from_dict", "get", "replaced", "resolve", "to_dict"]
+    "PARAMETERS", "SCHEMA", "SCHEMA_VERSION", "USUAL", "Config", "DataConfig", "MeshConfig",
+    "ModelConfig", "OptimConfig", "TelemetryConfig", "TrainConfig", "apply_overrides",
+    "differences", "field_help", "fields", "from_dict", "get", "nearest_field", "replaced",
+    "resolve", "to_dict"]

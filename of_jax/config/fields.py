@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from of_jax.config import values
@@ -62,10 +62,28 @@ def fields() -> dict[str, dataclasses.Field[Any]]:
           for field in dataclasses.fields(section.default)}  # type: ignore[arg-type]
 
 
-def field_help() -> str:
-  """One line a field: path, default, meaning, choices."""
-  lines = []
+# Those that people set most, which `--help` shows.
+USUAL = (
+    "model.block", "model.norm", "model.mlp", "model.width", "model.depth", "model.heads",
+    "model.qk_norm", "model.embedding_scale", "optim.name", "optim.learning_rate",
+    "optim.weight_decay", "train.steps", "train.batch_size", "train.sequence_length", "train.seed",
+    "train.eval_every", "train.checkpoint_every", "data.corpus", "telemetry.level", "mesh.data")
+
+
+def field_help(only: Sequence[str] = ()) -> str:
+  """One line a field, by section: path, default, meaning, choices.
+
+  Args:
+    only: the fields to describe; default all.
+  """
+  lines: list[str] = []
+  section = ""
   for path, field in fields().items():
+    if only and path not in only:
+      continue
+    if not only and path.partition(".")[0] != section:
+      section = path.partition(".")[0]
+      lines.append(f"{section}:")
     choices = values.choices(field, hints(path)[field.name])
     text = field.metadata["doc"] + (f" ({', '.join(choices)})" if choices else "")
     lines.append(f"  --config.{path}={values.show(field.default)}\n      {text}")
@@ -90,7 +108,7 @@ def set_field(config: Config, path: str, value: Any, parse: bool = False) -> Con
     UserError: no such field, or a value that is not of its type.
   """
   if path not in fields():
-    raise UserError(f"config.{path}: no such field{_nearest(path)}")
+    raise UserError(f"config.{path}: no such field{nearest_field(path)}")
   section, name = path.split(".")
   hint = hints(path)[name]
   try:
@@ -114,7 +132,8 @@ _SYNONYMS = {
     "train.steps": ("max_steps", "num_steps", "total_steps")}
 
 
-def _nearest(path: str) -> str:
+def nearest_field(path: str) -> str:
+  """Ends a message about a field that there is none of with the one that was meant."""
   known = list(fields())
   name = path.rpartition(".")[2]
   for field, synonyms in _SYNONYMS.items():
@@ -126,7 +145,7 @@ def _nearest(path: str) -> str:
   if not close:
     by_name = {k.rpartition(".")[2]: k for k in known}
     close = by_name.get(closest(name, by_name) or "")
-  return f"; did you mean config.{close}?" if close else "; --help lists all fields"
+  return f"; did you mean config.{close}?" if close else "; --helpfull lists all fields"
 
 
 def get(config: Config, path: str) -> Any:

@@ -58,7 +58,7 @@ def _open(path: Path, weights: str | None) -> "Source":
     from of_jax.interop.folder import open_folder
     return open_folder(path, weights)
   if not path.exists():
-    raise UserError(f"{path}: no such file or folder")
+    raise UserError(f"{path}: no such file or folder" + _not_fetched(path))
   if path.suffix != ".gguf":
     raise UserError(f"{path}: neither a folder with config.json and model.safetensors nor a .gguf "
                     "file")
@@ -67,3 +67,12 @@ def _open(path: Path, weights: str | None) -> "Source":
     raise UserError(f"{path}: --weights={weights} chooses among the files of a folder")
   from of_jax.interop.gguf import open_gguf
   return open_gguf(path)
+
+
+def _not_fetched(path: Path) -> str:
+  """Says what to do about what looks like a model's name on a hub, OWNER/NAME."""
+  if path.is_absolute() or len(path.parts) != 2 or path.parent.exists() or path.suffix == ".gguf":
+    return ""
+  return ("; if it is a name on a hub: nothing is fetched from there, so download the folder "
+          "(config.json, model.safetensors, tokenizer.json) by that hub's own tool and give its "
+          "path")

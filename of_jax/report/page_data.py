@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from of_jax.analysis.runs import SITE, Floats, Run, loss_unit, own_metrics
+from of_jax.analysis.curves import Floats
+from of_jax.analysis.runs import SITE, Run, loss_unit, own_metrics
 from of_jax.config import declared_metrics
 from of_jax.errors import UserError
 from of_jax.report import metrics, panels, series

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from of_jax.analysis.runs import Floats, Ints, Run
+from of_jax.analysis.curves import Floats, Ints
+from of_jax.analysis.runs import Run
 from of_jax.claims.study_record import flatten, varying
 
 # Okabe and Ito's colours, which the colour-blind tell apart. A block keeps its colour on every

@@ -1,6 +1,5 @@
 """Tables for a terminal. Enters: runs, claims as study.json holds them. Leaves: printed text."""
 
-import collections
 import math
 import pathlib
 import sys
@@ -12,11 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from of_jax.analysis.runs import Run, loss_unit
-from of_jax.claims.study_record import flatten, varying
 from of_jax.config import Config
 from of_jax.config.kinds import kind_of
-from of_jax.config.rules import optim as optim_rules
-from of_jax.config.values import show as as_typed
+from of_jax.report.differences import differing, in_words
 from of_jax.storage.run_directory import DONE
 
 _STYLES = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
@@ -105,17 +102,9 @@ def print_claims(out: Console, claims: Sequence[Mapping[str, Any]]) -> None:
 def print_plan(out: Console, planned: Mapping[str, Config],
                root: pathlib.Path | None) -> None:
   """Prints the runs that a study would train, what tells each apart, and which are finished."""
-  flat = {name: flatten(config) for name, config in planned.items()}
-  usual = {field: collections.Counter(str(values[field]) for values in flat.values()).most_common(1)
-           for field in varying(list(planned.values()))}
-  # What an optimiser does not read is none in its run, and says nothing.
-  not_everybodys = {f"optim.{field}" for field in optim_rules.all_own_fields()}
   table = Table("run", "what is not as in most runs", "done")
-  for name, values in flat.items():
-    own = [f"{field.rpartition('.')[2]}={as_typed(values[field])}"
-           for field, [(value, _)] in usual.items() if str(values[field]) != value
-           and not (values[field] is None and field in not_everybodys)]
-    table.add_row(escape(name), escape(", ".join(own)),
+  for name, own in differing(planned).items():
+    table.add_row(escape(name), escape(in_words(own)),
                   "yes" if root is not None and (root / name / DONE).exists() else "")
   out.print(table)
   first = next(iter(planned.values()))

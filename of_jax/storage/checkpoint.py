@@ -100,8 +100,7 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     """Steps that were saved whole, ascending."""
-    return sorted(int(path.name) for path in self._folder.iterdir()
-                  if _is_step(path.name) and path.is_dir() and _is_committed(path))
+    return remote.saved_steps(self._folder)
 
   @property
   def strange(self) -> dict[str, str]:
@@ -111,7 +110,7 @@ class Checkpoints:
       name = path.name
       if not name[:1].isdigit() or _TEMPORARY in name or run_directory.ASIDE in name:
         continue
-      if not _is_step(name):
+      if not remote.is_step(name):
         found[name] = "that is no step's name"
       elif not path.is_dir():
         found[name] = "a file where a folder should be"
@@ -294,15 +293,6 @@ def check_digest(where: str, params: Any, step: int, written: Mapping[str, Any])
 def bytes_of(shapes: Iterable[Any]) -> int:
   """Counts the bytes that arrays of these shapes take, uncompressed."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
-
-
-def _is_step(name: str) -> bool:
-  return name.isascii() and name.isdecimal() and str(int(name)) == name
-
-
-def _is_committed(path: Any) -> bool:
-  """Says whether a save came to its end; in a store, which does not rename, a file says so."""
-  return not remote.is_url(path) or (path / "commit_success.txt").exists()
 
 
 def _alone() -> Any:

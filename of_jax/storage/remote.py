@@ -54,6 +54,24 @@ def checkpoints(directory: Path) -> Any:
   return own / run_directory.CHECKPOINTS
 
 
+def is_step(name: str) -> bool:
+  """Says whether an entry of the folder of checkpoints is named as a step is."""
+  return name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def saved_steps(folder: Any) -> list[int]:
+  """Lists the steps that were saved whole in a folder of checkpoints, ascending; empty without one.
+
+  A save that did not come to its end does not count: here it has another name, and in a store,
+  which does not rename, a file says that it is whole.
+  """
+  if not folder.is_dir():
+    return []
+  return sorted(int(path.name) for path in folder.iterdir()
+                if is_step(path.name) and path.is_dir()
+                and (not is_url(path) or (path / "commit_success.txt").exists()))
+
+
 @contextlib.contextmanager
 def working(workdir: str | Path, writes: bool) -> Iterator[Path]:
   """Yields the folder to run in: `workdir`, or a mirror of it, put back when the block ends.

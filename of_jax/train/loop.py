@@ -144,7 +144,8 @@ class _Late:
   def write(self, all_seen: bool = False) -> None:
     """Waits for what is held, if anything is, and, for `all_seen`, for steps without a line."""
     if self._held:
-      self._progress.update(*self._outputs.train(*self._held))
+      shown = self._outputs.train(*self._held)
+      self._progress.update(*shown, kurtosis=self._outputs.kurtosis)
     if self._held or all_seen:
       seen, self._seen, self._held = self._seen, [], None
       self._outputs.see(seen)

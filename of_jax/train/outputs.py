@@ -65,6 +65,11 @@ class RunOutputs:
     """Whether no run goes on."""
     return not self._going
 
+  @property
+  def kurtosis(self) -> float | None:
+    """The stream's largest kurtosis over layers and runs, as measured last; None if it is not."""
+    return max((log.kurtosis for log in self._logs if log.kurtosis is not None), default=None)
+
   def train(self, step: int, metrics: Metrics) -> tuple[int, float, float, float | None]:
     """Writes a step; returns it, the runs' mean loss, and their tokens a second and MFU together.
 

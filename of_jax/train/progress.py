@@ -8,7 +8,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from of_jax.errors import reason_of
 from of_jax.train.types import Log
@@ -27,6 +36,13 @@ def unfailing(log: Log) -> Log:
   return say
 
 
+class _Status(ProgressColumn):
+  """The state of a run; before its first step, for how long it has been compiling."""
+
+  def render(self, task: Task) -> Text:
+    return Text(task.fields["status"] or f"compiling for {task.elapsed or 0:.0f} s")
+
+
 class TrainingProgress:
   """Display of step, loss, tokens or images a second, MFU and time left.
 
@@ -41,10 +57,10 @@ class TrainingProgress:
     self._begun = self._shown = time.monotonic()
     self._bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
+        _Status(), TimeRemainingColumn(),
         console=Console(file=sys.stderr)) if shown and sys.stderr.isatty() else None
     if self._bar:
-      self._task = self._bar.add_task(name, total=steps, completed=start, status="compiling")
+      self._task = self._bar.add_task(name, total=steps, completed=start, status="")
 
   def __enter__(self) -> Self:
     if self._bar:
@@ -74,7 +90,7 @@ class TrainingProgress:
           return
 
   def update(self, step: int, loss: float, tokens_per_second: float,
-             mfu: float | None = None) -> None:
+             mfu: float | None = None, kurtosis: float | None = None) -> None:
     """Shows a logged step. The first, whose time is the compiler's, sets the clock.
 
     Args:
@@ -82,11 +98,16 @@ class TrainingProgress:
       loss: nats a token, or the unit of the model's objective.
       tokens_per_second: tokens, or images, a second, all devices together.
       mfu: from 0 to 1, see of_jax.train.environment; None where the devices' peak is not known.
+      kurtosis: the largest over layers, of the stream entering each block; None if not measured.
     """
     if step == self._first:
+      compiled = time.monotonic() - self._begun
       self._begun, self._start = time.monotonic(), step
+      if self._speaks and not self._bar and step < self._steps:
+        self._print(f"{self._name}: compiled and at step {step} after {compiled:.1f} s")
     status = f"loss {loss:.4g}  {tokens_per_second:,.0f} {self._unit}/s"
     status += "" if mfu is None else f"  MFU {mfu:.1%}"
+    status += "" if kurtosis is None else f"  kurtosis {kurtosis:.4g}"
     now = time.monotonic()
     if bar := self._bar:
       self._showing(lambda: bar.update(self._task, completed=step, status=status))

@@ -145,6 +145,8 @@ class RunLog:
     self._tokens_per_step = train.batch_size * train.sequence_length
     self._peak_flops, self._flops_per_token = peak_flops, flops_per_token
     self._logged = start
+    # The largest over layers at the stream, when it was measured last.
+    self.kurtosis: float | None = None
     self.restart_clock()
 
   def __enter__(self) -> "RunLog":
@@ -171,6 +173,9 @@ class RunLog:
     rate = (step - self._logged) * self._tokens_per_step / seconds
     mfu = rate * self._flops_per_token / self._peak_flops if self._peak_flops else None
     self._logged = step
+    measured = fetched.get("telemetry", {}).get("resid_pre", {}).get("kurtosis")
+    if measured is not None and np.size(measured):
+      self.kurtosis = float(np.max(measured))
     for writer in self._metrics:
       writer.write({"step": step, "split": "train", **fetched})
     for writer in self._timing:

@@ -28,7 +28,7 @@ def test_overrides_are_typed() -> None:
     ("modle.width", "64", "did you mean config.model.width?"),
     ("model.layers", "64", "did you mean config.model.depth?"),
     ("lr", "1", "did you mean config.optim.learning_rate?"),
-    ("zzz", "64", "config.zzz: no such field; --help lists all fields"),
+    ("zzz", "64", "config.zzz: no such field; --helpfull lists all fields"),
     ("model.width", "wide", "config.model.width=wide: not a whole number"),
     ("model.width", "1.5", "config.model.width=1.5: not a whole number"),
     ("model.width", "none", "not a whole number"),

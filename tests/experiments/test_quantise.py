@@ -26,8 +26,9 @@ WINDOWS = np.pad(foreign.TOKENS, ((0, 0), (0, 1)), constant_values=3)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-  return subprocess.run([sys.executable, "-m", "experiments.quantise", *arguments], cwd=ROOT,
-                        text=True, capture_output=True, timeout=600, env=dict(os.environ))
+  return subprocess.run(
+      [sys.executable, "-m", "experiments.quantise", "--noadvice", *arguments], cwd=ROOT,
+      text=True, capture_output=True, timeout=600, env=dict(os.environ))
 
 
 def nats(logits: np.ndarray) -> float:

@@ -35,10 +35,28 @@ def check_types(config: Config) -> None:
     choices = values.choices(field, hint)
     if choices and value is not None and value not in choices:
       raise UserError(f"config.{path}={value}: not one of {', '.join(choices)}"
-                      + nearest(str(value), choices))
+                      + _meant(path, str(value), choices))
     for number in _numbers(value):
       if isinstance(number, float) and not math.isfinite(number):
         raise UserError(f"config.{path}={number}: not a finite number")
+
+
+# Other people's words for what a field chooses from, in lower case, without signs between letters.
+_SYNONYMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "model.block": {"pre": ("prenorm", "preln", "prelayernorm", "prermsnorm"),
+                    "op": ("outlierprotected", "opblock")},
+    "model.norm": {"layer": ("layernorm", "ln"), "rms": ("rmsnorm",)},
+    "model.positions": {"rotary": ("rope",)},
+    "optim.name": {"adamw": ("adam",)}}
+
+
+def _meant(path: str, value: str, choices: Collection[str]) -> str:
+  """Ends a message about a value that is none of a field's choices with the one that was meant."""
+  word = "".join(c for c in value.lower() if c.isalnum())
+  for choice, others in _SYNONYMS.get(path, {}).items():
+    if word in others and choice in choices:
+      return f"; did you mean {choice}?"
+  return nearest(value, choices)
 
 
 def check_ranges(config: Config) -> None:

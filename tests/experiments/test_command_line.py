@@ -1,0 +1,97 @@
+"""What a new user types first: help, version, a config file, words of other libraries."""
+
+import contextlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import of_jax
+from experiments import cli, help_text
+from of_jax import config as config_lib
+from of_jax.config import baselines, presets
+from of_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+GOOD = """import dataclasses
+from of_jax.config import presets
+
+
+def get_config(width):
+  config = presets.smoke()
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, width=int(width)))
+"""
+
+
+def say(*arguments: str) -> subprocess.CompletedProcess[str]:
+  return subprocess.run([sys.executable, "-m", "experiments.train", *arguments], cwd=ROOT,
+                        capture_output=True, text=True, timeout=120)
+
+
+def test_help_shows_twenty_fields_and_helpfull_all() -> None:
+  assert len(config_lib.USUAL) == len({*config_lib.USUAL} & {*config_lib.fields()}) == 20
+  for flag, count in (("--help", 20), ("--helpfull", len(config_lib.fields()))):
+    said = say(flag)
+    assert said.returncode == 0
+    assert sum(line.startswith("  --config.") for line in said.stdout.splitlines()) == count
+    assert "--version" in said.stdout
+  assert "\nmodel:\n" in said.stdout and "\nmesh:\n" in said.stdout
+  assert say("--version").stdout == f"of_jax {of_jax.__version__}\n"
+
+
+def test_config_alone_lists_every_file_and_size() -> None:
+  for arguments in (["--config"], ["--config", "--workdir=x"], ["--config="]):
+    said = say(*arguments)
+    assert said.returncode == 0 and said.stdout == help_text.presets() + "\n"
+  words = said.stdout.replace(",", " ").split()
+  assert {*presets.SIZES, *presets.MLP_SCALES, *baselines.NAMES} <= {*words}
+  for file in help_text.CONFIGS.glob("*.py"):
+    assert f"experiments/configs/{file.name}" in said.stdout
+
+
+@pytest.mark.parametrize("change, message", (
+    (("  return", "  config.model.width = 3\n  return"),
+     ", line 7: cannot assign to field 'width'"),
+    (("width=int(width)", "widht=3"), ", line 7: model.widht: no such field; did you mean config."
+     "model.width?"),
+    (("import dataclasses", "import datclasses"), ", line 1: fails with ModuleNotFoundError"),
+    (("  return dataclasses", "  return (dataclasses"), ", line 7: fails with SyntaxError"),
+    (("int(width)", "int('x')"), ", line 7: fails with")))
+def test_a_mistake_in_a_config_file_is_one_line(
+    tmp_path: Path, change: tuple[str, str], message: str) -> None:
+  file = tmp_path / "mine.py"
+  file.write_text(GOOD)
+  assert cli.load_config(f"{file}:64").model.width == 64
+  file.write_text(GOOD.replace(*change))
+  with pytest.raises(UserError) as error:
+    cli.load_config(f"{file}:64")
+  assert f"{file}{message}" in str(error.value)
+  if "assign" in message:
+    assert "dataclasses.replace(config" in str(error.value)
+
+
+@pytest.mark.parametrize("field, value, meant", (
+    ("model.block", "prenorm", "pre"), ("model.block", "Pre-LN", "pre"),
+    ("model.norm", "LayerNorm", "layer"), ("model.norm", "rms_norm", "rms"),
+    ("model.positions", "RoPE", "rotary")))
+def test_words_of_others(field: str, value: str, meant: str) -> None:
+  with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
+    config_lib.apply_overrides(config_lib.Config(), [(field, value)])
+
+
+def test_a_field_without_its_prefix() -> None:
+  said = say("--config=experiments/configs/smoke.py", "--workdir=x", "--model.width=64")
+  assert said.returncode == 1
+  assert said.stderr == ("error: --model.width=64: no such flag; did you mean "
+                         "--config.model.width=64?\n")
+
+
+def test_a_name_on_a_hub() -> None:
+  with pytest.raises(UserError, match="nothing is fetched"):
+    of_jax.interop.open_source("EleutherAI/pythia-70m")
+  for path in ("docs/none", "/no/where", "none", "a/b.gguf"):
+    with pytest.raises(UserError) as error, contextlib.redirect_stdout(io.StringIO()):
+      of_jax.interop.open_source(path)
+    assert "fetched" not in str(error.value)
