@@ -15,9 +15,11 @@ init alone are trained together, in one compiled step spread over the devices; t
 one. Each leaves what it would leave alone.
 """
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 
@@ -44,7 +46,7 @@ from of_jax.config.paths import check_utf8
 from of_jax.errors import UserError
 from of_jax.report import terminal
 from of_jax.storage import remote, run_directory
-from of_jax.storage.run_directory import DONE
+from of_jax.storage.run_directory import DONE, METRICS
 from of_jax.sweep import members
 
 # While other workers hold all the runs that are left.
@@ -168,6 +170,15 @@ class _Record:
         "paper_setup": dict(self.scale.paper), "command": command()})
 
 
+# What a run's duration depends on most.
+_Size = tuple[int, ...]
+
+
+def _size(config: Config) -> _Size:
+  model, train = config.model, config.train
+  return (model.width, model.depth, train.steps, train.batch_size, train.sequence_length)
+
+
 class _Worker:
   """One of the processes that share a study's runs.
 
@@ -180,8 +191,8 @@ class _Worker:
     self.left = dict(record.planned)
     self._record, self._console = record, console
     self._train, self._together, self._analyse = train, together, analyse
-    # Seconds of each run that was trained here.
-    self._trained: list[float] = []
+    # By size, the seconds of each run that was trained here from its first step.
+    self._seconds: dict[_Size, list[float]] = collections.defaultdict(list)
     self._numbers = {name: number for number, name in enumerate(record.planned, 1)}
     self._unforecast = record.forecasts.missing()
 
@@ -232,17 +243,16 @@ class _Worker:
 
   def _say(self, name: str, how: str) -> None:
     self._console.print(f"run {self._numbers[name]} of {len(self._numbers)}: {name}{how}"
-                        + ("" if how else self._time_left()), style="bold", highlight=False)
+                        + ("" if how else self._time_left(name)), style="bold", highlight=False)
 
-  def _time_left(self) -> str:
-    """Says how long all that is left would take, this run included, at the rate of those trained.
-    """
-    if not self._trained:
+  def _time_left(self, name: str) -> str:
+    """Says how long this run and all that are left would take, once runs of all their sizes were
+    timed."""
+    left = [_size(self._record.planned[n]) for n in (name, *self.left)]
+    if not self._seconds.keys() >= {*left}:
       return ""
-    each = sum(self._trained) / len(self._trained)
-    # The run that is said is no longer among those left.
-    left = (len(self.left) + 1) * each
-    return f" (about {terminal.duration(left)} for the {len(self.left) + 1} left)"
+    seconds = sum(statistics.mean(self._seconds[size]) for size in left)
+    return f" (about {terminal.duration(seconds)} for the {len(left)} left)"
 
   def _train_runs(self, names: Sequence[str]) -> bool:
     """Trains these runs, several of them in one program; says whether there was any."""
@@ -250,6 +260,7 @@ class _Worker:
     unfinished = {record.root / name: record.planned[name] for name in names}
     watch = Watch({path: record.forecasts.band(path.name) for path in unfinished},
                   lambda line: self._console.print(line, style="bold red", highlight=False))
+    new = [name for name in names if not (record.root / name / METRICS).exists()]
     begun = time.monotonic()
     try:
       with watch:
@@ -261,7 +272,8 @@ class _Worker:
       forget(record.root, record.planned, record.previous)
       raise
     seconds = time.monotonic() - begun
-    self._trained += [seconds / len(unfinished) for _ in unfinished]
+    for name in new if len(new) == len(names) else ():
+      self._seconds[_size(record.planned[name])].append(seconds / len(names))
     return bool(unfinished)
 
   def _analyse_runs(self, names: Sequence[str]) -> bool:

@@ -8,6 +8,8 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
+import types
 
 import pytest
 from rich.console import Console
@@ -234,6 +236,28 @@ def test_members_of_one_program_are_trained_together(tmp_path, monkeypatch):
   assert "b (finished before, or by another worker)" in printed
   printed = execute(tmp_path, Trainer(), vectorise=4, together=train_together)
   assert len(together) == 1 and printed.count("finished before") == 5
+
+
+def test_says_the_time_that_is_left_where_it_can_be_told(tmp_path, monkeypatch):
+  """Runs of one size say nothing of another's, as of a ladder's largest."""
+  runs = {name: (("train.steps", steps), ("optim.learning_rate", rate)) for name, steps, rate in (
+      ("a", "20", "1e-2"), ("long", "40", "1e-2"), ("b", "20", "3e-3"), ("long_b", "40", "3e-3"),
+      ("c", "20", "1e-3"))}
+  monkeypatch.setitem(op_block.SCALES, "smoke", dataclasses.replace(
+      op_block.SCALES["smoke"], common=(("train.eval_every", "10"),), runs=runs, claims=()))
+  clock = [0.0]
+
+  def train(config, path):
+    clock[0] += 1.5 * config.train.steps
+    synthetic.train(config, path)
+
+  monkeypatch.setattr(study, "time", types.SimpleNamespace(
+      time=time.time, sleep=time.sleep, monotonic=lambda: clock[0]))
+  lines = [line for line in execute(tmp_path, train).splitlines() if line.startswith("run ")]
+  assert lines == ["run 1 of 5: a", "run 2 of 5: long",
+                   "run 3 of 5: b (about 2 min 00 s for the 3 left)",
+                   "run 4 of 5: long_b (about 1 min 30 s for the 2 left)",
+                   "run 5 of 5: c (about 30.0 s for the 1 left)"]
 
 
 @pytest.mark.parametrize("vectorise", [1, 2])
