@@ -16,6 +16,7 @@ from of_jax.report import listing
 from tests.analysis.synthetic import config, write_run
 
 ROOT = Path(__file__).parents[2]
+TITLE = "what is not as in most runs"
 
 
 @pytest.fixture
@@ -79,18 +80,21 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
 
 
 def test_watching_ends_with_the_runs(folder: Path) -> None:
-  def finish() -> None:
-    time.sleep(4)
-    (folder / "going" / "DONE").touch()
-
-  thread = threading.Thread(target=finish)
-  thread.start()
-  said = run(f"--root={folder}", "--watch", "--every=0.3")
-  thread.join()
-  assert said.returncode == 0, said.stderr
+  command = [sys.executable, "-m", "experiments.runs", f"--root={folder}", "--watch", "--every=0.3"]
+  said = ""
+  with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as watching:
+    late = threading.Timer(120, watching.kill)
+    late.start()
+    assert watching.stdout is not None
+    for line in watching.stdout:
+      said += line
+      if TITLE in line:
+        (folder / "going" / "DONE").touch()
+    late.cancel()
+  assert watching.returncode == 0
   # Not a terminal: once at first, and once more when something changed.
-  assert said.stdout.count("what is not as in most runs") == 2
-  assert "step 50 of 150" in said.stdout.split("what is not")[1]
+  assert said.count(TITLE) == 2
+  assert "step 50 of 150" in said.split(TITLE)[1]
 
 
 @pytest.mark.parametrize("arguments, message", (
