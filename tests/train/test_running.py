@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from of_jax.config import Config
 from of_jax.models.functional import named_leaves
@@ -110,6 +111,7 @@ def test_other_running_state_is_one_devices_on_a_mesh(make_config: MakeConfig) -
                                err_msg=name)
 
 
+@pytest.mark.slow
 def test_other_running_state_is_resumed_bit_for_bit(make_config: MakeConfig, tmp_path: Path
                                                     ) -> None:
   """The step count, both windows and the averages; evaluation changes none of them."""
