@@ -100,8 +100,8 @@ def cut(folder: Path, size: int) -> None:
 
 
 def flip_the_middle(folder: Path) -> None:
-  """Flips a bit of the largest data file: of numbers."""
-  path = max(folder.rglob("ocdbt.process_0/d/*"), key=lambda path: path.stat().st_size)
+  """Flips bits of the largest data file, of whichever process: of numbers."""
+  path = max(folder.rglob("ocdbt.process_*/d/*"), key=lambda path: path.stat().st_size)
   raw = bytearray(path.read_bytes())
   # Half of the bytes are of trees that later ones replace.
   for i in range(len(raw) // 8, len(raw), len(raw) // 16):

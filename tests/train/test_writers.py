@@ -149,7 +149,7 @@ def test_a_folder_that_is_moved_away(whole: tuple[Config, bytes], tmp_path: Path
 
 
 def test_a_record_that_was_replaced(tmp_path: Path) -> None:
-  """By a copy, as an editor saves: what comes next would be written to nobody's file."""
+  """A copy took its place, as an editor saves: what comes next would be in nobody's file."""
   path = tmp_path / "metrics.jsonl"
   lines = writers.JsonLines(path)
   lines.write({"step": 1})
