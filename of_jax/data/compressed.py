@@ -17,7 +17,7 @@ from of_jax.data.text import NotText
 
 # Such files were written with windows of up to 2 GB.
 _LARGEST_WINDOW = 1 << 31
-# Of four bytes zstd makes up to 131,072, before anybody can count them.
+# Bytes read at a time. Four bytes of zstd may unpack to 131,072, which only then can be counted.
 _PIECE = 1 << 10
 # What holds more than this and so many times its own bytes is made to fill a disk or a memory: text
 # is seldom packed to less than a tenth.

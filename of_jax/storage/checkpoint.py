@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -42,6 +42,9 @@ def kept_steps(train: TrainConfig) -> list[int]:
 
 class Checkpoints:
   """The checkpoints of one run directory; `with` waits for the last save and closes."""
+
+  # A process saves one at a time: of two at once, Orbax's threads mix up the numbers of the saves.
+  _last: ClassVar["Checkpoints | None"] = None
 
   def __init__(self, workdir: Path, reading: bool = False):
     """`reading`: leaves alone what another process may be in the middle of saving, and each process
@@ -76,9 +79,11 @@ class Checkpoints:
       kept: what a run has beside its state, for JSON: see `kept`.
 
     Raises:
-      OSError: this one, or the one before, cannot be written.
+      OSError: this one, or the one before, of whichever run, cannot be written.
     """
-    self.wait()
+    if Checkpoints._last is not None:
+      Checkpoints._last.wait()
+    Checkpoints._last = self
     with _writing(self._folder):
       self._saving = ocp.save_checkpointables_async(
           self._folder / str(step),

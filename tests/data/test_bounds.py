@@ -60,7 +60,7 @@ def unpacked(path: Path) -> int:
     (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstd)])
 def test_texts_unpack_to_their_bound(ending: str, pack: Callable[[bytes], bytes], tmp_path: Path,
                                      monkeypatch: pytest.MonkeyPatch) -> None:
-  """What is not large may be any number of times its bytes; what is, 200 times, and no more."""
+  """Small files may unpack to any number of times their bytes, large ones to 200 times."""
   monkeypatch.setattr(compressed, "_LARGE", 100_000)
   path = tmp_path / f"text.txt{ending}"
   path.write_bytes(pack(b"a" * 100_000))
@@ -80,7 +80,7 @@ def test_texts_unpack_to_their_bound(ending: str, pack: Callable[[bytes], bytes]
 
 
 def test_a_bomb_of_zstd_is_not_unpacked(tmp_path: Path) -> None:
-  """Of which a piece of 64 KB would make 2 GB at once."""
+  """Refuses zeros of which a piece of 64 KB would unpack to 2 GB at once."""
   path = tmp_path / "text.txt.zst"
   path.write_bytes(zstd(bytes(500_000_000)))
   with at_most(100_000_000), pytest.raises(NotText, match="unpacks to more than 200 times"):

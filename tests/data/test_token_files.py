@@ -185,6 +185,14 @@ def test_vocabularies_where_halves_have_their_whole_numbers_are_never_refused(fi
           assert token_layout.suspicion(padded.view(np.uint8), 2) is None, (name, length, step)
 
 
+def test_a_few_multiples_of_256_are_no_other_type():
+  """Three ids that happen to be such multiples, beside padding; four and more tell."""
+  for ids, is_told in (([0x4300], False), ([0x4300, 0x4500, 0x4700], False),
+                       ([0x4300, 0x4500, 0x4700, 0x4900], True)):
+    raw = np.concatenate([np.repeat(ids, 24), np.zeros(64)]).astype("<u2")
+    assert (token_layout.suspicion(raw.view(np.uint8), 2) is not None) == is_told, ids
+
+
 def test_a_file_of_one_token_is_said_to_be_that(data, tmp_path, log):
   for token in (0, 1001):
     np.full(6000, token, "<u2").tofile(tmp_path / "own.bin")
@@ -204,15 +212,16 @@ def test_a_npy_of_objects_is_not_told_to_be_npy(data, tmp_path, log):
 
 def legitimate(size: int, length: int) -> dict[str, np.ndarray]:
   """Tokens of a vocabulary of `size` that nobody should take for something else."""
-  tokens = RNG.integers(0, size, length)
-  few = RNG.choice(size, min(size, 20), replace=False)[RNG.integers(0, min(size, 20), length)]
+  rng = np.random.default_rng([size, length])
+  tokens = rng.integers(0, size, length)
+  few = rng.choice(size, min(size, 20), replace=False)[rng.integers(0, min(size, 20), length)]
   many = np.arange(length)
   special = np.where(many % 30 == 0, size - 1 - many % 7 % size, tokens % 150)
   return {
-      "uniform": tokens, "Zipf": np.minimum(RNG.zipf(1.1, length), size) - 1, "few kinds": few,
+      "uniform": tokens, "Zipf": np.minimum(rng.zipf(1.1, length), size) - 1, "few kinds": few,
       "padded by 0": np.where(many < length // 3, tokens, 0),
       "padded by the last": np.where(many < length // 3, tokens, size - 1),
-      "mostly 0": np.where(RNG.random(length) < 0.03, tokens, 0), "sorted": np.sort(tokens),
+      "mostly 0": np.where(rng.random(length) < 0.03, tokens, 0), "sorted": np.sort(tokens),
       "counting": many % size, "one kind": np.full(length, size - 1),
       "specials far above": special.clip(0, size - 1),
       "multiples of 2": tokens // 2 * 2, "multiples of 8": tokens // 8 * 8}

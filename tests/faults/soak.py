@@ -63,7 +63,7 @@ class Soaked:
 
   @property
   def starts(self) -> int:
-    """How many processes it took."""
+    """Number of processes that the run took."""
     return self.ends.total()
 
   def allowed(self) -> list[float]:

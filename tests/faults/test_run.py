@@ -65,5 +65,5 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
     bench.fields = {"train.steps": 1}
     said = tmp_path / "said"
     said.write_text("a line\n")
-    process = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c", program])
+    process = os.posix_spawn(sys.executable, [sys.executable, "-c", program], os.environ)
     assert bench.wait(process, said) == faults.Ended(status, ["a line"])

@@ -40,7 +40,7 @@ def run_of(name: str = "left alone", starts: int = 1, result: object = "bits",
 
 
 def test_what_grows_is_seen() -> None:
-  """What is held for a moment is not: every third save has nine threads more."""
+  """Threads that every third save holds for a moment are no slope."""
   assert run_of().breaches() == []
   assert run_of(growing=0.01).breaches() == [
       "left alone: memory, MB grow by 10 every 1,000 steps; allowed are 2",

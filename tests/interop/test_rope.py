@@ -46,7 +46,7 @@ def test_the_base_of_an_object_counts_before_that_beside_it(form: str, name: str
 @pytest.mark.parametrize("form", ("llama", "gemma2", "qwen3", "mistral"))
 @pytest.mark.parametrize("name", ("rope_scaling", "rope_parameters"))
 def test_objects_by_kind_of_block_are_refused(form: str, name: str, tmp_path: Path) -> None:
-  """In no model class of these families does transformers 5.24 read them."""
+  """Keys that no model class of these families reads in transformers 5.24 are ignored."""
   for beside in ({}, {"layer_types": ["full_attention"] * 3}):
     for nested in ({"rope_theta": 55.0}, None):
       change = {"rope_scaling": None, "rope_parameters": None, "rope_theta": 1000.0,

@@ -17,7 +17,7 @@ import pytest
 
 from of_jax.config import Config
 from of_jax.errors import UserError
-from of_jax.storage import record, run_directory
+from of_jax.storage import checkpoint, record, run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.sweep.trainer import train_together
 from of_jax.train import train
@@ -100,8 +100,8 @@ def cut(folder: Path, size: int) -> None:
 
 
 def flip_the_middle(folder: Path) -> None:
-  """Flips a bit of the largest data file: of numbers."""
-  path = max(folder.rglob("ocdbt.process_0/d/*"), key=lambda path: path.stat().st_size)
+  """Flips bits of the largest data file, of whichever process: of numbers."""
+  path = max(folder.rglob("ocdbt.process_*/d/*"), key=lambda path: path.stat().st_size)
   raw = bytearray(path.read_bytes())
   # Half of the bytes are of trees that later ones replace.
   for i in range(len(raw) // 8, len(raw), len(raw) // 16):
@@ -341,3 +341,26 @@ def test_any_file_of_a_checkpoint(study: Study, seed: int) -> None:
         path.write_bytes(bytes(raw) if fault == "flip" else bytes(raw[:len(raw) // 2]))
       study.goes_on(workdir)
       shutil.rmtree(workdir)
+
+
+def test_a_process_saves_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Also of two runs: Orbax counts saves for the process, and mixes up those that overlap."""
+  begun: list[str] = []
+
+  class Saving:
+    def __init__(self, path: Any, *_: Any, **__: Any) -> None:
+      self.name = f"{path.parent.parent.name} {path.name}"
+      begun.append(f"begins {self.name}")
+
+    def result(self) -> None:
+      begun.append(f"ends {self.name}")
+
+  monkeypatch.setattr(checkpoint.ocp, "save_checkpointables_async", Saving)
+  one, other = Checkpoints(tmp_path / "one"), Checkpoints(tmp_path / "other")
+  state = {"params": {"a": np.ones(2)}, "opt_state": {"a": np.ones(2)}}
+  for step in (0, 1):
+    one.save(state, step)
+    other.save(state, step)
+  other.wait()
+  assert begun == [f"{what} {name} {step}" for step in (0, 1) for name in ("one", "other")
+                   for what in ("begins", "ends")]

@@ -43,7 +43,7 @@ def test_it_is_refused_before_a_corpus_is_opened(
 
 
 def test_what_is_needed_is_what_a_device_holds(make_config: MakeConfig) -> None:
-  """Of parameters and moments split in two each device has half, to what cannot be split."""
+  """Each of two devices has half of the parameters and moments, but for what cannot be split."""
   found = {}
   for split in (1, 2):
     config = make_config(mesh__fsdp=split)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from of_jax.storage import run_directory
+from tests.storage.test_damage import flip_the_middle
 from tests.train.test_processes import STEPS, finish, nothing_is_left_running, same_bits, start
 
 pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]
@@ -96,15 +97,6 @@ def wait_until(there: Callable[[], bool], job: list[subprocess.Popen[str]]) -> N
     time.sleep(0.01)
 
 
-def flip(folder: Path) -> None:
-  """Flips bits of the largest data file."""
-  path = max(folder.rglob("ocdbt.process_*/d/*"), key=lambda path: path.stat().st_size)
-  raw = bytearray(path.read_bytes())
-  for i in range(len(raw) // 8, len(raw), len(raw) // 16):
-    raw[i] ^= 16
-  path.write_bytes(bytes(raw))
-
-
 def emptied(folder: Path) -> None:
   shutil.rmtree(folder)
   folder.mkdir()
@@ -133,7 +125,7 @@ def chosen(path: Path, which: Callable[[list[str]], list[str]]) -> None:
 
 # What is done to the newest checkpoint, and what is set aside.
 CHECKPOINT: dict[str, tuple[Callable[[Path], object], set[str]]] = {
-    "a bit": (flip, {"12.set_aside"}), "cut": (cut, {"12.set_aside"}),
+    "a bit": (flip_the_middle, {"12.set_aside"}), "cut": (cut, {"12.set_aside"}),
     "copied": (copied, {"12.set_aside"}), "empty": (emptied, {"12.set_aside"}),
     "a name": (lambda folder: folder.rename(folder.with_name("12 (copy)")),
                {"12 (copy).set_aside"})}
@@ -185,7 +177,7 @@ def test_divergence_that_was_saved_and_not_finished(token_file: Path, tmp_path: 
 
 
 def test_tensorboard_that_cannot_be_written(token_file: Path, tmp_path: Path, whole: Path) -> None:
-  """Where its file should be made is none: dropped in one line, by process 0 alone."""
+  """TensorBoard, whose file cannot be written, is dropped in one line, by process 0 alone."""
   workdir, fields = tmp_path / "run", (*MESH, "train.tensorboard=true")
   job = start(token_file, workdir, 2, 2, *fields, before="import os, errno;"
               "import tensorboardX.event_file_writer as w;"

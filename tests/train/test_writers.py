@@ -136,17 +136,20 @@ def test_a_folder_that_is_moved_away(whole: tuple[Config, bytes], tmp_path: Path
 
   with monkeypatch.context() as patched:
     patched.setattr(loop.Feed, "train", moving)
-    with pytest.raises(UserError, match="stopped: .*No such file or directory"):
+    # What is missed first, the record or what the save under way writes to, is a matter of time.
+    with pytest.raises(UserError, match="stopped: .*: (No such file or directory|File exists); "):
       run(config, workdir)
   assert not (workdir / "DONE").exists()
-  shutil.rmtree(workdir, ignore_errors=True)
+  while workdir.exists():  # A save that was given up may still be writing there.
+    shutil.rmtree(workdir, ignore_errors=True)
+    time.sleep(0.1)
   away.rename(workdir)
   run(config, workdir)
   assert (workdir / "metrics.jsonl").read_bytes() == record
 
 
 def test_a_record_that_was_replaced(tmp_path: Path) -> None:
-  """By a copy, as an editor saves: what comes next would be written to nobody's file."""
+  """A copy took its place, as an editor saves: what comes next would be in nobody's file."""
   path = tmp_path / "metrics.jsonl"
   lines = writers.JsonLines(path)
   lines.write({"step": 1})
@@ -181,6 +184,17 @@ def test_a_checkpoint_that_cannot_be_written(
   assert "Traceback" not in capfd.readouterr().err
 
 
+def save_again(checkpoints: Checkpoints, state: dict[str, Any], step: int) -> None:
+  """Saves what was given up, whose thread may still be writing in its folder."""
+  for attempt in range(20):
+    try:
+      checkpoints.save(state, step)
+      return checkpoints.wait()
+    except OSError:
+      assert attempt < 19
+      time.sleep(0.5)
+
+
 def test_a_clock_that_jumps_within_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                           capfd: pytest.CaptureFixture[str]) -> None:
   """Beyond all that Orbax waits for: it is saved, or that is said in words, and the next one is."""
@@ -198,8 +212,7 @@ def test_a_clock_that_jumps_within_a_save(tmp_path: Path, monkeypatch: pytest.Mo
         failed += 1
         assert error.strerror and "clock" in error.strerror, error
         assert error.filename == str(tmp_path / "checkpoints") and step not in checkpoints.steps
-        checkpoints.save(state, step)
-        checkpoints.wait()
+        save_again(checkpoints, state, step)
     assert checkpoints.steps == list(range(step + 1))
   assert failed, "the clock never jumped where Orbax waits"
   err = capfd.readouterr().err
