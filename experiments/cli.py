@@ -21,8 +21,8 @@ import of_jax
 from experiments import accelerators
 from experiments.help_text import CONFIG_FLAGS, HELP, help_text, presets
 from of_jax import config as config_lib
-from of_jax import signals
-from of_jax.config import paths
+from of_jax import signals, user_code
+from of_jax.config import own_code, paths
 from of_jax.errors import Preempted, UserError, one_line, reason_of
 
 # XLA on CPU calls OpenBLAS's decompositions from threads of its own. Theirs on top wait for each
@@ -85,6 +85,11 @@ def _run(main: Callable[[], None]) -> None:
     sys.exit(1)
   except MemoryError:
     print("error: there is too little memory for it on this machine", file=sys.stderr)
+    sys.exit(1)
+  except Exception as error:
+    if not (line := user_code.fault(error)):
+      raise
+    print(f"error: {one_line(line)}", file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
     print("interrupted; the same command resumes", file=sys.stderr)
@@ -180,7 +185,12 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
   if not isinstance(config, config_lib.Config):
     raise UserError(f"--config={spec}: get_config gives {type(config).__name__}, not a Config of "
                     "of_jax.config")
-  return config_lib.apply_overrides(config, [*extra, *(overrides() if typed else ())])
+  config = config_lib.apply_overrides(config, [*extra, *(overrides() if typed else ())])
+  own_code.trust(config)
+  for path, text in overrides():
+    if own_code.takes(path) and own_code.is_own(path, text):
+      user_code.trust(text, copies=True)
+  return config
 
 
 def _fault(spec: str, path: str, error: Exception) -> UserError:

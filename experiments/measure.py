@@ -57,8 +57,8 @@ _METRICS = flags.DEFINE_list("metrics", [], "what to measure, by id; default eve
 _USER_METRICS = flags.DEFINE_list(
     "user_metrics", [], "functions or classes of your own files, as in my_file.py:my_metric")
 _RUN_USER_CODE = flags.DEFINE_bool(
-    "run_user_code", False, "also measure the run's own telemetry.user_metrics, which runs Python "
-    "that the run directory brings; default: they are left out")
+    "run_user_code", False, "run Python that the run directory brings: its telemetry.user_metrics, "
+    "else left out, and what its config names as FILE.py:NAME, without which there is no model")
 _BEGIN_TOKEN = flags.DEFINE_enum(
     "begin_token", "auto", CHOICES, "whether windows begin with the begin token: auto, as the "
     "model's tokenizer begins a text, or as the run did (data.begin_token); windows of --tokens "

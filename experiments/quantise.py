@@ -60,10 +60,9 @@ _BY_SITE = flags.DEFINE_bool("by_site", False, "also quantise all sites but one,
 
 # What measure.py declares: what this binary reads too, and what it has no use for.
 for _name in ("run", "model", "step", "tokens", "text", "text_field", "corpus", "sequence_length",
-              "begin_token", "split", "batches", "sites", "out", "weights"):
+              "begin_token", "split", "batches", "sites", "out", "weights", "run_user_code"):
   flags.declare_key_flag(_name)
-_OF_MEASURE = ("metrics", "user_metrics", "run_user_code", "intervene", "analyse",
-               "training_batch", "list_metrics")
+_OF_MEASURE = ("metrics", "user_metrics", "intervene", "analyse", "training_batch", "list_metrics")
 
 
 def main() -> None:
