@@ -2,6 +2,7 @@
 
 import fnmatch
 import os
+import signal
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -13,6 +14,9 @@ if version("jaxlib").startswith("0.10."):
   # A third of the time. Later versions have no such flag, and end the process over it.
   _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(_FLAGS)
+
+# Where tests run behind `&` it is ignored, and so it would be by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402

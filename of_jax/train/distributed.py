@@ -22,6 +22,7 @@ import numpy as np
 
 from of_jax import signals
 from of_jax.errors import Interrupted, Preempted, UserError
+from of_jax.train import parting
 
 # Seconds without a sign of life after which a process is given up. JAX's default of 100 would let
 # the others wait for minutes.
@@ -49,7 +50,7 @@ def joined(job: Job | None) -> Iterator[None]:
   """Joins the job's processes for the block; does nothing for None, a process alone.
 
   Without an error the processes part together. With one, this process ends at once, with status 1
-  for a UserError and 75 otherwise: it would wait for the others, and they for it.
+  for a UserError and 75 otherwise, and the others with it: they would wait for each other.
 
   Raises:
     UserError: the processes did not meet.
@@ -67,20 +68,21 @@ def joined(job: Job | None) -> Iterator[None]:
     raise UserError(f"--coordinator={job.coordinator}: the processes did not meet: "
                     f"{str(error).splitlines()[0]}") from error
   try:
-    yield
+    with parting.listening():
+      yield
   except Preempted:
     # All were told, and stopped at the same step.
     jax.distributed.shutdown()
     raise
   except UserError as error:
-    signals.end(f"error: {error}", 1)
+    parting.end(f"error: {error}", 1)
   except Exception as error:
     if jax.process_count() == 1:
       raise
     if not isinstance(error, jax.errors.JaxRuntimeError):
       traceback.print_exc()
     first = (str(error).splitlines() or [""])[0]
-    signals.end(
+    parting.end(
         f"process {jax.process_index()} of {jax.process_count()}: another process is gone, or "
         f"this one failed: {type(error).__name__}: {first[:300]}; the same command resumes",
         Preempted.status)

@@ -1,9 +1,11 @@
 """Writers of one run's records: JSON lines, TensorBoard, Weights & Biases."""
 
 import contextlib
+import errno
 import importlib.util
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +29,8 @@ class JsonLines:
   """A line a record; what is not finite is null.
 
   Raises:
-    OSError: with the file's name, from all methods.
+    OSError: with the file's name, from all methods; from `flush` too where the file that is written
+      is no longer the one of that name, as in a folder that was moved away.
   """
 
   def __init__(self, path: Path):
@@ -40,6 +43,8 @@ class JsonLines:
   def flush(self) -> None:
     with self._named():
       self._file.flush()
+      if self._path.stat().st_size < os.fstat(self._file.fileno()).st_size:
+        raise OSError(errno.ESTALE, "another file was put in its place")
 
   def close(self) -> None:
     with self._named():

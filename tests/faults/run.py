@@ -100,9 +100,9 @@ class Ended:
     if self.status not in (0, 1, 75, 130, *killed) or re.search(
         r"Traceback|Fatal Python|Segmentation|Exception ignored", text):
       return "traceback"
-    # What libraries log of it beside.
+    # What libraries log of it beside; a FutureWarning is of the date alone, which `clock` sets.
     if self.status == 1 and re.search(
-        r"(?m)^[WEF]\d{4} |WARNING|Warning: |never awaited|never retrieved", text):
+        r"(?m)^[WEF]\d{4} |WARNING|(?<!Future)Warning: |never awaited|never retrieved", text):
       return "traceback"
     errors = [line for line in self.lines if line.startswith("error: ")]
     return "" if self.status != 1 or len(errors) == 1 else "traceback"

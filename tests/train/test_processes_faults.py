@@ -198,8 +198,7 @@ def test_tensorboard_that_cannot_be_written(token_file: Path, tmp_path: Path, wh
 
 
 def test_a_full_disk(token_file: Path, tmp_path: Path, whole: Path) -> None:
-  """A save that process 0 cannot write ends both: it with a line; the other once it is missed, as
-  in test_a_process_is_killed."""
+  """A save that process 0 cannot write ends both with a line."""
   workdir = tmp_path / "run"
   job = start(token_file, workdir, 2, 2, *MESH, before="import resource, sys;"
               "from of_jax.storage.checkpoint import Checkpoints as C; save = C.save;"
@@ -207,8 +206,10 @@ def test_a_full_disk(token_file: Path, tmp_path: Path, whole: Path) -> None:
               "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, -1)) if step == 4 and "
               "sys.argv[-1].endswith('=0') else None, save(self, state, step, kept))[1];")
   said = [process.communicate(timeout=300) for process in job]
-  assert job[1].returncode not in (None, 0), said
-  assert job[0].returncode == 1 and "File too large" in said[0][1], said
-  assert not any("Traceback (most recent" in err for _, err in said), said
+  assert [process.returncode for process in job] == [1, 1], said
+  errors = [err.splitlines() for _, err in said]
+  assert errors[0][-1].startswith("error: ") and "File too large" in errors[0][-1], said
+  assert errors[1][-1] == f"process 1 of 2: process 0 ended: {errors[0][-1]}", said
+  assert not any("Traceback" in err or "Fatal" in err for _, err in said), said
   finish(start(token_file, workdir, 2, 2, *MESH))
   same_bits(workdir, whole)

@@ -16,7 +16,7 @@ from of_jax.config import Config
 from of_jax.errors import UserError
 from of_jax.storage import run_directory
 from of_jax.storage.checkpoint import Checkpoints
-from of_jax.train import optional, progress, train, writers
+from of_jax.train import loop, optional, progress, train, writers
 
 pytestmark = pytest.mark.xdist_group("writers")
 
@@ -118,6 +118,45 @@ def small_files() -> Iterator[Callable[[int], None]]:
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
   resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("is_made_again", (False, True))
+def test_a_folder_that_is_moved_away(whole: tuple[Config, bytes], tmp_path: Path,
+                                     monkeypatch: pytest.MonkeyPatch, is_made_again: bool) -> None:
+  """Also where somebody, or a save under way, makes it again: no run is split over two folders."""
+  config, record = whole
+  workdir, away, feed = tmp_path / "run", tmp_path / "away", loop.Feed.train
+
+  def moving(self: loop.Feed, step: int) -> Any:
+    if step == 3:
+      workdir.rename(away)
+      if is_made_again:
+        (workdir / "checkpoints").mkdir(parents=True)
+    return feed(self, step)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(loop.Feed, "train", moving)
+    with pytest.raises(UserError, match="stopped: .*No such file or directory"):
+      run(config, workdir)
+  assert not (workdir / "DONE").exists()
+  shutil.rmtree(workdir, ignore_errors=True)
+  away.rename(workdir)
+  run(config, workdir)
+  assert (workdir / "metrics.jsonl").read_bytes() == record
+
+
+def test_a_record_that_was_replaced(tmp_path: Path) -> None:
+  """By a copy, as an editor saves: what comes next would be written to nobody's file."""
+  path = tmp_path / "metrics.jsonl"
+  lines = writers.JsonLines(path)
+  lines.write({"step": 1})
+  lines.flush()
+  shutil.copyfile(path, tmp_path / "copy")
+  (tmp_path / "copy").rename(path)
+  lines.write({"step": 2})
+  with pytest.raises(OSError, match="another file was put in its place"):
+    lines.flush()
+  lines.close()
 
 
 def test_a_checkpoint_that_cannot_be_written(
