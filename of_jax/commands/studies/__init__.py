@@ -7,8 +7,9 @@ import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from experiments import cli
 from of_jax.claims.judge import Claim
+from of_jax.commands import cli
+from of_jax.commands.help_text import CONFIGS
 from of_jax.config import Config
 from of_jax.errors import UserError, nearest
 
@@ -51,7 +52,7 @@ def load(study: str, scale: str) -> Scale:
   """
   if study not in names():
     raise UserError(f"--study={study}: no such study{_nearest(study, names())}")
-  scales: Mapping[str, Scale] = importlib.import_module(f"experiments.studies.{study}").SCALES
+  scales: Mapping[str, Scale] = importlib.import_module(f"of_jax.commands.studies.{study}").SCALES
   if scale not in scales:
     raise UserError(f"--scale={scale}: {study} has no such scale{_nearest(scale, list(scales))}")
   return scales[scale]
@@ -59,8 +60,7 @@ def load(study: str, scale: str) -> Scale:
 
 def base_config(scale: Scale) -> str:
   """Returns what `--config` takes for the study's base config, wherever the command was typed."""
-  # The declaration names files of this clone.
-  return str(pathlib.Path(__file__).parents[2] / scale.config)
+  return str(CONFIGS / pathlib.Path(scale.config).name)
 
 
 def configs(scale: Scale) -> dict[str, Config]:

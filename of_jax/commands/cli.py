@@ -18,10 +18,10 @@ from pathlib import Path
 from absl import flags
 
 import of_jax
-from experiments import accelerators
-from experiments.help_text import CONFIG_FLAGS, HELP, help_text, presets
 from of_jax import config as config_lib
 from of_jax import signals, user_code
+from of_jax.commands import accelerators
+from of_jax.commands.help_text import CONFIG_FLAGS, CONFIGS, HELP, help_text, presets
 from of_jax.config import own_code, paths
 from of_jax.errors import Preempted, UserError, one_line, reason_of
 
@@ -161,6 +161,8 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
   """
   path, _, argument = spec.partition(":")
   file = paths.expanded(path, f"--config={spec}")
+  if not file.is_file() and path in _names_of_package(file):
+    file = CONFIGS / f"{file.stem}.py"
   if not file.is_file():
     raise UserError(f"--config={spec}: no such file as {path}")
   try:
@@ -191,6 +193,14 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
     if own_code.takes(path) and own_code.is_own(path, text):
       user_code.trust(text, copies=True)
   return config
+
+
+def _names_of_package(file: Path) -> set[str]:
+  """Lists what a config file of the package may be called: as it lies in a clone, or by its name.
+  """
+  if not (CONFIGS / f"{file.stem}.py").is_file() or file.stem.startswith("_"):
+    return set()
+  return {file.stem, f"{file.stem}.py", f"experiments/configs/{file.stem}.py"}
 
 
 def _fault(spec: str, path: str, error: Exception) -> UserError:
