@@ -150,6 +150,7 @@ def main() -> None:
     return
   if _TOPOLOGY.value is None:
     raise UserError("--topology is missing, as in --topology=v5e:4x4")
+  assert _CONFIG.value is not None
   topology.parse_topology(_TOPOLOGY.value)
   config = cli.load_config(_CONFIG.value)
   levels = dict.fromkeys([config.telemetry.level, *_TELEMETRY.value])

@@ -12,11 +12,15 @@ docs/scaling.md says what the intervals are.
 
 import math
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from of_jax.commands import cli
 from of_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from of_jax.scaling.table import Table
 
 _ROOT = flags.DEFINE_string("root", "", "a folder of runs, as a study's")
 _CSV = flags.DEFINE_string("csv", "", "in place of --root, a CSV file whose first line names its "
@@ -89,7 +93,7 @@ def main() -> None:
   print(path)
 
 
-def _table():  # type: ignore[no-untyped-def]
+def _table() -> "Table":
   """Reads the points."""
   from of_jax.scaling import targets, variables
   from of_jax.scaling.table import read_csv
@@ -108,9 +112,9 @@ def _check() -> None:
     raise UserError(f"--level={_LEVEL.value:g}: must lie between 0 and 1, as 0.9")
   if not _DELTA.value > 0:
     raise UserError(f"--delta={_DELTA.value:g}: must be above 0; inf is least squares")
-  for flag in (_WIDTH, _RATIO):
-    if not flag.value > 0:
-      raise UserError(f"--{flag.name}={flag.value:g}: must be above 0")
+  for size in (_WIDTH, _RATIO):
+    if not size.value > 0:
+      raise UserError(f"--{size.name}={size.value:g}: must be above 0")
   if _COVERAGE.value:
     for flag in (_ROOT, _CSV, _Y, _LAW):
       if flag.value:
@@ -122,9 +126,9 @@ def _check() -> None:
     if not flag.value:
       raise UserError(f"--{flag.name}: needs a value; see --help")
   if _CSV.value:
-    for flag in ("site", "layer", "over", "every"):
-      if flags.FLAGS[flag].present:
-        raise UserError(f"--{flag}: is of runs, a column of --csv has none")
+    for name in ("site", "layer", "over", "every"):
+      if flags.FLAGS[name].present:
+        raise UserError(f"--{name}: is of runs, a column of --csv has none")
 
 
 def _design(text: str) -> dict[str, float]:

@@ -91,8 +91,9 @@ def _check(model: "Pretrained", path: Path) -> None:
     raise UserError(f"--check: transformers reads {weight_sets.SINGLE}; leave --weights out")
   length = min(_TOKENS.value, model.config.train.sequence_length)
   tokens = np.random.default_rng(0).integers(0, model.config.data.vocab_size, (2, length))
-  if model.config.data.begin_token:
-    tokens[:, 0] = model.config.data.begin_token_id
+  begin = model.config.data.begin_token_id
+  if model.config.data.begin_token and begin is not None:
+    tokens[:, 0] = begin
   differences = check.compare(check.our_stream(model, tokens), check.their_stream(path, tokens))
   for difference in differences:
     print(f"  {difference.place:28} {difference.largest:9.2e}  relative {difference.relative:9.2e}")

@@ -84,10 +84,11 @@ def main() -> None:
   chosen = [interventions.parse(text) for text in _INTERVENE.value]
   run = "" if _MODEL.value else _RUN.value[0]
   available = [0] if _MODEL.value else replay.checkpoint_steps(run)
-  wanted = available if steps == "all" else steps or available[-1:]
+  wanted = available if isinstance(steps, str) else steps or available[-1:]
   out = out_folder()
 
-  batches, read = None, {}
+  batches: Any = None
+  read: dict[str, Any] = {}
   measurements: list[dict[str, Any]] = []
   for step in wanted:
     model = load(run, step)

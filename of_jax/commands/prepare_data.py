@@ -42,7 +42,8 @@ def main() -> None:
 def _prepare() -> None:
   config = config_lib.Config(data=config_lib.DataConfig(
       corpus=_CORPUS.value, text_field=_TEXT_FIELD.value, cache_dir=_CACHE_DIR.value,
-      tokenizer=_TOKENIZER.value, token_dtype=_TOKEN_DTYPE.value,
+      tokenizer=_TOKENIZER.value,
+      token_dtype=_TOKEN_DTYPE.value,  # type: ignore[arg-type]  # The flag has these choices.
       validation_fraction=_VALIDATION_FRACTION.value))
   images = image_shape(_CORPUS.value) is not None
   settings = [("model.kind", kinds_on("images")[0]),

@@ -12,7 +12,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,9 @@ def main() -> None:
   if printed and _WATCH.value:
     raise UserError(f"--watch: shows the table, and --{printed[0]}=- prints in its place")
   described, runs = _watch() if _WATCH.value else _look()
-  texts = {"csv": lambda: [listing.as_csv(described)], "metrics_csv":
-           lambda: listing.metrics_csv(runs), "json": lambda: [_as_json(described)]}
+  texts: dict[str, Callable[[], Iterable[str]]] = {
+      "csv": lambda: [listing.as_csv(described)], "metrics_csv": lambda: listing.metrics_csv(runs),
+      "json": lambda: [_as_json(described)]}
   for name, file in files.items():
     assert file is not None
     _leave(file, texts[name]())

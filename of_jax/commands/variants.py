@@ -69,7 +69,7 @@ def tables() -> str:
     if folder not in bases or folder in listed:
       continue
     listed.add(folder)
-    classes = {name: variants.load_class(folder, name, bases[folder])
+    classes: dict[str, type] = {name: variants.load_class(folder, name, bases[folder])
                for name in variants.names(folder)}
     rows = [_row(f"`{name}`", cls) for name, cls in classes.items()]
     head = [f"`{path}=`", "computes", "class", "source"]
