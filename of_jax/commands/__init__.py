@@ -22,8 +22,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
   given = sys.argv[1:2]
   if given == ["--version"]:
-    import of_jax
-    print(f"of_jax {of_jax.__version__}")
+    print(f"of_jax {sys.modules['of_jax'].__version__}")
   elif not given or given[0].startswith("-"):
     print(listed())
   elif given[0] not in names():
