@@ -144,6 +144,8 @@ def main() -> None:
   out, table = cli.output_file("out"), cli.output_file("table")
   if bool(_TABLE.value) == bool(_CONFIG.value):
     raise UserError("give --config and --topology, or --table; see --help")
+  if _TABLE.value and _TOPOLOGY.value is not None:
+    raise UserError(f"--topology={_TOPOLOGY.value}: --table has slices of its own; leave it out")
   if table is not None:
     _check_compiler()
     _table(table)

@@ -30,6 +30,8 @@ __all__ = ["Config", "DataConfig", "MeshConfig", "ModelConfig", "OptimConfig", "
 
 _WSD = Owner("optim.schedule", ("wsd",))
 _OPTIMIZER = Owner("optim.name")
+# Each is written out in the program, or run in every step.
+_ROUNDS = Range("must be at least 1", low=1, most=1_000)
 _AXIS = Range("must be at least 1, or -1 for the devices that are left", low=1, also=(-1,),
               most=2 ** 20)
 
@@ -65,7 +67,7 @@ class OptimConfig:
   update_clip: float | None = field(
       None, "adafactor: largest RMS of a matrix's update", ranges=POSITIVE, owner=_OPTIMIZER)
   newton_schulz_steps: int | None = field(
-      None, "muon: steps of the orthogonalisation", ranges=AT_LEAST_ONE, owner=_OPTIMIZER)
+      None, "muon: steps of the orthogonalisation", ranges=_ROUNDS, owner=_OPTIMIZER)
   muon_scale: Literal["width", "rms"] | None = field(
       None, "muon: sqrt(max(1, out / in)), or 0.2 sqrt(max(in, out)), about Adam's size",
       owner=_OPTIMIZER)
@@ -73,7 +75,7 @@ class OptimConfig:
       None, "sinkgd: what is normalised in turn, of rows, columns, matrix and spectrum",
       owner=_OPTIMIZER)
   norm_iterations: int | None = field(
-      None, "sinkgd: rounds over all norms", ranges=AT_LEAST_ONE, owner=_OPTIMIZER)
+      None, "sinkgd: rounds over all norms", ranges=_ROUNDS, owner=_OPTIMIZER)
   shampoo_beta: float | None = field(
       None, "decay of the factors G G^T and G^T G; shampoo: 1 sums them; default b2",
       ranges=FRACTION, owner=_OPTIMIZER)

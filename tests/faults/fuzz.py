@@ -14,6 +14,7 @@ import sys
 import tempfile
 import typing
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["WANDB_MODE"] = "disabled"
 # Compiling is most of the time; what is compiled is not what is tried here.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 "
-                      "--xla_cpu_parallel_codegen_split_count=1")
+                      "--xla_cpu_parallel_codegen_split_count=1" + (
+                          " --xla_cpu_use_fusion_emitters=false"
+                          if version("jaxlib").startswith("0.10.") else ""))
+os.environ.update(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+                  JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1")
 
 import numpy as np  # noqa: E402
 
@@ -163,6 +168,8 @@ def command_case(root: Path, number: int, rng: random.Random) -> warm.Case:
   before = [f.replace("{root}", str(root)) for f in (WHOLE.get(binary, []) if rng.random() < 0.8
                                                      or binary in ALWAYS else [])]
   arguments = [*before, *arguments]
+  if any(argument.startswith("--table") for argument in arguments):
+    arguments.append("--topology=v5e:1x1")  # The whole table takes minutes.
   if binary in ("benchmark", "coordinate_check"):
     # They work for minutes where all is right.
     arguments.append(f"--out={rng.choice(paths[:8])}")
@@ -209,9 +216,11 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--write", action="store_true", help="put the table into the page")
   asked = parser.parse_args(arguments)
   section = Section("fuzz", arguments)
-  _import()
   table = warm.Table(asked.verbose)
   with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
+    # What cases have in common is compiled once.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"
+    _import()
     prepare(Path(folder))
     warm.run((case(Path(folder), asked.seed, number, not asked.resolve_only)
               for number in range(asked.first, asked.first + asked.count)),
