@@ -177,7 +177,7 @@ def command_case(root: Path, number: int, rng: random.Random) -> warm.Case:
   def run() -> None:
     os.chdir(root)
     sys.argv = [f"{binary}.py", *arguments]
-    runpy.run_module(f"experiments.{binary}", run_name="__main__", alter_sys=False)
+    runpy.run_module(f"of_jax.commands.{binary}", run_name="__main__", alter_sys=False)
 
   return warm.Case(f"flags of {binary}", f"{number}: {arguments}", run, SECONDS_TO_TRAIN)
 
