@@ -254,7 +254,7 @@ def _import() -> None:
   import of_jax.analysis.replay
   import of_jax.commands.report
   import of_jax.interop.pretrained
-  modules: Any = (gguf, tokenizers, zstandard, experiments.report, of_jax.analysis.replay,
+  modules: Any = (gguf, tokenizers, zstandard, of_jax.commands.report, of_jax.analysis.replay,
                   of_jax.interop.pretrained)
   assert modules
 
