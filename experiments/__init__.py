@@ -1,4 +1,4 @@
-"""Binaries: the commands, their configs and the declared studies."""
+"""Entries of a clone: `python -m experiments.NAME` is `python -m of_jax NAME`, of_jax.commands."""
 
 import signal
 import sys

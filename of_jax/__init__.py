@@ -12,6 +12,7 @@ if TYPE_CHECKING:
   from of_jax import (
       analysis,
       claims,
+      commands,
       config,
       cost_model,
       data,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
       sweep,
       telemetry,
       train,
+      user_code,
       variants,
       xla,
   )
@@ -37,9 +39,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "analysis", "baselines", "claims", "config", "cost_model", "data", "errors", "interop",
-    "models", "objectives", "optim", "presets", "quantise", "report", "run_directory", "scaling",
-    "signals", "storage", "sweep", "telemetry", "train", "variants", "xla"]
+    "analysis", "baselines", "claims", "commands", "config", "cost_model", "data", "errors",
+    "interop", "models", "objectives", "optim", "presets", "quantise", "report", "run_directory",
+    "scaling", "signals", "storage", "sweep", "telemetry", "train", "user_code", "variants", "xla"]
 
 # Modules inside of rooms that config files and notebooks ask for by `from of_jax import NAME`.
 _INSIDE = {"baselines": "config.baselines", "presets": "config.presets",

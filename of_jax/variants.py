@@ -1,7 +1,8 @@
 """Variants by name: a folder of files, each holding one class or function that a config names.
 
 `of_jax/models/blocks/op.py` is what `model.block=op` means. The folder is the table, so a new
-variant is one new file, and the config can check a name without importing jax.
+variant is one new file, and the config can check a name without importing jax. In place of a name
+may stand FILE.py:NAME, a class or function of a user's own file, see of_jax.user_code.
 """
 
 import ast
@@ -14,6 +15,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from of_jax import user_code
 from of_jax.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).parent
@@ -43,11 +45,13 @@ def names(folder: str) -> tuple[str, ...]:
 
 
 def file_of(folder: str, name: str) -> pathlib.Path:
-  """The file `folder/name.py`.
+  """The file `folder/name.py`, or a user's own where `name` is FILE.py:NAME.
 
   Raises:
     LookupError: there is none.
   """
+  if user_code.is_own(name):
+    return user_code.file_of(name)
   for root in _ROOTS:
     if (path := root / folder / f"{name}.py").is_file():
       return path
@@ -98,6 +102,8 @@ def _fault(path: pathlib.Path, line: int, what: str) -> BadVariant:
 @functools.cache
 def _parsed(folder: str, name: str) -> ast.Module:
   path = file_of(folder, name)
+  if user_code.is_own(name):
+    return user_code.parsed(name)
   try:
     return ast.parse(path.read_text())
   except SyntaxError as error:
@@ -186,7 +192,17 @@ class _Reader:
 
 
 def load_class(folder: str, name: str, base: type[T]) -> type[T]:
-  """The one subclass of `base` that the file `folder/name.py` defines first."""
+  """The one subclass of `base` that the file `folder/name.py` defines first, or FILE.py:NAME.
+
+  Raises:
+    UserError: a user's own file fails, or NAME is no subclass of `base`.
+  """
+  if user_code.is_own(name):
+    found = user_code.load(name)
+    if not (inspect.isclass(found) and issubclass(found, base)):
+      raise UserError(f"{name}: no subclass of {base.__module__}.{base.__name__}, which "
+                      f"{folder.rpartition('/')[2]} are")
+    return found
   module = importlib.import_module("of_jax." + folder.replace("/", ".") + "." + name)
   for value in vars(module).values():
     if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # As experiments/cli.py does, and for its reason.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # As of_jax/commands/cli.py does, and for its reason.
 # Compiling is most of the suite's time. Tests of bits run the binary, without these.
 _FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if version("jaxlib").startswith("0.10."):

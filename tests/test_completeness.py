@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import studies
 from of_jax import variants
+from of_jax.commands import studies
 from of_jax.config import ModelConfig, declared_metrics, fields, kinds, values
 from of_jax.config.fields import hints
 from tests.golden import foreign
@@ -199,7 +199,7 @@ SORTS = {
                       row.split()[0] for row in test_optimizer_conformance.TABLE}),
             documented("add one for `{name}` to the table of optimizers", "name"))),
     **{f"metric of {kind}": metrics_of(kind) for kind in ("activations", *DEFINITIONS)},
-    "study": Sort("study", "experiments/studies/{name}.py", studies.names, (
+    "study": Sort("study", "of_jax/commands/studies/{name}.py", studies.names, (
         Place("has no test", "say in tests/experiments or tests/claims what {name} trains and "
               "claims", lambda name: mentioned(name, "tests/experiments/*.py",
                                                "tests/claims/*.py")),

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from of_jax import config as config_lib
+from of_jax import user_code
 from of_jax.analysis import evaluation
 from of_jax.analysis.evaluation import Batch, Replayed
 from of_jax.analysis.runs import own_metrics, read_config, without_user_code
-from of_jax.config import Config
+from of_jax.config import Config, own_code
 from of_jax.data import tokenizer as tokenizer_lib
 from of_jax.data.corpora import prepare
 from of_jax.data.folder import Corpus
@@ -114,8 +115,9 @@ def restore(run: str | Path, step: int | None = None, run_user_code: bool = Fals
   """The checkpoint of `run`, a run directory or its URL, at `step`, by default its last.
 
   Args:
-    run_user_code: whether the run's own metrics (telemetry.user_metrics), which are Python that the
-      directory brings, may be run when they are measured; else the config comes without them.
+    run_user_code: whether Python that the directory brings may be run: the run's own metrics
+      (telemetry.user_metrics), without which the config comes else, and what its config names as
+      FILE.py:NAME, without which there is no model.
 
   Raises:
     UserError: no run directory, no such checkpoint, or one that is not what it says it is.
@@ -142,6 +144,9 @@ def config_and_shapes(path: Path, run_user_code: bool = False) -> tuple[Config, 
     UserError: no run directory, or a config of which no model can be built.
   """
   saved = read_config(path)
+  if run_user_code:
+    for text in own_code.named(saved).values():
+      user_code.trust(text, copies=True)
   with refusing(str(path / run_directory.CONFIG), "is no config that can be built"):
     config = config_lib.resolve(
         _with_own_metrics(path, saved) if run_user_code else without_user_code(saved))

@@ -17,7 +17,7 @@ import numpy as np
 from of_jax import config as config_lib
 from of_jax.analysis import tidy
 from of_jax.analysis.curves import Curves, Floats, Measured, by_step, column, curves
-from of_jax.config import declared_metrics
+from of_jax.config import declared_metrics, own_code
 from of_jax.config.kinds import kind_of
 from of_jax.config.rules.fields import check_sizes, check_types
 from of_jax.errors import UserError, refusing
@@ -264,7 +264,8 @@ def read_config(path: pathlib.Path) -> config_lib.Config:
     raise UserError(f"{path}: not a run directory, it holds no {CONFIG}")
   sections = read_object(path / CONFIG)
   try:
-    config = config_lib.from_dict(sections)
+    # A directory that came from elsewhere must not choose which file is read here.
+    config = own_code.of_run(config_lib.from_dict(sections), path)
     check_types(config)
     check_sizes(config)
   except UserError as error:

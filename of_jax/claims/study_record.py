@@ -14,7 +14,7 @@ from typing import Any
 from of_jax.analysis.runs import Run, find_runs, load_run, read_config
 from of_jax.claims import alarms
 from of_jax.claims.judge import Claim, Runs, Verdict, unjudged
-from of_jax.config import Config, to_dict
+from of_jax.config import Config, own_code, to_dict
 from of_jax.errors import UserError
 from of_jax.storage.run_directory import CONFIG, DONE, read_json, write_json
 
@@ -45,7 +45,8 @@ def varying(configs: Sequence[Config]) -> list[str]:
 
 def flatten(config: Config) -> dict[str, Any]:
   """Flattens a config: dotted path -> value."""
-  return {f"{s}.{k}": v for s, fields in to_dict(config).items() for k, v in fields.items()}
+  return {f"{s}.{k}": v for s, fields in to_dict(own_code.shown(config)).items()
+          for k, v in fields.items()}
 
 
 def conflict(path: pathlib.Path, planned: Config) -> str | None:

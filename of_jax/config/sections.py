@@ -161,6 +161,10 @@ class TrainConfig:
   tweo_power: float = field(
       4.0, "p: how fast it grows",
       ranges=Range("must be at least 1: below, its gradient has no bound near 0", low=1))
+  loss_term: str = field(
+      "", "a term of your own of the loss, FILE.py:NAME: a function of a block's output [batch, "
+      "time, width] that gives a number a token, of which the mean over tokens and blocks is added")
+  loss_term_weight: float = field(1.0, "factor of loss_term", ranges=NOT_NEGATIVE)
   seed: int = field(
       0, "of initialisation, data order and dropout",
       ranges=(NOT_NEGATIVE, Range("must be below 2147483648", high=2 ** 31 - 1)))
@@ -187,8 +191,8 @@ class DataConfig:
   """Source of the tokens or images."""
 
   corpus: str = field(
-      "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH; images: "
-      "digits, fashion_mnist, fashion_mnist:PATH, cifar10:PATH or tfds:NAME")
+      "python_stdlib", "python_stdlib, pypi_code, text:PATH, tfds:NAME, tokens:PATH or "
+      "FILE.py:NAME; images: digits, fashion_mnist, fashion_mnist:PATH, cifar10:PATH or tfds:NAME")
   vocab_size: int = field(
       4096, "rows of the embedding; also what the BPE is trained to",
       ranges=AT_LEAST_TWO)

@@ -7,7 +7,7 @@ class calls `self.sow(nnx.Intermediate, "my_site", x)`; see of_jax.models.sow.
 import dataclasses
 import functools
 
-from of_jax import variants
+from of_jax import user_code, variants
 from of_jax.config.declared_metrics import ATTENTION, SITES
 from of_jax.config.sections import ModelConfig
 
@@ -16,7 +16,8 @@ def chosen_files(model: ModelConfig) -> tuple[tuple[str, str], ...]:
   """Lists the files of variants that a resolved model is made of: (folder, name), each once."""
   found = [(folder, name) for field in dataclasses.fields(model)
            if (folder := field.metadata["folder"])
-           and (name := getattr(model, field.name)) in variants.names(folder)]
+           and ((name := getattr(model, field.name)) in variants.names(folder)
+                or user_code.is_own(name))]
   return tuple(dict.fromkeys(found))
 
 

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from of_jax import variants
+from of_jax import user_code, variants
 from of_jax.errors import nearest
 
 BLOCKS, NORMS, MLPS, _, GATES = variants.FOLDERS
@@ -146,6 +146,7 @@ def optimizer(name: str) -> Optimizer:
 
 KINDS: Mapping[str, type[Any]] = {BLOCKS: Block, NORMS: Norm, MLPS: MLP, GATES: Gate,
                                   OPTIMIZERS: Optimizer}
+_EVERY_TRAIT = {field.name.upper() for kind in KINDS.values() for field in dataclasses.fields(kind)}
 
 
 @functools.cache
@@ -160,8 +161,11 @@ def of(folder: str, name: str) -> Any:
   known = {trait.upper(): trait for trait in hints}
   stated = variants.constants(folder, name)
   for constant in stated:
+    # A file of the user's own may have constants of its own, and several kinds of variants.
+    is_free = user_code.is_own(name) and (
+        constant in _EVERY_TRAIT or not nearest(constant, known, 0.75))
     if constant.isupper() and not constant.startswith("_") and constant not in (
-        *known, *_ELSEWHERE):
+        *known, *_ELSEWHERE) and not is_free:
       raise variants.fault(folder, name, constant, "is no trait: they are "
                            f"{', '.join(known)}{nearest(constant, known)}")
   required = {field.name.upper() for field in dataclasses.fields(kind)

@@ -15,9 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from of_jax.config import DataConfig
+from of_jax.config import DataConfig, own_code
 from of_jax.config.paths import expanded
-from of_jax.data import cache, files, folder, images, pypi_code, text, tfds_text, tokenizer, tokens
+from of_jax.data import (
+    cache,
+    files,
+    folder,
+    images,
+    own_documents,
+    pypi_code,
+    text,
+    tfds_text,
+    tokenizer,
+    tokens,
+)
 from of_jax.data.documents import Document, Source, encode_name, pieces, sample
 from of_jax.data.folder import Corpus
 from of_jax.data.images import Images
@@ -52,6 +63,8 @@ def prepare(data: DataConfig, log: Log = print) -> Corpus | Images:
   if data.input_size is not None:
     return images.prepare(data, log)
   kind, _, rest = data.corpus.partition(":")
+  if own_code.is_own(own_code.CORPUS, data.corpus):
+    kind = "own"
   if kind == "tokens":
     return tokens.open_tokens(data, log)
   if importlib.util.find_spec("tokenizers") is None:
@@ -89,6 +102,8 @@ def _special_tokens(given: tokenizer.Encoder | None) -> dict[str, object]:
 
 
 def _source(kind: str, rest: str, data: DataConfig, log: Log) -> Source:
+  if own_code.is_own(own_code.CORPUS, data.corpus):
+    return own_documents.source(data.corpus)
   if kind == "python_stdlib":
     return files.python_stdlib()
   if kind == "pypi_code":
@@ -98,7 +113,7 @@ def _source(kind: str, rest: str, data: DataConfig, log: Log) -> Source:
   if kind == "tfds":
     return tfds_text.source(rest, data.text_field)
   raise UserError(f"config.data.corpus={data.corpus}: not python_stdlib, pypi_code, text:PATH, "
-                  "tfds:NAME or tokens:PATH")
+                  "tfds:NAME, tokens:PATH or FILE.py:NAME")
 
 
 def _build(entry: Path, source: Source, given: tokenizer.Encoder | None, data: DataConfig,

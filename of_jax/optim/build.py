@@ -1,11 +1,13 @@
 """Builds the Optax chain that a config names from the roles of the parameters."""
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
+from of_jax import user_code
 from of_jax.config import OptimConfig
 from of_jax.config.roles import TRAINED_ROLES
 from of_jax.errors import UserError
@@ -36,8 +38,7 @@ def build_optimizer(optim: OptimConfig, schedule: optax.Schedule, roles: Any, ax
     UserError: no parameter has a role that is trained.
   """
   layout = lay_out(optim, roles, axes, shapes)
-  module = importlib.import_module(f"of_jax.optim.optimizers.{optim.name}")
-  optimizer: optax.GradientTransformation = module.from_config(optim, schedule, layout)
+  optimizer = _from_config(optim.name)(optim, schedule, layout)
   if optim.moment_dtype == "bfloat16":
     optimizer = narrow(optimizer)
   if any(factor != 1 for factor in jax.tree.leaves(layout.multipliers)):
@@ -49,6 +50,17 @@ def build_optimizer(optim: OptimConfig, schedule: optax.Schedule, roles: Any, ax
         kinds=kinds_by_role(layout, optim.projection_roles, optim.projection_writers))
   clip = [] if optim.clip_norm is None else [optax.clip_by_global_norm(optim.clip_norm)]
   return _train_only(optim.train_roles, optax.chain(*clip, optimizer), roles)
+
+
+def _from_config(name: str) -> Callable[..., optax.GradientTransformation]:
+  """Finds the builder of an optimiser: of the package, or FILE.py:NAME of a user's own."""
+  if user_code.is_own(name):
+    builder: Callable[..., optax.GradientTransformation] = user_code.load(
+        name, f"config.optim.name={name}")
+    return builder
+  found: Callable[..., optax.GradientTransformation] = importlib.import_module(
+      f"of_jax.optim.optimizers.{name}").from_config
+  return found
 
 
 def describe(optim: OptimConfig, layout: Layout) -> dict[str, dict[str, Any]]:

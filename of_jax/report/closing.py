@@ -27,7 +27,7 @@ def closing(run: Run, workdir: str) -> list[str]:
                  f"{place[0]}, at step {place[1]:,}")
   name = shlex.quote(workdir)
   lines.append(f"left in {workdir}: metrics.jsonl, {len(run.checkpoints)} checkpoints")
-  lines.append(f"next: python -m experiments.report --root={name}")
+  lines.append(f"next: python -m of_jax report --root={name}")
   return ["  " + line for line in lines]
 
 

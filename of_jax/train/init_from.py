@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from of_jax import config as config_lib
-from of_jax import interop
-from of_jax.config import Config, ModelConfig
+from of_jax import interop, user_code
+from of_jax.config import Config, ModelConfig, OptimConfig, own_code
 from of_jax.config.paths import expanded
 from of_jax.errors import UserError
 from of_jax.interop.source import Source
@@ -81,8 +81,9 @@ def load(config: Config, network: Network, shardings: Any, log: Callable[[str], 
     kind = "run directory"
     saved = run_directory.read_json(path / run_directory.CONFIG)
     # Not what was measured: files of the user's own metrics may be gone.
-    theirs = config_lib.resolve(config_lib.from_dict(
-        {section: saved[section] for section in ("model", "train", "data")}))
+    whole = own_code.of_run(config_lib.from_dict({
+        section: saved[section] for section in ("model", "optim", "train", "data")}), path)
+    theirs = config_lib.resolve(dataclasses.replace(whole, optim=OptimConfig()))
   found = as_text(digest(params, step or 0))
   differs = _differences(theirs.model, config.model)
   log(f"starts from {named}: {kind}, digest {found[:16]}"
@@ -126,6 +127,6 @@ def _foreign(named: str, source: Source, config: Config, network: Network, shard
 
 
 def _differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
-  pairs = ((field.name, getattr(theirs, field.name), getattr(ours, field.name))
+  pairs = ((field.name, *(user_code.shown(getattr(model, field.name)) for model in (theirs, ours)))
            for field in dataclasses.fields(ModelConfig) if field.name not in _NO_FUNCTION)
   return [f"{name} ({old} there, {new} here)" for name, old, new in pairs if old != new]

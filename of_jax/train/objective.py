@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from of_jax.config import Config
 from of_jax.models.functional import Network, Parameters
 from of_jax.models.probe import PENALTY, Penalise, uses_dropout
-from of_jax.objectives import tweo
+from of_jax.objectives import terms
 from of_jax.objectives.losses import Sums
 from of_jax.objectives.tasks import task_of
 from of_jax.telemetry.observe import SiteStatistics, Telemetry
@@ -67,13 +67,14 @@ class Objective:
            ) -> tuple[jax.Array, tuple[Sums, SiteStatistics]]:
     """Computes the objective, its parts and the statistics, summed over the batch's tokens."""
     train = self.config.train
-    penalise = tweo.penalty(train, batch["weights"]) if training else None
+    penalise = terms.penalty(train, batch["weights"]) if training else None
     x_BxTxD, table_DxV, statistics = self.forward(
         params, batch, key, watched, training, slots, penalise)
     objective, parts = objective_of(self.config, x_BxTxD, table_DxV, batch)
     if penalise is not None:
-      parts = {**parts, "tweo": jnp.mean(statistics.pop(PENALTY))}
-      objective += train.tweo_weight * parts["tweo"]
+      name, weight = terms.of(train)
+      parts = {**parts, name: jnp.mean(statistics.pop(PENALTY))}
+      objective += weight * parts[name]
     return objective, (parts, statistics)
 
   def mean(self, params: Parameters, slots: Slots, batch: Batch, key: jax.Array | None,

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from of_jax import config as config_lib
-from of_jax.config import Config
+from of_jax import user_code
+from of_jax.config import Config, own_code
 from of_jax.config.paths import check_output_folder, check_utf8, expanded
 from of_jax.data.folder import Described
 from of_jax.errors import UserError
@@ -50,23 +51,32 @@ def check_workdir(workdir: Path, config: Config) -> None:
                     "give another folder")
 
 
-def check_user_metrics(workdir: Path, config: Config) -> None:
-  """Checks that a run to resume has the user's metrics that it began with.
+def check_user_code(workdir: Path, config: Config) -> None:
+  """Checks that a run to resume has the user's metrics and variants that it began with.
 
   Raises:
-    UserError: a file of `telemetry.user_metrics` has changed.
+    UserError: a file of `telemetry.user_metrics`, or one that another field names, has changed.
   """
-  for source, copy in _user_metrics(workdir, config):
+  for source, copy, field in _user_files(workdir, config):
     if copy.exists() and copy.read_bytes() != source.read_bytes():
-      raise UserError(f"config.telemetry.user_metrics: {source} is not what the run in {workdir} "
+      raise UserError(f"config.{field}: {source} is not what the run in {workdir} "
                       f"began with, {copy}; give another folder")
 
 
-def _user_metrics(workdir: Path, config: Config) -> list[tuple[Path, Path]]:
-  """Lists (file, its copy in the run directory) of every file with metrics of the user's."""
+def _user_files(workdir: Path, config: Config) -> list[tuple[Path, Path, str]]:
+  """Lists (file, its copy in the run directory, the field) of every file of the user's own code."""
   files = dict.fromkeys(text.rpartition(":")[0] for text in config.telemetry.user_metrics)
-  return [(expanded(file), workdir / run_directory.USER_METRICS / f"{i}_{Path(file).name}")
-          for i, file in enumerate(files)]
+  metrics = [(expanded(file), workdir / run_directory.USER_METRICS / f"{i}_{Path(file).name}",
+              "telemetry.user_metrics") for i, file in enumerate(files)]
+  fields = {user_code.split(text)[0]: field for field, text in own_code.named(config).items()}
+  return [*metrics, *((expanded(file), copy, fields[file])
+                      for file, copy in own_code.copies(config, workdir).items())]
+
+
+def hashes_of_user_code(config: Config) -> dict[str, str]:
+  """The sha256 of every file of the user's own code, by its copy's place in the run directory."""
+  return {str(copy): user_code.sha256(source)
+          for source, copy, _ in _user_files(Path(), config)}
 
 
 def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
@@ -128,14 +138,14 @@ def _shorten(steps: list[int]) -> str:
 def write_config(workdir: Path, config: Config, network: Network) -> None:
   """Writes config.json: every field, and what the optimiser does with each parameter.
 
-  The files of the user's own metrics are copied beside it.
+  The files of the user's own metrics and variants are copied beside it.
   """
   if distributed.is_writer():
     layout = lay_out(config.optim, network.roles, network.axes, network.shapes)
     run_directory.write_json(workdir / run_directory.CONFIG, {
         config_lib.SCHEMA: config_lib.SCHEMA_VERSION, **config_lib.to_dict(config),
         config_lib.PARAMETERS: describe(config.optim, layout)})
-    for source, copy in _user_metrics(workdir, config):
+    for source, copy, _ in _user_files(workdir, config):
       copy.parent.mkdir(exist_ok=True)
       shutil.copyfile(source, copy)
 

@@ -91,7 +91,7 @@ def check(workdir: Path, config: Config) -> bool:
     UserError: it cannot hold this run.
   """
   provenance.check_workdir(workdir, config)
-  provenance.check_user_metrics(workdir, config)
+  provenance.check_user_code(workdir, config)
   return (workdir / run_directory.DONE).exists()
 
 
@@ -149,11 +149,15 @@ def _described(planned: Planned, corpus: Described) -> dict[str, Any]:
   described = environment.describe(
       config, planned.mesh, corpus, planned.trainer_of(config).network)
   described.update(planned.facts)
+  own = provenance.hashes_of_user_code(config)
+  if own:
+    described["user_code"] = own
   for workdir in planned.workdirs:
     provenance.check_corpus(workdir, described)
   distributed.check_agreement({
       "config": config_lib.to_dict(config), "corpus": corpus.corpus_sha256,
-      "tokenizer": corpus.tokenizer_sha256, "of_jax": described["git"]["commit"]})
+      "tokenizer": corpus.tokenizer_sha256, "of_jax": described["git"]["commit"],
+      "user_code": own})
   return described
 
 

@@ -36,10 +36,10 @@ class Trainer:
 
   `step` and `step_measured` map (state, batch, key) to (state, metrics), where metrics holds
   float32 `loss`, `learning_rate`, `grad_norm`, for images `accuracy`, for a loss with TWEO's term
-  `tweo` (not multiplied by its weight), and, measured, `telemetry`: site -> metric -> [layers], and
-  where the config asks for it `optimizer`: role -> metric -> [layers]. They consume the state they
-  are given. `evaluate` maps (params, batch) to sums that `add` combines and `finish` turns into
-  metrics.
+  `tweo`, for one with a user's own `loss_term` (neither multiplied by its weight), and, measured,
+  `telemetry`: site -> metric -> [layers], and where the config asks for it `optimizer`: role ->
+  metric -> [layers]. They consume the state they are given. `evaluate` maps (params, batch) to sums
+  that `add` combines and `finish` turns into metrics.
 
   `side_programs` has for each family that is measured apart from the step a program that gives such
   `telemetry`, and what it is given; `copied` keeps parameters from being consumed by a step.

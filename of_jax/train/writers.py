@@ -204,7 +204,7 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
   """Lists names and values of everything numeric in a record."""
   split = record.get("split", "timing")
   for name, value in record.items():
-    if name in ("loss", "accuracy", "learning_rate", "grad_norm", "tweo"):
+    if name in ("loss", "accuracy", "learning_rate", "grad_norm", "tweo", "loss_term"):
       yield f"{split}/{name}", float(value)
   for site, metrics in [*record.get("telemetry", {}).items(),
                         *record.get("optimizer", {}).items()]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import report, studies
 from of_jax.analysis import identity, runs
+from of_jax.commands import report, studies
 from of_jax.report import page_data, panel_plots, panels
 from tests.analysis.synthetic import config, leaning, write_run
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import cli
+from of_jax.commands import cli
 from of_jax.config import Config, baselines, resolve
 from of_jax.errors import UserError
 from of_jax.models.functional import build_network, named_leaves

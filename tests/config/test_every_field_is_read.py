@@ -111,6 +111,9 @@ def _use_everything(token_file: Path, root: Path) -> None:
   _train_on_images(root)
   with pytest.raises(UserError):
     train(small(train__init_from=root / "op"), root / "fine", lambda line: None)
+  (root / "term.py").write_text("def term(x): return x[..., 0]")
+  train(small(train__loss_term=f"{root}/term.py:term", train__loss_term_weight=0.5,
+              telemetry__level="off"), root / "term", lambda line: None)
   _prepare_corpora(small, root)
   _build_every_variant(small)
 

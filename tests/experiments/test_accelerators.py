@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import accelerators
+from of_jax.commands import accelerators
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import studies
+from of_jax.commands import studies
 
 ROOT = Path(__file__).parents[2]
 

@@ -23,7 +23,7 @@ def test_a_training_ends_with_what_was_reached(tmp_path: Path) -> None:
       "  150 of 150 steps in 1 min 15 s, 5,000 tokens a second", "  validation loss 4.469",
       "  peak kurtosis 20.4 of the stream entering layer 1, at step 90",
       f"  left in {tmp_path / 'a b'}: metrics.jsonl, 0 checkpoints",
-      f"  next: python -m experiments.report --root='{tmp_path / 'a b'}'"]
+      f"  next: python -m of_jax report --root='{tmp_path / 'a b'}'"]
   write_run(tmp_path / "lost", config(), nan_from=1)
   said = closing(load_run(tmp_path / "lost"), "lost")
   assert said[0].endswith(", diverged") and len(said) == 3

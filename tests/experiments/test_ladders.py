@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import studies, study
-from experiments.studies import op_block
 from of_jax.claims.forecasts import Forecasts
+from of_jax.commands import studies, study
+from of_jax.commands.studies import op_block
 from of_jax.errors import UserError
 from of_jax.report import plots
 from of_jax.scaling import alarm_simulation
@@ -211,8 +211,8 @@ def test_false_and_true_alarms_are_counted():
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from experiments import study
-from experiments.studies import op_block
+from of_jax.commands import study
+from of_jax.commands.studies import op_block
 from of_jax.claims import forecasts
 from of_jax.report import plots
 from tests.experiments import test_ladders
@@ -254,7 +254,7 @@ def test_killed_at_any_point_nothing_is_forecast_twice(tmp_path, place):
 
 
 OWN = """
-from experiments.studies import Scale
+from of_jax.commands.studies import Scale
 SCALES = {"smoke": Scale("mine.py", (), {"a": (), "b": (("train.seed", "1"),)}, (), {})}
 """
 

@@ -8,9 +8,9 @@ import shutil
 import pytest
 from rich.console import Console
 
-from experiments import studies, study
 from of_jax.analysis.runs import load_run
 from of_jax.claims import growth, rules
+from of_jax.commands import studies, study
 from of_jax.report import plots
 from tests.analysis import synthetic
 

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments import report
 from of_jax.analysis.runs import load_run
+from of_jax.commands import report
 from of_jax.config import to_dict
 from of_jax.errors import UserError
 from of_jax.report import plots, series

@@ -14,10 +14,10 @@ import types
 import pytest
 from rich.console import Console
 
-from experiments import cli, studies, study
-from experiments.studies import op_block
 from of_jax import config as config_lib
 from of_jax.claims.forecasts import Forecasts
+from of_jax.commands import cli, studies, study
+from of_jax.commands.studies import op_block
 from of_jax.errors import UserError
 from of_jax.report import plots
 from of_jax.storage import run_directory
@@ -385,6 +385,6 @@ def test_every_declared_run_and_rule_stands(name, scale):
 def test_on_the_command_line_a_mistake_is_one_line(tmp_path):
   done = subprocess.run(
       [sys.executable, "-m", "experiments.study", "--study=op_blok", f"--root={tmp_path / 's'}"],
-      capture_output=True, text=True, cwd=study.__file__.rpartition("experiments")[0])
+      capture_output=True, text=True, cwd=study.__file__.rpartition("of_jax")[0])
   assert done.returncode == 1 and not (tmp_path / "s").exists()
   assert done.stderr == "error: --study=op_blok: no such study; did you mean op_block?\n"

@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 from tokenizers import Tokenizer
 
-from experiments import data_flags, measure
+from of_jax.commands import data_flags, measure
 from of_jax.config import Config, apply_overrides
 from of_jax.data import corpora, tokenizer
 from of_jax.data.special_tokens import SpecialTokens

@@ -1,6 +1,6 @@
 """The tables of variants in docs/ are what the classes say."""
 
-from experiments import variants
+from of_jax.commands import variants
 
 
 def test_page_is_up_to_date() -> None:

@@ -22,8 +22,8 @@ def main(arguments: str) -> None:
   try:
     from absl import flags
 
-    from experiments import cli
-    from experiments import train as binary
+    from of_jax.commands import cli
+    from of_jax.commands import train as binary
     if given["fault"]:
       place(given["fault"], Path(given["workdir"]), Path(given["small"]))
     if given["samples"]:
@@ -48,7 +48,7 @@ def main(arguments: str) -> None:
 
 def together(given: dict[str, Any]) -> None:
   """Trains two members together."""
-  from experiments import cli
+  from of_jax.commands import cli
   from of_jax.sweep.trainer import train_together
   workdir = Path(given["workdir"])
   train_together({workdir / f"member_{i}": cli.load_config(

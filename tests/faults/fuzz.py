@@ -177,7 +177,7 @@ def command_case(root: Path, number: int, rng: random.Random) -> warm.Case:
   def run() -> None:
     os.chdir(root)
     sys.argv = [f"{binary}.py", *arguments]
-    runpy.run_module(f"experiments.{binary}", run_name="__main__", alter_sys=False)
+    runpy.run_module(f"of_jax.commands.{binary}", run_name="__main__", alter_sys=False)
 
   return warm.Case(f"flags of {binary}", f"{number}: {arguments}", run, SECONDS_TO_TRAIN)
 
@@ -185,7 +185,7 @@ def command_case(root: Path, number: int, rng: random.Random) -> warm.Case:
 def flags_of(binary: str) -> list[str]:
   """Lists the flags that a binary declares in its own file."""
   import ast
-  source = (Path(__file__).parents[2] / "experiments" / f"{binary}.py").read_text()
+  source = (Path(__file__).parents[2] / "of_jax" / "commands" / f"{binary}.py").read_text()
   return [node.args[0].value for node in ast.walk(ast.parse(source))
           if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
           and node.func.attr.startswith("DEFINE_") and isinstance(node.args[0], ast.Constant)]

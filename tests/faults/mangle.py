@@ -143,7 +143,7 @@ def read_run(path: Path) -> None:
   """Reads a run and draws its page, and restores what its config says."""
   from rich.console import Console
 
-  from experiments import report
+  from of_jax.commands import report
   root = path if (path / "study.json").exists() else path.parent
   while not (root / "study.json").exists():
     root = root.parent
@@ -251,10 +251,10 @@ def _import() -> None:
   import tokenizers
   import zstandard
 
-  import experiments.report
   import of_jax.analysis.replay
+  import of_jax.commands.report
   import of_jax.interop.pretrained
-  modules: Any = (gguf, tokenizers, zstandard, experiments.report, of_jax.analysis.replay,
+  modules: Any = (gguf, tokenizers, zstandard, of_jax.commands.report, of_jax.analysis.replay,
                   of_jax.interop.pretrained)
   assert modules
 

@@ -315,7 +315,7 @@ def run(seed: int, count: int, kinds: tuple[str, ...] = KINDS, workers: int = 1,
   folder = Path(tempfile.mkdtemp(prefix="of_jax_faults_"))
   bench, deadline = Bench(folder), time.monotonic() + seconds
   # What is forked has it in memory, and reads where compiled programs are when it is imported.
-  import experiments.train  # noqa: F401
+  import of_jax.commands.train  # noqa: F401
   import of_jax.sweep.trainer  # noqa: F401
   children: list[int] = []
   last = seed + count

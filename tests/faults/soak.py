@@ -174,7 +174,7 @@ def run(steps: int, every: tuple[int, int], checkpoint_every: int, seed: int
       "train.steps": steps, "train.checkpoint_every": checkpoint_every,
       "train.checkpoint_log_base": steps, "train.eval_every": 2 * checkpoint_every})
   # What is forked has it in memory, and reads where compiled programs are when it is imported.
-  import experiments.train  # noqa: F401
+  import of_jax.commands.train  # noqa: F401
   try:
     runs = [soak(bench, "left alone", None, random.Random(seed)),
             soak(bench, "ended and started", every, random.Random(seed))]

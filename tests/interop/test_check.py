@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cli
+from of_jax.commands import cli
 from of_jax.interop import check, load
 from of_jax.models.functional import named_leaves
 from of_jax.storage.checkpoint import Checkpoints

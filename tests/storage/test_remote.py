@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments import report
 from of_jax.analysis import replay
+from of_jax.commands import report
 from of_jax.config import Config
 from of_jax.errors import Preempted, UserError
 from of_jax.storage import remote, run_directory

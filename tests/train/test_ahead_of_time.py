@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments import compile_topology
+from of_jax.commands import compile_topology
 from of_jax.config import Config
 from of_jax.cost_model import topology
 from of_jax.cost_model.chips import CHIPS, Chip, peak_flops

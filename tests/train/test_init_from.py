@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import of_jax
-from experiments import cli
+from of_jax.commands import cli
 from of_jax.config import Config, resolve
 from of_jax.errors import UserError
 from of_jax.interop import load

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cli
 from of_jax import config as config_lib
+from of_jax.commands import cli
 from of_jax.config import Config
 from of_jax.data.corpora import prepare
 from of_jax.data.loader import make_batches

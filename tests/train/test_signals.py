@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # A binary that is busy as its argument says: with nothing to save, or with steps that take long.
 BINARY = """
 import signal, sys, threading, time
-from experiments import cli
+from of_jax.commands import cli
 from of_jax import signals
 from of_jax.errors import Interrupted, Preempted
 

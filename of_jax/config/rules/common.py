@@ -2,7 +2,7 @@
 
 import math
 
-from of_jax.config import values
+from of_jax.config import own_code, values
 from of_jax.config.kinds import kind_of
 from of_jax.config.roles import TRAINED_ROLES
 from of_jax.config.rules import kinds as kinds_rules
@@ -49,6 +49,12 @@ def _check_train(train: TrainConfig, check: Check) -> None:
     path = f"train.{field}"
     check(train.tweo_weight > 0 or getattr(train, field) == default(path), path,
           "does nothing without the term; set train.tweo_weight=0.01")
+  check(not train.loss_term or own_code.is_own("train.loss_term", train.loss_term),
+        "train.loss_term", "not of the form FILE.py:NAME")
+  check(bool(train.loss_term) or train.loss_term_weight == default("train.loss_term_weight"),
+        "train.loss_term_weight", "does nothing without a term; set train.loss_term=FILE.py:NAME")
+  check(not (train.loss_term and train.tweo_weight), "train.loss_term",
+        "is the one term that a block's output may have, as TWEO's is: leave train.tweo_weight 0")
   check(train.batch_size % train.grad_accumulation == 0, "train.grad_accumulation",
         f"does not divide train.batch_size={train.batch_size}")
   kept = train.steps // train.checkpoint_every

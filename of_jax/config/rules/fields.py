@@ -5,7 +5,8 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from of_jax.config import values
+from of_jax import user_code
+from of_jax.config import own_code, values
 from of_jax.config.declare import Owner
 from of_jax.config.fields import fields, get, hints
 from of_jax.config.rules.check import Check
@@ -33,7 +34,9 @@ def check_types(config: Config) -> None:
     except TypeError:
       raise UserError(f"config.{path}={value!r}: not {values.describe(hint)}") from None
     choices = values.choices(field, hint)
-    if choices and value is not None and value not in choices:
+    if own_code.takes(path) and own_code.is_own(path, value):
+      own_code.check(path, value)
+    elif choices and value is not None and value not in choices:
       raise UserError(f"config.{path}={value}: not one of {', '.join(choices)}"
                       + _meant(path, str(value), choices))
     for number in _numbers(value):
@@ -102,6 +105,8 @@ def check_owners(config: Config, section: str, check: Check,
     is_read = {*owned.choices} & {choice, *(chosen or {}).get(owned.path, ())}
     *others, last = owned.choices
     named = f"{', '.join(others)} or {last}" if others else last
-    check(bool(is_read) or getattr(part, field.name) in (field.default, None),
+    # A user's own variant may read whatever it likes.
+    check(bool(is_read) or user_code.is_own(choice)
+          or getattr(part, field.name) in (field.default, None),
           f"{section}.{field.name}",
           f"is part of {owned.path}={named} and does nothing in {choice}")

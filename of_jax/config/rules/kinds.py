@@ -4,6 +4,7 @@ import dataclasses
 
 from of_jax.config.images import IMAGE_CORPORA, holds_images, image_shape
 from of_jax.config.kinds import Kind, kind_of, kinds_on, readers_of
+from of_jax.config.own_code import is_own
 from of_jax.config.paths import expanded
 from of_jax.config.rules.check import Check
 from of_jax.config.rules.fields import default
@@ -73,8 +74,9 @@ def _check_tokens(kind: Kind, data: DataConfig, check: Check) -> None:
   check(source == "tfds" or not holds_images(data.corpus), "data.corpus",
         f"holds images; they are for {on_images}")
   check(data.corpus in ("python_stdlib", "pypi_code")
-        or (source in ("text", "tfds", "tokens") and bool(rest)), "data.corpus",
-        "not python_stdlib, pypi_code, text:PATH, tfds:NAME or tokens:PATH")
+        or (source in ("text", "tfds", "tokens") and bool(rest))
+        or is_own("data.corpus", data.corpus), "data.corpus",
+        "not python_stdlib, pypi_code, text:PATH, tfds:NAME, tokens:PATH or FILE.py:NAME")
   check(not data.text_field or source in ("text", "tfds"), "data.text_field",
         "only for data.corpus=text:PATH or tfds:NAME")
   for name in ("input_size", "classes", "whitening"):

@@ -125,7 +125,7 @@ def _check_scaling(config: Config, check: Check) -> None:
   check(optim.base_width is not None, "optim.base_width",
         f"optim.scaling={optim.scaling} needs the width at which the rates were found")
   adams = [name for name in variants.names(FOLDER) if traits.optimizer(name).is_adam]
-  check(optim.name in adams, "optim.scaling",
+  check(traits.optimizer(optim.name).is_adam, "optim.scaling",
         f"is a rule for Adam, not for optim.name={optim.name}; {_listed(adams)} are Adam")
   check(config.model.attention_init == default("model.attention_init"), "model.attention_init",
         "already goes by the width, which optim.scaling would do once more")

@@ -43,10 +43,10 @@ def presets() -> str:
   """Lists the config files of this project with what may stand behind their colon."""
   behind = {"ladder": ", ".join(presets_lib.SIZES), "mlp_images": ", ".join(presets_lib.MLP_SCALES),
             "baselines": ", ".join(baselines.NAMES), "loaded": "PATH of a run or a foreign model"}
-  lines = ["--config=FILE or FILE:ARGUMENT takes a file that defines get_config; there are"]
-  for file in sorted(CONFIGS.glob("*.py")):
+  lines = ["--config=FILE or FILE:ARGUMENT takes a file that defines get_config, or one of"]
+  for file in sorted(CONFIGS.glob("[!_]*.py")):
     text = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").splitlines()[0]
-    name = f"experiments/configs/{file.name}" + (":ARGUMENT" if file.stem in behind else "")
+    name = file.stem + (":ARGUMENT" if file.stem in behind else "")
     lines.append(f"  {name}\n      {text}")
     if file.stem in behind:
       lines.append(f"      ARGUMENT: {behind[file.stem]}")

@@ -16,10 +16,10 @@ Training" (arXiv 2405.19279 v2), which has sizes of 130M to 7B and fits no law.
 
 from collections.abc import Mapping, Sequence
 
-from experiments.studies import Overrides, Scale
-from experiments.studies.op_block import BLOCKS, PAPER
 from of_jax.claims import growth, rules
 from of_jax.claims.judge import Claim
+from of_jax.commands.studies import Overrides, Scale
+from of_jax.commands.studies.op_block import BLOCKS, PAPER
 from of_jax.scaling.ladder import Ladder
 
 SEEDS = (0, 1, 2)

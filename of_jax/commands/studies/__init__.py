@@ -8,8 +8,9 @@ import pathlib
 import runpy
 from collections.abc import Mapping, Sequence
 
-from experiments import cli
 from of_jax.claims.judge import Claim
+from of_jax.commands import cli
+from of_jax.commands.help_text import CONFIGS
 from of_jax.config import Config, paths
 from of_jax.errors import UserError, nearest, reason_of
 from of_jax.scaling.ladder import Ladder
@@ -65,7 +66,7 @@ def load(study: str, scale: str) -> Scale:
   elif study not in names():
     raise UserError(f"--study={study}: no such study{_nearest(study, names())}")
   else:
-    scales = importlib.import_module(f"experiments.studies.{study}").SCALES
+    scales = importlib.import_module(f"of_jax.commands.studies.{study}").SCALES
   if scale not in scales:
     raise UserError(f"--scale={scale}: {study} has no such scale{_nearest(scale, list(scales))}")
   return scales[scale]
@@ -91,7 +92,7 @@ def _own(path: str) -> Mapping[str, Scale]:
   if not isinstance(scales, Mapping) or not all(
       isinstance(one, Scale) for one in scales.values()):
     raise UserError(f"--study={path}: defines no SCALES, a dictionary of names and "
-                    "experiments.studies.Scale")
+                    "of_jax.commands.studies.Scale")
   found = {}
   for name, scale in scales.items():
     beside = file.parent / scale.config.partition(":")[0]
@@ -102,8 +103,8 @@ def _own(path: str) -> Mapping[str, Scale]:
 
 def base_config(scale: Scale) -> str:
   """Returns what `--config` takes for the study's base config, wherever the command was typed."""
-  # The declaration names files of this clone.
-  return str(pathlib.Path(__file__).parents[2] / scale.config)
+  own = pathlib.Path(scale.config.partition(":")[0])
+  return scale.config if own.is_absolute() else str(CONFIGS / pathlib.Path(scale.config).name)
 
 
 def configs(scale: Scale) -> dict[str, Config]:

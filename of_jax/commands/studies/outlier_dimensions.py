@@ -22,9 +22,9 @@ is measured are those of its published code; what it found is taken from notes o
 text, and stands here without numbers.
 """
 
-from experiments.studies import BEYOND, Scale
 from of_jax.claims import checkpoints as rules
 from of_jax.claims.judge import Claim
+from of_jax.commands.studies import BEYOND, Scale
 
 PAPER = {"model.width": "4,096 and more", "model.depth": "32 and more",
          "data.corpus": "each model's own; analysed on WikiText-103",

@@ -24,10 +24,10 @@ Minimising Outlier Features in Transformer Training" (arXiv 2405.19279 v2).
 
 from collections.abc import Sequence
 
-from experiments.studies import BEYOND, Overrides, Scale
-from experiments.studies.op_block import PAPER
 from of_jax.claims import rules
 from of_jax.claims.judge import Claim
+from of_jax.commands.studies import BEYOND, Overrides, Scale
+from of_jax.commands.studies.op_block import PAPER
 
 VARIANTS: dict[str, Overrides] = {
     "pre": (),

@@ -20,9 +20,9 @@ Source of the paper's numbers: He et al. 2024, "Understanding and Minimising Out
 Transformer Training" (arXiv 2405.19279 v2), cited below as the paper.
 """
 
-from experiments.studies import BEYOND, Overrides, Scale
 from of_jax.claims import growth, rules
 from of_jax.claims.judge import Claim
+from of_jax.commands.studies import BEYOND, Overrides, Scale
 
 OPTIMIZERS: dict[str, Overrides] = {
     "sgd": (("optim.name", "sgd"), ("optim.momentum", "0"), ("optim.learning_rate", "3")),

@@ -22,9 +22,9 @@ in ReLU Transformers" (arXiv 2407.07848), cited below as the paper: its abstract
 of its figures, not its text.
 """
 
-from experiments.studies import BEYOND, Scale
 from of_jax.claims import checkpoints as rules
 from of_jax.claims.judge import Claim
+from of_jax.commands.studies import BEYOND, Scale
 
 PAPER = {"model.mlp_width": "32,768", "model.depth": "6", "model.mlp": "relu"}
 _OPEN = f"{BEYOND} Inconclusive if a run is missing, unfinished, not finite or was not analysed."

@@ -26,12 +26,12 @@ Transformer Training" (arXiv 2405.19279 v2), cited below as the paper.
 
 from collections.abc import Sequence
 
-from experiments.studies import BEYOND, Scale
-from experiments.studies.op_block import PAPER as SETUP
-from experiments.studies.op_block import name_of, run_of
 from of_jax.claims import quantisation
 from of_jax.claims.judge import Claim
 from of_jax.claims.quantisation import ANALYSIS
+from of_jax.commands.studies import BEYOND, Scale
+from of_jax.commands.studies.op_block import PAPER as SETUP
+from of_jax.commands.studies.op_block import name_of, run_of
 
 SEEDS = (0, 1, 2)
 SCHEMES = ("W8A8", "W4A8")

@@ -19,9 +19,9 @@ Transformer Training" (arXiv 2405.19279 v2), cited below as the paper.
 
 from collections.abc import Mapping, Sequence
 
-from experiments.studies import BEYOND, Overrides, Scale
 from of_jax.claims import growth, rules
 from of_jax.claims.judge import Claim
+from of_jax.commands.studies import BEYOND, Overrides, Scale
 
 # The OP block needs no norm setting: it has none. Its gain is the paper's for this setup.
 BLOCKS: dict[str, Overrides] = {

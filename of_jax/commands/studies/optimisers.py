@@ -25,9 +25,9 @@ Training" (arXiv 2405.19279 v2), cited below as the paper.
 
 from collections.abc import Mapping, Sequence
 
-from experiments.studies import BEYOND, Overrides, Scale
 from of_jax.claims import rules
 from of_jax.claims.judge import Claim
+from of_jax.commands.studies import BEYOND, Overrides, Scale
 
 # Name of a run's optimiser -> fields, learning rates.
 OPTIMIZERS: dict[str, tuple[Overrides, tuple[str, ...]]] = {

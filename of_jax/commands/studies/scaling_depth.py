@@ -15,9 +15,9 @@ Training" (arXiv 2405.19279 v2), which has models of 6 to 32 layers and fits no 
 
 from collections.abc import Sequence
 
-from experiments.studies import Overrides, Scale
-from experiments.studies.op_block import PAPER
-from experiments.studies.scaling_width import claims, ladders, runs
+from of_jax.commands.studies import Overrides, Scale
+from of_jax.commands.studies.op_block import PAPER
+from of_jax.commands.studies.scaling_width import claims, ladders, runs
 
 
 def _scale(config: str, common: Overrides, depths: Sequence[int]) -> Scale:

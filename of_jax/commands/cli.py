@@ -18,11 +18,11 @@ from pathlib import Path
 from absl import flags
 
 import of_jax
-from experiments import accelerators
-from experiments.help_text import CONFIG_FLAGS, HELP, help_text, presets
 from of_jax import config as config_lib
-from of_jax import signals
-from of_jax.config import paths
+from of_jax import signals, user_code
+from of_jax.commands import accelerators
+from of_jax.commands.help_text import CONFIG_FLAGS, CONFIGS, HELP, help_text, presets
+from of_jax.config import own_code, paths
 from of_jax.errors import Preempted, UserError, one_line, reason_of
 
 # XLA on CPU calls OpenBLAS's decompositions from threads of its own. Theirs on top wait for each
@@ -85,6 +85,11 @@ def _run(main: Callable[[], None]) -> None:
     sys.exit(1)
   except MemoryError:
     print("error: there is too little memory for it on this machine", file=sys.stderr)
+    sys.exit(1)
+  except Exception as error:
+    if not (line := user_code.fault(error)):
+      raise
+    print(f"error: {one_line(line)}", file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
     print("interrupted; the same command resumes", file=sys.stderr)
@@ -156,6 +161,8 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
   """
   path, _, argument = spec.partition(":")
   file = paths.expanded(path, f"--config={spec}")
+  if not file.is_file() and path in _names_of_package(file):
+    file = CONFIGS / f"{file.stem}.py"
   if not file.is_file():
     raise UserError(f"--config={spec}: no such file as {path}")
   try:
@@ -180,7 +187,20 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
   if not isinstance(config, config_lib.Config):
     raise UserError(f"--config={spec}: get_config gives {type(config).__name__}, not a Config of "
                     "of_jax.config")
-  return config_lib.apply_overrides(config, [*extra, *(overrides() if typed else ())])
+  config = config_lib.apply_overrides(config, [*extra, *(overrides() if typed else ())])
+  own_code.trust(config)
+  for path, text in overrides():
+    if own_code.takes(path) and own_code.is_own(path, text):
+      user_code.trust(text, copies=True)
+  return config
+
+
+def _names_of_package(file: Path) -> set[str]:
+  """Lists what a config file of the package may be called: as it lies in a clone, or by its name.
+  """
+  if not (CONFIGS / f"{file.stem}.py").is_file() or file.stem.startswith("_"):
+    return set()
+  return {file.stem, f"{file.stem}.py", f"experiments/configs/{file.stem}.py"}
 
 
 def _fault(spec: str, path: str, error: Exception) -> UserError:

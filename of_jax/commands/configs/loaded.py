@@ -12,7 +12,7 @@ folder with two sets of weights, PATH@single is model.safetensors and PATH@shard
 
 
 from of_jax import interop
-from of_jax.config import Config, DataConfig, OptimConfig, TrainConfig, from_dict
+from of_jax.config import Config, DataConfig, OptimConfig, TrainConfig, from_dict, own_code
 from of_jax.config.paths import expanded
 from of_jax.errors import UserError
 from of_jax.interop.weight_sets import split_choice
@@ -28,7 +28,7 @@ def get_config(named: str) -> Config:
   name, weights = split_choice(named)
   path = expanded(name)
   if (path / run_directory.CHECKPOINTS).is_dir():
-    theirs = from_dict(run_directory.read_json(path / run_directory.CONFIG))
+    theirs = own_code.of_run(from_dict(run_directory.read_json(path / run_directory.CONFIG)), path)
     own = path / run_directory.TOKENIZER
     tokenizer = own if own.exists() else None
   else:

@@ -1,0 +1,1 @@
+"""Config files that `--config` knows by name, as in `--config=ladder:small`."""
