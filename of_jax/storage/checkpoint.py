@@ -19,7 +19,7 @@ from of_jax.config import SCHEMA, SCHEMA_VERSION, TrainConfig
 from of_jax.errors import UserError, reason_of
 from of_jax.storage import remote, run_directory
 from of_jax.storage.digest import Damaged, Digest, check_state, digest, digest_of_state
-from of_jax.storage.quiet import abandon, quiet, quiet_savers
+from of_jax.storage.quiet import abandon, quiet, quiet_orbax
 
 State = dict[str, Any]
 
@@ -49,6 +49,7 @@ class Checkpoints:
   def __init__(self, workdir: Path, reading: bool = False):
     """`reading`: leaves alone what another process may be in the middle of saving, and each process
     of a job reads for itself, so that one that cannot does not keep the others waiting."""
+    quiet_orbax()
     self._folder = remote.checkpoints(workdir)
     self._context = _alone() if reading else contextlib.nullcontext()
     self._saving: Any = None
@@ -219,7 +220,6 @@ class Checkpoints:
 @contextlib.contextmanager
 def _writing(folder: Any) -> Iterator[None]:
   """Turns what a save raises of a disk into an OSError: TensorStore hides its number in a text."""
-  quiet_savers()
   # Orbax would make the folder of a run that somebody removed anew, for its checkpoints alone.
   if not remote.is_url(folder) and not folder.is_dir():
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))

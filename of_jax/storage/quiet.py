@@ -1,12 +1,16 @@
-"""Quiet for Orbax where it reads what is damaged, of which one line is said and not a page."""
+"""Quiet for Orbax where it reads or writes what is damaged: one line is said of it, not a page."""
 
 import contextlib
 import functools
 import gc
 import logging
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 
@@ -29,27 +33,45 @@ def abandon() -> None:
   Tasks that nobody waits for speak when they are collected, and reads that end later find their
   event loop closed.
   """
-  _ignore_abandoned_reads()
+  quiet_orbax()
   gc.collect()
 
 
 @functools.cache
-def _ignore_abandoned_reads() -> None:
-  previous = sys.unraisablehook
+def quiet_orbax() -> None:
+  """Keeps Orbax's threads, tasks and logs to themselves, for the life of the process.
 
-  def hook(unraisable: Any) -> None:
-    code = getattr(unraisable.object, "cr_code", None)
-    # The second is of a loop that found no descriptor to begin with.
-    if not (str(unraisable.exc_value) == "Event loop is closed"
-            or "'_ssock'" in str(unraisable.exc_value)
-            or code is not None and "orbax" in code.co_filename):
-      previous(unraisable)
+  What fails in them is raised by the save or the restore that they belong to. Python would print it
+  besides: by one hook for threads, by another for what is collected, by a third for calls from C++.
+  """
+  of_threads, of_collected, of_calls = threading.excepthook, sys.unraisablehook, sys.excepthook
 
-  sys.unraisablehook = hook
+  def thread(args: threading.ExceptHookArgs) -> None:
+    if not _is_orbax(args.exc_value):
+      of_threads(args)
+
+  def collected(args: Any) -> None:
+    code = getattr(args.object, "cr_code", None)
+    if not (_is_orbax(args.exc_value) or code is not None and _is_of_orbax(code.co_filename)):
+      of_collected(args)
+
+  def call(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+    if threading.current_thread() is threading.main_thread() or not _is_orbax(error):
+      of_calls(kind, error, frames)
+
+  threading.excepthook, sys.unraisablehook, sys.excepthook = thread, collected, call
+  logging.getLogger("absl").addFilter(lambda record: not _is_of_orbax(record.pathname))
 
 
-@functools.cache
-def quiet_savers() -> None:
-  """Keeps Orbax's threads from logging what they raise: the save that they belong to raises it."""
-  _ignore_abandoned_reads()
-  logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in str(record.msg))
+def _is_orbax(error: BaseException | None) -> bool:
+  """Tells whether an error passed through Orbax, or is of a loop that Orbax closed, or could not
+  open for want of a descriptor."""
+  if error is None:
+    return False
+  return ("Event loop is closed" in str(error) or "'_ssock'" in str(error)
+          or any(_is_of_orbax(frame.f_code.co_filename)
+                 for frame, _ in traceback.walk_tb(error.__traceback__)))
+
+
+def _is_of_orbax(file: str) -> bool:
+  return "orbax" in Path(file).parts
