@@ -119,9 +119,9 @@ def _check() -> None:
     raise UserError(f"--level={_LEVEL.value:g}: must lie between 0 and 1, as 0.9")
   if not _DELTA.value > 0:
     raise UserError(f"--delta={_DELTA.value:g}: must be above 0; inf is least squares")
-  for flag in (_WIDTH, _RATIO):
-    if not flag.value > 0:
-      raise UserError(f"--{flag.name}={flag.value:g}: must be above 0")
+  for size in (_WIDTH, _RATIO):
+    if not size.value > 0:
+      raise UserError(f"--{size.name}={size.value:g}: must be above 0")
   if _COVERAGE.value and _ALARMS.value:
     raise UserError("--coverage and --alarms: one at a time")
   if _COVERAGE.value or _ALARMS.value:

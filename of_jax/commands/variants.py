@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from absl import flags
 
 from of_jax import variants
+from of_jax.commands import cli
 from of_jax.config import ModelConfig, fields, traits
 from of_jax.errors import UserError
 
