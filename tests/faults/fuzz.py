@@ -47,7 +47,8 @@ ODD_NUMBERS = ("-1", "0", "-0", "2147483647", "2147483648", "4294967297", "10000
                "0x10", "1e3", "", " ", "true", "none", "1,2", "\0", "1;", "--1")
 ODD_TEXTS = ("", " ", "none", "a" * 5_000, "\u00b2", "\0", "x\ny", "\udcff", "~nosuchuser/x",
              "/dev/null/x", "/dev/zero", "/proc/self/mem", "..", "/", "%s%n", "{}", ",", "=", ":",
-             "a,a", "a=b", "a" * 300, "\U0001f600", "-1", "'; drop", "$HOME")
+             "a,a", "a=b", "a" * 300, "\U0001f600", "-1", "'; drop", "$HOME",
+             "{root}/own.py:share", "{root}/own.py:none", "{root}/text.txt:a", "own.py:x")
 SMALL_WHOLES = ("1", "2", "3", "4", "8", "16")
 SMALL_NUMBERS = ("0", "0.1", "0.25", "0.5", "0.9", "1", "2", "3.5")
 # A model that compiles in seconds.
@@ -78,12 +79,15 @@ WHOLE = {
               *(f"--config.{path}={text}" for path, text in SMALL.items()),
               "--config.data.corpus=tokens:{root}/tokens.npy"],
     "measure": ["--run={root}/golden/run"], "quantise": ["--run={root}/golden/run"],
-    "report": ["--root={root}/golden"], "load": ["--model={root}"],
+    "report": ["--root={root}/golden"], "runs": ["--root={root}/golden"],
+    "fit": ["--csv={root}/law.csv", "--y=loss", "--law=power", "--x=width", "--resamples=99",
+            "--simulate=0", "--out={root}/fit"],
+    "load": ["--model={root}"],
     "prepare_data": ["--corpus=text:{root}/text.txt", "--vocab_size=300", "--cache_dir={root}/c"],
     "compile_topology": ["--config={root}/config.py"], "study": ["--study=op_block", "--dry_run"]}
-ALWAYS = ("prepare_data", "study", "train")
+ALWAYS = ("prepare_data", "study", "train", "fit")
 BINARIES = ("train", "measure", "quantise", "report", "load", "prepare_data", "benchmark",
-            "compile_topology", "coordinate_check", "study")
+            "compile_topology", "coordinate_check", "study", "fit", "runs")
 
 
 def prepare(root: Path) -> None:
@@ -91,6 +95,8 @@ def prepare(root: Path) -> None:
   np.save(root / "tokens.npy", (np.arange(4_000) % 64).astype(np.uint16))
   (root / "text.txt").write_text("The rain it raineth every day.\n" * 200)
   (root / "own.py").write_text("def share(x_TxD):\n  return (abs(x_TxD) > 6).mean()\n")
+  (root / "law.csv").write_text("width,loss\n" + "".join(
+      f"{width},{2 + width**-0.5 + 0.001 * seed}\n" for width in (16, 32, 64) for seed in range(3)))
   (root / "config.py").write_text(
       "from of_jax.config import Config, presets\n\n\ndef get_config():\n  return Config()\n")
   shutil.copytree(Path(__file__).parents[1] / "golden" / "run_75cbc07", root / "golden")
@@ -163,7 +169,8 @@ def command_case(root: Path, number: int, rng: random.Random) -> warm.Case:
   paths = ("/proc/x", "/dev/null/x", "~nosuchuser/x", f"{root}/dangling/y", f"{root}/text.txt/z",
            f"{root}/pipe", "/dev/zero", "x" * 300, "/".join(["y" * 200] * 30), f"{root}/text.txt",
            f"{root}", f"{root}/dangling", f"{root}/\udcff", f"{root}/new")
-  arguments = [f"--{flag}={rng.choice((*ODD_TEXTS, *ODD_NUMBERS, *paths, *paths))}"
+  odd = (*(text.replace("{root}", str(root)) for text in ODD_TEXTS), *ODD_NUMBERS, *paths, *paths)
+  arguments = [f"--{flag}={rng.choice(odd)}"
                for flag in rng.sample(flags, min(len(flags), rng.choice((1, 2, 3, 5))))]
   before = [f.replace("{root}", str(root)) for f in (WHOLE.get(binary, []) if rng.random() < 0.8
                                                      or binary in ALWAYS else [])]
