@@ -61,13 +61,20 @@ def one_line(text: str) -> str:
                 lambda found: f"{found[0][:_LONGEST_WORD - 60]}...{found[0][-40:]}", text)
 
 
+# What a user's own file may raise that is its mistake, the end of the process included.
+THEIRS = (Exception, SystemExit)
+
+
 def reason_of(error: BaseException) -> str:
   """Says in a few words why something failed, for a user."""
   if isinstance(error, MemoryError):
     return "there is too little memory for it"
   if isinstance(error, RecursionError):
     return "it is nested too deeply"
-  text = " ".join(str(error).split())
+  try:
+    text = " ".join(str(error).split())
+  except Exception:  # Of a class of somebody's own.
+    text = ""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   if text and type(error) in (ValueError, Exception):

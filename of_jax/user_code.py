@@ -14,7 +14,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from of_jax.errors import UserError, nearest, reason_of
+from of_jax.errors import THEIRS, UserError, nearest, reason_of
 
 # Of a run directory: copies of the files that its config names.
 FOLDER = "user_code"
@@ -145,7 +145,7 @@ def _module(file: str, sha: str, content: bytes) -> types.ModuleType:
   _run.add(file)
   try:
     exec(compile(content, file, "exec"), vars(module))
-  except Exception as error:
+  except THEIRS as error:
     raise UserError(fault(error) or f"{file}: fails with {reason_of(error)}") from error
   return module
 

@@ -29,6 +29,7 @@ from of_jax.models.probe import uses_dropout
 from of_jax.storage import checkpoint, remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.storage.digest import as_text
+from of_jax.storage.sources import check_run
 
 Log = Callable[[str], None]
 
@@ -129,6 +130,7 @@ def restore(run: str | Path, step: int | None = None, run_user_code: bool = Fals
   step = checkpoint.check_step(name, available[-1] if step is None else step, available)
   with Checkpoints(path, reading=True) as checkpoints:
     loaded = checkpoints.load_host(step, ("params", "digest"))
+    check_run(name, checkpoints, path, step, loaded)
   checkpoint.check_same_shapes(
       str(path), shapes, loaded.get("params", {}),
       f"parameter {{name}} of step {step} is {{saved}}, and its config makes it {{ours}}")

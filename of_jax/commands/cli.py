@@ -23,7 +23,7 @@ from of_jax import signals, user_code
 from of_jax.commands import accelerators
 from of_jax.commands.help_text import CONFIG_FLAGS, CONFIGS, HELP, help_text, presets
 from of_jax.config import own_code, paths
-from of_jax.errors import Preempted, UserError, one_line, reason_of
+from of_jax.errors import THEIRS, Preempted, UserError, one_line, reason_of
 
 # XLA on CPU calls OpenBLAS's decompositions from threads of its own. Theirs on top wait for each
 # other by spinning: ten times the processor time where cores are shared. Read when jax is imported.
@@ -86,14 +86,25 @@ def _run(main: Callable[[], None]) -> None:
   except MemoryError:
     print("error: there is too little memory for it on this machine", file=sys.stderr)
     sys.exit(1)
-  except Exception as error:
-    if not (line := user_code.fault(error)):
+  except THEIRS as error:
+    if not (line := user_code.fault(error) or _of_the_environment(error)):
       raise
     print(f"error: {one_line(line)}", file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
     print("interrupted; the same command resumes", file=sys.stderr)
     sys.exit(130)
+
+
+def _of_the_environment(error: BaseException) -> str:
+  """Says which variables of the environment JAX does not start with; "" for any other error."""
+  names = [name for name in sorted(os.environ) if name.startswith(("JAX_", "XLA_"))]
+  of_start = ("jax/_src/xla_bridge.py", "jax/_src/config.py")
+  if not names or not any(frame.f_code.co_filename.endswith(of_start)
+                          for frame, _ in traceback.walk_tb(error.__traceback__)):
+    return ""
+  return (f"JAX does not start: {reason_of(error)}; of the environment it reads "
+          + ", ".join(f"{name}={os.environ[name]}" for name in names))
 
 
 def _let_go_of_output() -> None:
@@ -169,7 +180,7 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
     get_config = runpy.run_path(str(file)).get("get_config")
   except UserError:
     raise
-  except Exception as error:  # The file is the user's: whatever it raises is their mistake.
+  except THEIRS as error:  # The file is the user's: whatever it raises is their mistake.
     raise _fault(spec, path, error) from error
   if not callable(get_config):
     raise UserError(f"--config={spec}: {path} defines no function get_config")
@@ -182,11 +193,16 @@ def load_config(spec: str, extra: Iterable[tuple[str, str]] = (), typed: bool = 
     config = get_config(argument) if argument else get_config()
   except UserError:
     raise
-  except Exception as error:
+  except THEIRS as error:
     raise _fault(spec, path, error) from error
   if not isinstance(config, config_lib.Config):
     raise UserError(f"--config={spec}: get_config gives {type(config).__name__}, not a Config of "
                     "of_jax.config")
+  for section in dataclasses.fields(config):
+    value = getattr(config, section.name)
+    if not isinstance(value, type(section.default)):
+      raise UserError(f"--config={spec}: get_config gives a Config whose {section.name} is "
+                      f"{type(value).__name__}, not {type(section.default).__name__}")
   config = config_lib.apply_overrides(config, [*extra, *(overrides() if typed else ())])
   own_code.trust(config)
   for path, text in overrides():
@@ -200,10 +216,11 @@ def _names_of_package(file: Path) -> set[str]:
   """
   if not (CONFIGS / f"{file.stem}.py").is_file() or file.stem.startswith("_"):
     return set()
-  return {file.stem, f"{file.stem}.py", f"experiments/configs/{file.stem}.py"}
+  in_clone = f"experiments/configs/{file.stem}.py"
+  return {file.stem, f"{file.stem}.py", in_clone, str(CONFIGS.parents[2] / in_clone)}
 
 
-def _fault(spec: str, path: str, error: Exception) -> UserError:
+def _fault(spec: str, path: str, error: BaseException) -> UserError:
   """The line about a config file that fails: where in it, and what would be right."""
   where = f"--config={spec}: {path}"
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
@@ -214,7 +231,7 @@ def _fault(spec: str, path: str, error: Exception) -> UserError:
     return UserError(f"{where}: {error}, for a config does not change; make another, as in "
                      "dataclasses.replace(config, model=dataclasses.replace(config.model, "
                      "width=256))")
-  text = str(error)
+  text = reason_of(error)
   if isinstance(error, TypeError) and (found := re.search(
       r"(\w+)Config\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)):
     # dataclasses.replace names the section by its class.

@@ -42,6 +42,18 @@ def expanded(text: str | Path, where: str = "") -> Path:
   return path
 
 
+def check_no_pattern(where: str, path: Path) -> None:
+  """Checks that a folder's name is no pattern: Orbax finds the files of a checkpoint by one.
+
+  Raises:
+    UserError: it has a `*`, `?`, `[` or a backslash in it.
+  """
+  found = [character for character in "*?[\\" if character in str(path.absolute())]
+  if found:
+    raise UserError(f"{where}: {path.absolute()} has {' and '.join(found)} in it, which Orbax "
+                    "takes for a pattern; give a folder of another name")
+
+
 def check_file(where: str, path: Path) -> Path:
   """Gives a path that a file can be read from, which pipes and devices might never end.
 

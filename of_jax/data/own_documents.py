@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from of_jax import user_code
 from of_jax.data.documents import Document, Source, Split, hold_out
-from of_jax.errors import UserError, reason_of
+from of_jax.errors import THEIRS, UserError, reason_of
 
 
 def source(text: str) -> Source:
@@ -52,6 +52,6 @@ def _texts(function: Callable[[], Iterable[object]], where: str) -> dict[str, st
       texts[name] = text
   except UserError:
     raise
-  except Exception as error:
+  except THEIRS as error:
     raise UserError(user_code.fault(error) or f"{where}: fails with {reason_of(error)}") from error
   return texts

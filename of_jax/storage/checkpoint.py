@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from of_jax.config import SCHEMA, SCHEMA_VERSION, TrainConfig
+from of_jax.config import Config, TrainConfig
+from of_jax.config.paths import check_no_pattern
 from of_jax.errors import UserError, reason_of
-from of_jax.storage import remote, run_directory
+from of_jax.storage import identity, remote, run_directory
 from of_jax.storage.digest import Damaged, Digest, check_state, digest, digest_of_state
 from of_jax.storage.quiet import abandon, quiet, quiet_orbax
 
@@ -46,12 +47,15 @@ class Checkpoints:
   # A process saves one at a time: of two at once, Orbax's threads mix up the numbers of the saves.
   _last: ClassVar["Checkpoints | None"] = None
 
-  def __init__(self, workdir: Path, reading: bool = False):
-    """`reading`: leaves alone what another process may be in the middle of saving, and each process
-    of a job reads for itself, so that one that cannot does not keep the others waiting."""
+  def __init__(self, workdir: Path, reading: bool = False, config: Config | None = None):
+    """`config`: of the run, which its checkpoints then say. `reading`: leaves alone what another
+    process may be in the middle of saving, and each process of a job reads for itself, so that one
+    that cannot does not keep the others waiting."""
     quiet_orbax()
+    check_no_pattern(remote.name_of(workdir), workdir)
     self._folder = remote.checkpoints(workdir)
     self._context = _alone() if reading else contextlib.nullcontext()
+    self._config = config
     self._saving: Any = None
     if not reading:
       # Removes what was not saved to its end. Lightweight, since it would else read a file of each
@@ -85,12 +89,14 @@ class Checkpoints:
     if Checkpoints._last is not None:
       Checkpoints._last.wait()
     Checkpoints._last = self
+    beside = identity.sealed(step, kept or {}, self._config)
     with _writing(self._folder):
       self._saving = ocp.save_checkpointables_async(
           self._folder / str(step),
           {"params": state["params"], "opt_state": state["opt_state"],
-           "digest": digest_of_state(state["params"], state["opt_state"], step)},
-          overwrite=True, custom_metadata={SCHEMA: SCHEMA_VERSION, **(kept or {})})
+           "digest": digest_of_state(
+               state["params"], state["opt_state"], step, identity.words(beside))},
+          overwrite=True, custom_metadata=beside)
 
   def wait(self) -> None:
     """Returns when everything that was saved is on disk; a save holds a thread until then.
@@ -140,11 +146,10 @@ class Checkpoints:
     """Reads what was saved beside the state of `step`; None for a checkpoint of schema 1.
 
     Raises:
-      Damaged: it cannot be read.
+      Damaged: it cannot be read, or is not what was saved at this step.
     """
-    # Of checkpoints before schema 2 it says nothing.
-    found = self._read(step, lambda path: ocp.checkpointables_metadata(path).custom_metadata) or {}
-    return dict(found) if SCHEMA in found else None
+    found = self._read(step, lambda path: ocp.checkpointables_metadata(path).custom_metadata)
+    return identity.opened(found or {}, step)
 
   def shapes(self, step: int, names: tuple[str, ...] = ("params", "opt_state")) -> State:
     """Reads which parts a step has, with a shape and a dtype for every array.
@@ -197,7 +202,8 @@ class Checkpoints:
   def restore(self, shapes: State, shardings: State, step: int) -> State:
     """Loads the state after `step` as `load` does, and checks its digest. Raises Damaged."""
     state, written = self.load(shapes, shardings, step)
-    check_state(state, step, written, self.kept(step) is not None)
+    kept = self.kept(step)
+    check_state(state, step, written, kept is not None, identity.words(kept))
     return state
 
   def _read(self, step: int, call: Callable[[Any], Any]) -> Any:

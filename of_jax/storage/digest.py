@@ -45,14 +45,16 @@ def digest(params: Any, step: int | jax.Array) -> Digest:
   return found
 
 
-def digest_of_state(params: Any, opt_state: Any, step: int | jax.Array) -> Digest:
-  """Computes the digest of a whole state: `digest`, and `opt_state` as it has `params`."""
-  found: Digest = _digest(_halved({"params": params, "opt_state": opt_state}), step)
+def digest_of_state(params: Any, opt_state: Any, step: int | jax.Array,
+                    run: np.ndarray | None = None) -> Digest:
+  """Computes the digest of a whole state: `digest`, `opt_state` as it has `params`, and `run`, by
+  which it shows whose it is, uint32 [8], if one is given."""
+  found: Digest = _digest(_halved({"params": params, "opt_state": opt_state}), step, run)
   return found
 
 
-def check_state(state: Mapping[str, Any], step: int, written: Mapping[str, Any], complete: bool
-                ) -> bool:
+def check_state(state: Mapping[str, Any], step: int, written: Mapping[str, Any], complete: bool,
+                run: np.ndarray | None = None) -> bool:
   """Checks a loaded state against the digest that was saved with it; all processes call it alike.
 
   Args:
@@ -60,12 +62,13 @@ def check_state(state: Mapping[str, Any], step: int, written: Mapping[str, Any],
     step: of the checkpoint.
     written: the digest of all of it, of the parameters alone, or empty, as older versions saved.
     complete: whether the checkpoint must have all.
+    run: what `written` must say of the run, if it says anything.
 
   Returns:
     Whether all of it was checked.
 
   Raises:
-    Damaged: the step or an array is another.
+    Damaged: the step, the run or an array is another.
   """
   if complete and "opt_state" not in written or not complete and "opt_state" in written:
     raise Damaged("a part of it is gone: its digest, or _CHECKPOINT_METADATA")
@@ -73,6 +76,8 @@ def check_state(state: Mapping[str, Any], step: int, written: Mapping[str, Any],
     return False
   if int(written["step"]) != step:
     raise Damaged(f"it was written at step {int(written['step'])}")
+  if run is not None and "run" in written and not np.array_equal(written["run"], run):
+    raise Damaged("its arrays are of another run than its _CHECKPOINT_METADATA")
   found = digest_of_state(state["params"], state["opt_state"], step)
   for name, what in (("params", "parameters"), ("opt_state", "optimiser's state")):
     if name in written and not np.array_equal(written[name], jax.device_get(found[name])):
@@ -98,14 +103,15 @@ def _halved(tree: Any) -> Any:
 
 
 @jax.jit
-def _digest(parts: dict[str, Any], step: int | jax.Array) -> Digest:
+def _digest(parts: dict[str, Any], step: int | jax.Array, run: Any = None) -> Digest:
   def sums(tree: Any) -> jax.Array:
     leaves = jax.tree.leaves(tree)
     return (jnp.stack([_sum_of_mixed(_words(leaf)) for leaf in leaves]) if leaves
             else jnp.zeros(0, jnp.uint32))
 
-  # The step too is made here, so that it lies on all devices of all processes.
-  return {"step": jnp.int32(step), **{name: sums(tree) for name, tree in parts.items()}}
+  # Step and run too are made here, so that they lie on all devices of all processes.
+  said = {} if run is None else {"run": jnp.asarray(run, jnp.uint32)}
+  return {"step": jnp.int32(step), **said, **{name: sums(tree) for name, tree in parts.items()}}
 
 
 def _words(x: jax.Array) -> jax.Array:

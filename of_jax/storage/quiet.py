@@ -60,6 +60,8 @@ def quiet_orbax() -> None:
       of_calls(kind, error, frames)
 
   threading.excepthook, sys.unraisablehook, sys.excepthook = thread, collected, call
+  # A reader that failed leaves coroutines, which may be collected as late as the process ends.
+  warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
   logging.getLogger("absl").addFilter(lambda record: not _is_of_orbax(record.pathname))
 
 

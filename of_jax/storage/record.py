@@ -17,6 +17,8 @@ from of_jax.errors import UserError
 from of_jax.storage import run_directory
 
 _CHUNK = 1 << 20
+# Lines in which the end of a run stands: a last step, and an evaluation.
+_LAST = 4
 _NO_LINE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
@@ -124,6 +126,18 @@ def last_step(path: Path) -> int:
     except _NO_LINE:
       continue
   return max(steps)
+
+
+def end(path: Path) -> tuple[int, bool]:
+  """Reads the step of a record's last whole line, 0 without one, and whether the training losses
+  that stand last are finite."""
+  last, is_finite = 0, True
+  lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+  for line in reversed(lines[-_LAST:]):
+    place = _place(line)
+    if place:
+      last, is_finite = max(last, place[0]), is_finite and not place[2]
+  return last, is_finite
 
 
 def cut(path: Path, length: int) -> None:

@@ -1,12 +1,15 @@
 """Run directories as sources of parameters: `DIR`, or `DIR@STEP`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from of_jax.config import values
 from of_jax.config.paths import expanded
 from of_jax.errors import UserError
-from of_jax.storage import checkpoint, remote
+from of_jax.storage import checkpoint, identity, remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.storage.digest import Damaged
 
@@ -35,8 +38,33 @@ def load_parameters(source: str, shapes: Any, shardings: Any) -> tuple[Any, int]
       written = checkpoints.load_host(wanted, ("digest",))
     except Damaged as error:
       raise UserError(f"{where}: {error}") from error
+    check_run(where, checkpoints, directory, wanted, written)
     checkpoint.check_digest(where, params, wanted, written)
   return params, wanted
+
+
+def check_run(where: str, checkpoints: Checkpoints, directory: Path, step: int,
+              written: Mapping[str, Any]) -> None:
+  """Checks that all of a checkpoint says, as far as it does, that it is of the run that it lies in.
+
+  Args:
+    where: begins the message.
+    checkpoints: of the run.
+    directory: of the run.
+    step: of the checkpoint.
+    written: the checkpoint's `digest`, as `load_host` gives it.
+
+  Raises:
+    UserError: it is another's, or of another step.
+  """
+  try:
+    kept = checkpoints.kept(step)
+    identity.check_config(kept, run_directory.read_json(directory / run_directory.CONFIG))
+    if not np.array_equal(written.get("digest", {}).get("run", identity.words(kept)),
+                          identity.words(kept)):
+      raise Damaged("its arrays are of another run than its _CHECKPOINT_METADATA")
+  except Damaged as error:
+    raise UserError(f"{where}: the checkpoint of step {step} is damaged: {error.reason}") from None
 
 
 def parse_source(source: str) -> tuple[Path, int | None]:

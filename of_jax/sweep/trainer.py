@@ -76,11 +76,11 @@ def train_together(runs: Mapping[Path, Config], log: Log = print, strict_resume:
   if jax.process_count() > 1:
     raise UserError("members of one program are trained by one process; start as many commands")
   members.check({str(path): config for path, config in runs.items()})
+  log = unfailing(log)
   going = {workdir: config for workdir, config in runs.items()
-           if not startup.check(workdir, config)}
+           if not startup.check(workdir, config, log, strict_resume)}
   if not going:
     return
-  log = unfailing(log)
   with (Interruption() as interruption, saying_what_is_saved(list(going)),
         contextlib.ExitStack() as held):
     found = _restored(going, held, log, strict_resume)

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from of_jax.config.paths import expanded
-from of_jax.errors import UserError
+from of_jax.errors import THEIRS, UserError, reason_of
 from of_jax.telemetry.activations import Activations
 from of_jax.telemetry.family import Family, Statistics
 
@@ -49,8 +49,8 @@ def load(text: str) -> Family:
   try:
     spec.loader.exec_module(module)
     found = getattr(module, name)
-  except Exception as error:
-    raise UserError(f"{where}: {path} fails with {type(error).__name__}: {error}") from None
+  except THEIRS as error:
+    raise UserError(f"{where}: {path} fails with {reason_of(error)}") from None
   if not isinstance(found, type):
     return OfSequences(name, found)
   if not issubclass(found, Family):
@@ -70,10 +70,9 @@ class OfSequences(Family):
   def statistics(self, a: Activations) -> Statistics:
     try:
       values_B = jnp.asarray(jax.vmap(self._function)(a.raw_BxTxD))
-    except Exception as error:
-      reason = " ".join(str(error).split())[:200]
-      raise UserError(f"telemetry.user_metrics: {self._name} fails with {type(error).__name__}: "
-                      f"{reason}") from error
+    except THEIRS as error:
+      raise UserError(
+          f"telemetry.user_metrics: {self._name} fails with {reason_of(error)}") from error
     if values_B.shape != a.raw_BxTxD.shape[:1]:
       raise UserError(f"telemetry.user_metrics: {self._name} gives an array of the shape "
                       f"{values_B.shape[1:]} for a sequence, not one number")

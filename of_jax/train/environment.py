@@ -26,6 +26,12 @@ _PACKAGES = ("of_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 _LAUNCH = {"launcher": "OF_JAX_LAUNCHER", "image": "OF_JAX_IMAGE", "topology": "OF_JAX_TOPOLOGY"}
 
 
+# In env.json: settings of JAX, from its environment variables, that change numbers.
+SETTINGS = "jax_settings"
+_SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl",
+             "jax_threefry_partitionable", "jax_numpy_dtype_promotion", "jax_disable_jit")
+
+
 def describe(config: Config, mesh: Mesh, corpus: Described, network: Network) -> dict[str, Any]:
   """Collects the contents of env.json, an object for JSON."""
   return {
@@ -51,6 +57,7 @@ def machine() -> dict[str, Any]:
       "git": _git(),
       "launch": {name: os.environ[variable] for name, variable in _LAUNCH.items()
                  if os.environ.get(variable)},
+      SETTINGS: {name: getattr(jax.config, name) for name in _SETTINGS},
       "devices": {"platform": device.platform, "kind": device.device_kind,
                   "count": jax.device_count(), "processes": jax.process_count()},
   }

@@ -64,7 +64,7 @@ def train(config: Config, workdir: str | Path, log: Log = print,
 
 def _train(config: Config, workdir: Path, log: Log, interruption: Interruption,
            profile: tuple[int, int] | None, strict: bool) -> None:
-  if startup.check(workdir, config):
+  if startup.check(workdir, config, log, strict):
     log(f"{workdir}: finished before, nothing to do")
     return
   mesh = make_mesh(config)

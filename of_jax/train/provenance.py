@@ -10,7 +10,7 @@ import jax
 from of_jax import config as config_lib
 from of_jax import user_code
 from of_jax.config import Config, own_code
-from of_jax.config.paths import check_output_folder, check_utf8, expanded
+from of_jax.config.paths import check_no_pattern, check_output_folder, check_utf8, expanded
 from of_jax.data.folder import Described
 from of_jax.errors import UserError
 from of_jax.models.functional import Network
@@ -18,6 +18,7 @@ from of_jax.optim import describe, lay_out
 from of_jax.storage import checkpoint, remote, run_directory
 from of_jax.train import distributed, environment
 from of_jax.train.trainer import Trainer
+from of_jax.train.types import Log
 
 
 def check_workdir(workdir: Path, config: Config) -> None:
@@ -28,6 +29,7 @@ def check_workdir(workdir: Path, config: Config) -> None:
       another config's run.
   """
   check_utf8(f"--workdir={workdir}", workdir)
+  check_no_pattern(f"--workdir={workdir}", workdir)
   check_output_folder(f"--workdir={workdir}", expanded(workdir, f"--workdir={workdir}"))
   if workdir.exists() and distributed.is_writer():
     # Tried now, so that nobody waits for data and compiler to hear it.
@@ -79,11 +81,14 @@ def hashes_of_user_code(config: Config) -> dict[str, str]:
           for source, copy, _ in _user_files(Path(), config)}
 
 
-def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
-  """Checks that a run to resume reads the data that it began on.
+def check_environment(workdir: Path, described: dict[str, Any], log: Log) -> None:
+  """Checks that a run to resume reads the data that it began on, with the same settings of JAX.
+
+  A line says where its mesh is another.
 
   Raises:
-    UserError: the corpus or the tokenizer has another hash than env.json says.
+    UserError: the corpus or the tokenizer has another hash, or a setting another value, than
+      env.json says.
   """
   saved_at = workdir / run_directory.ENVIRONMENT
   if not saved_at.exists():
@@ -99,6 +104,15 @@ def check_corpus(workdir: Path, described: dict[str, Any]) -> None:
     if saved[name] != described[name]:
       raise UserError(f"--workdir={workdir}: the run began with {name} {saved[name][:12]}, and "
                       f"now it is {described[name][:12]}; it cannot be resumed on other data")
+  # Those before it have none.
+  for name, value in saved.get(environment.SETTINGS, {}).items():
+    now = described[environment.SETTINGS].get(name, value)
+    if now != value:
+      raise UserError(f"--workdir={workdir}: the run began with {name}={value}, and now it is "
+                      f"{now}, under which its numbers are others; set {name.upper()}={value}")
+  began, now = saved.get("mesh"), described.get("mesh")
+  if began is not None and began != now:
+    log(f"{workdir}: began on the mesh {began} and goes on on {now}: not in the same bits")
 
 
 def announce_disk(workdir: Path, trainer: Trainer, kept: list[int],

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import numpy as np
 
+from of_jax import config as config_lib
 from of_jax.config import Config, TrainConfig
 from of_jax.errors import UserError
-from of_jax.storage import checkpoint, record, remote, run_directory
+from of_jax.storage import checkpoint, identity, record, remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.storage.digest import Damaged, check_state
 from of_jax.train import distributed
@@ -85,7 +87,7 @@ def newest_whole(workdir: Path, config: Config, trainer: Trainer, log: Log, stri
     for step in reversed(distributed.told(lambda: checkpoints.steps)):
       if found or strict and faults.lines():
         break
-      found = _restore(workdir, config.train, checkpoints, trainer, step, faults)
+      found = _restore(workdir, config, checkpoints, trainer, step, faults)
     if strict and faults.lines():
       raise UserError(f"{name}: {_shortened(faults.lines())}; --strict_resume does not go on from "
                       "an older one")
@@ -115,13 +117,15 @@ def _has_begun(workdir: Path) -> bool:
   return False
 
 
-def _restore(workdir: Path, train: TrainConfig, checkpoints: Checkpoints, trainer: Trainer,
+def _restore(workdir: Path, config: Config, checkpoints: Checkpoints, trainer: Trainer,
              step: int, faults: _Faults) -> Resumed | None:
   """Restores one checkpoint; returns None, and adds to the faults, where it is not whole."""
   def held() -> dict[str, Any]:
     try:
       kept = checkpoints.kept(step)
-      return {"complete": kept is not None, "kept": _held(workdir, train, step, kept or {})}
+      identity.check_config(kept, config_lib.to_dict(config))
+      return {"complete": kept is not None, "run": identity.words(kept).tolist(),
+              "kept": _held(workdir, config.train, step, kept or {})}
     except Damaged as error:
       return {"damaged": error.reason}
 
@@ -143,7 +147,8 @@ def _restore(workdir: Path, train: TrainConfig, checkpoints: Checkpoints, traine
     return None
   try:
     # The same in every process: digests are of the whole arrays.
-    is_checked = check_state(state, step, written, found["complete"])
+    is_checked = check_state(
+        state, step, written, found["complete"], np.array(found["run"], np.uint32))
   except Damaged as error:
     faults.damaged[str(step)] = error.reason
     return None

@@ -24,6 +24,7 @@ from of_jax.objectives.tasks import task_of
 from of_jax.storage import checkpoint, record, remote, run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.train import distributed, environment, init_from, memory, provenance, writers
+from of_jax.train.finished import is_over
 from of_jax.train.init_from import InitialParameters
 from of_jax.train.resume import Resumed, newest_whole
 from of_jax.train.sharding import local_rows
@@ -84,15 +85,15 @@ class Begun:
   done: int
 
 
-def check(workdir: Path, config: Config) -> bool:
-  """Checks what a run directory can say before anything is read; returns whether the run is over.
+def check(workdir: Path, config: Config, log: Log, strict: bool = False) -> bool:
+  """Checks what a run directory can say before data is read; returns whether the run is over.
 
   Raises:
-    UserError: it cannot hold this run.
+    UserError: it cannot hold this run, or, for `strict`, what says that it is over is wrong.
   """
   provenance.check_workdir(workdir, config)
   provenance.check_user_code(workdir, config)
-  return (workdir / run_directory.DONE).exists()
+  return is_over(workdir, config, log, strict)
 
 
 def _say_what_is_not_causal(config: Config, log: Log) -> None:
@@ -129,7 +130,7 @@ def begin(planned: Planned, held: contextlib.ExitStack, log: Log) -> Begun:
                           local_rows(planned.mesh, config.train.batch_size))
              for config in planned.configs.values()]
   with jax.set_mesh(planned.mesh):
-    described = _described(planned, corpus)
+    described = _described(planned, corpus, log)
     # Before anything is compiled, so that parameters that do not fit are known at once.
     sources = [None if resumes else init_from.load(
         config, planned.trainer_of(config).network,
@@ -143,7 +144,7 @@ def begin(planned: Planned, held: contextlib.ExitStack, log: Log) -> Begun:
     return _open(planned, batches, corpus, described, sources, held, log)
 
 
-def _described(planned: Planned, corpus: Described) -> dict[str, Any]:
+def _described(planned: Planned, corpus: Described, log: Log) -> dict[str, Any]:
   """Describes the runs for env.json, once the runs and the processes agree with it."""
   config = planned.first
   described = environment.describe(
@@ -153,7 +154,7 @@ def _described(planned: Planned, corpus: Described) -> dict[str, Any]:
   if own:
     described["user_code"] = own
   for workdir in planned.workdirs:
-    provenance.check_corpus(workdir, described)
+    provenance.check_environment(workdir, described, log)
   distributed.check_agreement({
       "config": config_lib.to_dict(config), "corpus": corpus.corpus_sha256,
       "tokenizer": corpus.tokenizer_sha256, "of_jax": described["git"]["commit"],
@@ -174,7 +175,7 @@ def _open(planned: Planned, batches: list[Shuffled], corpus: Described, describe
     trainer = planned.trainer_of(config)
     # First of all, since a folder with files but without it is not taken for a run.
     provenance.write_config(workdir, config, trainer.network)
-    saved.append(held.enter_context(Checkpoints(workdir)))
+    saved.append(held.enter_context(Checkpoints(workdir, config=config)))
     own = {**described, "init_from": source.record} if source else described
     provenance.write_environment(workdir, own, corpus, done)
     if found is None:

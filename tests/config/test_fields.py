@@ -114,8 +114,8 @@ def test_mlps_are_gated_as_their_classes_are() -> None:
      "mine.py:1: NORMS is 'some': not one of required, optional, none"),
     ("models/mlps/mine.py", "GATED = 1", "model.mlp", "mine.py:1: GATED is 1: not true or false"),
     ("models/norms/mine.py", "\nHAS_EPSS = False", "model.norm",
-     "mine.py:2: HAS_EPSS is no trait: they are OVER_ANY_AXIS, HAS_EPS, GAIN_PER_NEURON, "
-     "ROTATION; did you mean HAS_EPS?"),
+     "mine.py:2: HAS_EPSS is no trait: they are OVER_ANY_AXIS, HAS_EPS, HAS_ROOT, "
+     "GAIN_PER_NEURON, ROTATION; did you mean HAS_EPS?"),
     ("optim/optimizers/mine.py", "FIELDS = {'b11': 0.9}", "optim.name",
      "mine.py:1: FIELDS has b11, which config.optim does not declare as a field of optimisers; "
      "did you mean b1?"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,9 @@ def test_config_alone_lists_every_file_and_size() -> None:
      "model.width?"),
     (("import dataclasses", "import datclasses"), ", line 1: fails with ModuleNotFoundError"),
     (("  return dataclasses", "  return (dataclasses"), ", line 7: fails with SyntaxError"),
-    (("int(width)", "int('x')"), ", line 7: fails with")))
+    (("int(width)", "int('x')"), ", line 7: fails with"),
+    (("import dataclasses", "raise SystemExit(0)"), ", line 1: fails with SystemExit: 0"),
+    (("  return", "  raise SystemExit\n  return"), ", line 7: fails with SystemExit")))
 def test_a_mistake_in_a_config_file_is_one_line(
     tmp_path: Path, change: tuple[str, str], message: str) -> None:
   file = tmp_path / "mine.py"
@@ -70,6 +73,25 @@ def test_a_mistake_in_a_config_file_is_one_line(
   assert f"{file}{message}" in str(error.value)
   if "assign" in message:
     assert "dataclasses.replace(config" in str(error.value)
+
+
+def test_a_section_of_another_type_is_one_line(tmp_path: Path) -> None:
+  file = tmp_path / "mine.py"
+  file.write_text(GOOD.replace("model=dataclasses.replace(config.model, width=int(width))",
+                               "model=None"))
+  with pytest.raises(UserError, match="Config whose model is NoneType, not ModelConfig"):
+    cli.load_config(f"{file}:64")
+
+
+@pytest.mark.parametrize("name, value", (("JAX_PLATFORMS", "nonsense"),
+                                         ("JAX_NUM_CPU_DEVICES", "x")))
+def test_an_environment_that_jax_does_not_start_in(tmp_path: Path, name: str, value: str) -> None:
+  command = [sys.executable, "-m", "experiments.train", "--config=smoke", f"--workdir={tmp_path}"]
+  said = subprocess.run(command, cwd=ROOT, env={**os.environ, name: value}, capture_output=True,
+                        text=True, timeout=120)
+  assert said.returncode == 1 and not said.stdout
+  assert said.stderr.startswith("error: JAX does not start") and said.stderr.count("\n") == 1
+  assert f"{name}={value}" in said.stderr
 
 
 @pytest.mark.parametrize("field, value, meant", (

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 
+from of_jax.analysis import replay
 from of_jax.config import Config
 from of_jax.errors import UserError
-from of_jax.storage import checkpoint, record, run_directory
+from of_jax.storage import checkpoint, identity, record, run_directory
 from of_jax.storage.checkpoint import Checkpoints
 from of_jax.sweep.trainer import train_together
 from of_jax.train import train
@@ -109,6 +110,18 @@ def flip_the_middle(folder: Path) -> None:
   path.write_bytes(bytes(raw))
 
 
+def edited(folder: Path, change: Callable[[dict[str, Any]], object], seal: bool = False) -> None:
+  """Changes what a checkpoint keeps beside its arrays; `seal` makes its sum fit again."""
+  path = folder / "_CHECKPOINT_METADATA"
+  whole = json.loads(path.read_text())
+  kept = whole["custom_metadata"]
+  change(kept)
+  if seal:
+    kept["sum"] = identity.sealed(kept["step"], {
+        name: value for name, value in kept.items() if name != "sum"}, None)["sum"]
+  path.write_text(json.dumps(whole))
+
+
 # What is done to a run that goes on after step 8, what is set aside, and after which step it goes
 # on then.
 DAMAGE: dict[str, tuple[Fault, str, int]] = {
@@ -121,6 +134,17 @@ DAMAGE: dict[str, tuple[Fault, str, int]] = {
     "no digest": (lambda run: shutil.rmtree(at(run, 8) / "digest"), "8", 4),
     "no metadata": (lambda run: (at(run, 8) / "_CHECKPOINT_METADATA").unlink(), "8", 4),
     "other metadata": (lambda run: (at(run, 8) / "_CHECKPOINT_METADATA").write_text("[]"), "8", 4),
+    "metadata of another step": (lambda run: shutil.copyfile(
+        at(run, 4) / "_CHECKPOINT_METADATA", at(run, 8) / "_CHECKPOINT_METADATA"), "8", 4),
+    "a digit of metadata": (lambda run: edited(
+        at(run, 8), lambda kept: kept["divergence"].update(moved=1)), "8", 4),
+    "a letter of metadata": (lambda run: edited(
+        at(run, 8), lambda kept: kept.update(metrias=kept.pop("metrics"))), "8", 4),
+    "diverged": (lambda run: edited(at(run, 8), lambda kept: kept.update(diverged=True)), "8", 4),
+    "metadata of another run": (lambda run: edited(
+        at(run, 8), lambda kept: kept["config"]["train"].update(seed=5), seal=True), "8", 4),
+    "arrays of another run": (lambda run: edited(
+        at(run, 8), lambda kept: kept["config"]["train"].pop("seed"), seal=True), "8", 4),
     "params a file": (lambda run: replaced_by_a_file(at(run, 8) / "params"), "8", 4),
     "cut to 10 bytes": (lambda run: cut(at(run, 8) / "params", 10), "8", 4),
     "bits of parameters": (lambda run: flip_the_middle(at(run, 8) / "params"), "8", 4),
@@ -129,7 +153,8 @@ DAMAGE: dict[str, tuple[Fault, str, int]] = {
 
 
 @pytest.mark.parametrize("fault", some_slow(
-    DAMAGE, "copied", "a copy's name", "no opt_state", "cut to 10 bytes", "bits of moments"))
+    DAMAGE, "copied", "a copy's name", "no opt_state", "cut to 10 bytes", "bits of moments",
+    "a digit of metadata", "metadata of another run", "arrays of another run"))
 def test_a_damaged_checkpoint_is_set_aside(study: Study, fault: str,
                                            capfd: pytest.CaptureFixture[str]) -> None:
   damage, named, step = DAMAGE[fault]
@@ -236,6 +261,62 @@ def test_a_run_never_starts_again_in_silence(study: Study, fault: str) -> None:
     study.goes_on(workdir)
   assert "\n" not in str(error.value) and len(str(error.value)) < 700
   assert before == sorted((str(path), path.stat().st_mtime_ns) for path in workdir.rglob("*"))
+
+
+def test_done_is_held_against_the_run(study: Study) -> None:
+  workdir = study.stopped()
+  (workdir / "DONE").touch()
+  with pytest.raises(UserError, match="marked DONE, but its newest checkpoint is of step 8 of 12"):
+    study.goes_on(workdir, strict=True)
+  assert (workdir / "DONE").exists()
+  lines_of(workdir / "metrics.jsonl", *range(10))
+  lines = study.goes_on(workdir)
+  assert any("is marked DONE, but metrics.jsonl goes to step" in line for line in lines)
+  assert "RUN: finished before, nothing to do" in study.goes_on(workdir)
+  record_path = workdir / "metrics.jsonl"
+  record_path.write_text(record_path.read_text().replace('"loss": 4.', '"loss": 3.', 1))
+  lines = study.goes_on(workdir)
+  assert "metrics.jsonl is not what it was at checkpoint 12" in lines[0]
+  # Checkpoints may be removed of a run that is over.
+  shutil.rmtree(workdir / "checkpoints")
+  lines = []
+  train(study.config, workdir, lines.append)
+  assert lines == [f"{workdir}: finished before, nothing to do"]
+  (workdir / "DONE").unlink()
+  (workdir / "DONE").mkdir()
+  with pytest.raises(UserError, match="DONE: is no file"):
+    train(study.config, workdir, lines.append)
+
+
+def test_a_run_is_measured_by_its_own_checkpoints(study: Study) -> None:
+  workdir = study.stopped()
+  edited(at(workdir, 8), lambda kept: kept["config"]["train"].update(seed=5), seal=True)
+  with pytest.raises(UserError, match="of step 8 is damaged: .*another config .train.seed 5 there"):
+    replay.restore(workdir, 8)
+  assert replay.restore(workdir, 4).is_verified
+
+
+@pytest.mark.parametrize("name", ("lr[1]", "a*", "a?", "a\\b"))
+def test_a_folder_that_is_a_pattern_is_refused(study: Study, name: str) -> None:
+  workdir = study.folder / name
+  with pytest.raises(UserError, match="has .* in it, which Orbax takes for a pattern"):
+    train(study.config, workdir, print)
+  assert not workdir.exists()
+
+
+def test_other_settings_of_jax_are_refused(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+  workdir = study.stopped()
+  path = workdir / "env.json"
+  env = json.loads(path.read_text())
+  assert env["jax_settings"]["jax_enable_x64"] is False
+  env["jax_settings"]["jax_default_matmul_precision"] = "float32"
+  env["mesh"]["data"] = 2
+  path.write_text(json.dumps(env))
+  with pytest.raises(UserError, match="began with jax_default_matmul_precision=float32"):
+    study.goes_on(workdir)
+  env["jax_settings"]["jax_default_matmul_precision"] = None
+  path.write_text(json.dumps(env))
+  assert any("began on the mesh" in line for line in study.goes_on(workdir))
 
 
 def test_killed_before_the_first_checkpoint_it_starts_again(study: Study) -> None:

@@ -12,7 +12,7 @@ from of_jax.claims.judge import Claim
 from of_jax.commands import cli
 from of_jax.commands.help_text import CONFIGS
 from of_jax.config import Config, paths
-from of_jax.errors import UserError, nearest, reason_of
+from of_jax.errors import THEIRS, UserError, nearest, reason_of
 from of_jax.scaling.ladder import Ladder
 
 Overrides = tuple[tuple[str, str], ...]
@@ -87,7 +87,7 @@ def _own(path: str) -> Mapping[str, Scale]:
                     "otherwise")
   try:
     scales = runpy.run_path(str(file)).get("SCALES")
-  except Exception as error:  # The file is the user's: whatever it raises is their mistake.
+  except THEIRS as error:  # The file is the user's: whatever it raises is their mistake.
     raise UserError(f"--study={path}: {reason_of(error)}") from error
   if not isinstance(scales, Mapping) or not all(
       isinstance(one, Scale) for one in scales.values()):
