@@ -22,7 +22,7 @@ from of_jax.config.kinds import kind_of
 from of_jax.config.rules.fields import check_sizes, check_types
 from of_jax.errors import UserError, refusing
 from of_jax.interop.source import NO_CORPUS
-from of_jax.storage import remote
+from of_jax.storage import record, remote
 from of_jax.storage.run_directory import (
     CONFIG,
     DONE,
@@ -196,7 +196,7 @@ def load_run(path: str | pathlib.Path) -> Run:
 
   Raises:
     UserError: no run directory, a broken config or metrics line (the file and the line are
-      named), or a finished run whose metrics are gone.
+      named), or a finished run whose metrics are gone or changed.
   """
   path = remote.reading(path)
   with refusing(str(path), "is no run that can be read"):
@@ -212,6 +212,9 @@ def _load_run(path: pathlib.Path) -> Run:
       if finished and name == METRICS:
         raise UserError(f"{path / name}: missing, though the run is marked {DONE}")
       notes.append(f"no {name}")
+  if finished and (step := record.changed_since(path)) is not None:
+    raise UserError(f"{path / METRICS}: is not what it was at checkpoint {step}; the command that "
+                    "trained the run mends it")
   env = read_object(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {}
   records, timing = by_step(read_lines(path / METRICS)), list(read_lines(path / TIMING))
   return Run(

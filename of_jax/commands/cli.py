@@ -39,6 +39,7 @@ def run(main: Callable[[], None]) -> None:
 
   Other statuses: 75 if the run was told to stop and saved, 130 if it was interrupted.
   """
+  _hold_standard_streams()
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       # Names of files need not be what the terminal can show.
@@ -105,6 +106,19 @@ def _of_the_environment(error: BaseException) -> str:
     return ""
   return (f"JAX does not start: {reason_of(error)}; of the environment it reads "
           + ", ".join(f"{name}={os.environ[name]}" for name in names))
+
+
+def _hold_standard_streams() -> None:
+  """Opens what the process was started without, as by `>&-`: a file that a run writes would else
+  get the number of standard output or error, and what libraries print."""
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # Gets the lowest number that is free.
+  sys.stdin = sys.stdin or open(os.devnull)
+  sys.stdout = sys.stdout or open(os.devnull, "w")
+  sys.stderr = sys.stderr or open(os.devnull, "w")
 
 
 def _let_go_of_output() -> None:

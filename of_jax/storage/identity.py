@@ -14,9 +14,9 @@ import numpy as np
 from of_jax import config as config_lib
 from of_jax.config import SCHEMA, SCHEMA_VERSION, Config
 from of_jax.storage.digest import Damaged
+from of_jax.storage.run_directory import METADATA
 
 _STEP, _CONFIG, _SUM = "step", "config", "sum"
-_FILE = "_CHECKPOINT_METADATA"
 
 
 def sealed(step: int, kept: Mapping[str, Any], config: Config | None) -> dict[str, Any]:
@@ -38,9 +38,9 @@ def opened(found: Mapping[str, Any], step: int) -> dict[str, Any] | None:
   # Those before it have neither.
   if _SUM in found or _STEP in found:
     if found.get(_SUM) != _sha256({name: value for name, value in found.items() if name != _SUM}):
-      raise Damaged(f"its {_FILE} is not what was written")
+      raise Damaged(f"its {METADATA} is not what was written")
     if found.get(_STEP) != step:
-      raise Damaged(f"its {_FILE} is of step {found.get(_STEP)}")
+      raise Damaged(f"its {METADATA} is of step {found.get(_STEP)}")
   return dict(found)
 
 

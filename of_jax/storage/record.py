@@ -14,7 +14,7 @@ from typing import Any
 
 from of_jax.config import TrainConfig
 from of_jax.errors import UserError
-from of_jax.storage import run_directory
+from of_jax.storage import remote, run_directory
 
 _CHUNK = 1 << 20
 # Lines in which the end of a run stands: a last step, and an evaluation.
@@ -72,6 +72,21 @@ def matches(path: Path, kept: Mapping[str, Any]) -> bool:
         hashed.update(chunk)
         left -= len(chunk)
   return hashed.hexdigest() == str(kept["sha256"])
+
+
+def changed_since(workdir: Path) -> int | None:
+  """Finds the step of the newest checkpoint, if the record no longer begins with what that keeps of
+  it. Reads no array; None where the checkpoint says nothing, or lies in a store."""
+  folder = remote.checkpoints(workdir)
+  if remote.is_url(folder):
+    return None
+  step = max(remote.saved_steps(folder), default=None)
+  try:
+    beside = json.loads((folder / str(step) / run_directory.METADATA).read_text())
+    kept = beside["custom_metadata"]["metrics"]
+    return None if matches(workdir / run_directory.METRICS, kept) else step
+  except (OSError, AttributeError, *_NO_LINE):
+    return None
 
 
 def is_logged(train: TrainConfig, step: int) -> bool:

@@ -27,6 +27,8 @@ ENVIRONMENT = "env.json"
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 CHECKPOINTS = "checkpoints"
+# Of a checkpoint, by Orbax: what the run keeps beside its arrays is its `custom_metadata`.
+METADATA = "_CHECKPOINT_METADATA"
 TOKENIZER = "tokenizer.json"
 SOURCE_DIFF = "source.diff"
 DONE = "DONE"

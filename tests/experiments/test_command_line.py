@@ -83,6 +83,15 @@ def test_a_section_of_another_type_is_one_line(tmp_path: Path) -> None:
     cli.load_config(f"{file}:64")
 
 
+@pytest.mark.parametrize("closed", (">&-", "2>&-", ">&- 2>&- <&-"))
+def test_streams_that_are_closed(tmp_path: Path, closed: str) -> None:
+  # What is written must not get the number of standard output.
+  file = tmp_path / "runs.csv"
+  command = f"{sys.executable} -m experiments.runs --root=tests/golden/run_75cbc07 --csv={file}"
+  assert subprocess.run(f"{command} {closed}", shell=True, cwd=ROOT, timeout=120).returncode == 0
+  assert len(file.read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize("name, value", (("JAX_PLATFORMS", "nonsense"),
                                          ("JAX_NUM_CPU_DEVICES", "x")))
 def test_an_environment_that_jax_does_not_start_in(tmp_path: Path, name: str, value: str) -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from of_jax.analysis import replay
+from of_jax.analysis import replay, runs
 from of_jax.config import Config
 from of_jax.errors import UserError
 from of_jax.storage import checkpoint, identity, record, run_directory
@@ -275,8 +275,11 @@ def test_done_is_held_against_the_run(study: Study) -> None:
   assert "RUN: finished before, nothing to do" in study.goes_on(workdir)
   record_path = workdir / "metrics.jsonl"
   record_path.write_text(record_path.read_text().replace('"loss": 4.', '"loss": 3.', 1))
+  with pytest.raises(UserError, match="metrics.jsonl: is not what it was at checkpoint 12"):
+    runs.load_run(workdir)
   lines = study.goes_on(workdir)
   assert "metrics.jsonl is not what it was at checkpoint 12" in lines[0]
+  assert runs.load_run(workdir).finished
   # Checkpoints may be removed of a run that is over.
   shutil.rmtree(workdir / "checkpoints")
   lines = []
