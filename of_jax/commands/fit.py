@@ -24,6 +24,8 @@ from of_jax.errors import UserError
 if TYPE_CHECKING:
   from of_jax.scaling.table import Table
 
+# Sets of data that are drawn.
+_MOST = 1_000_000
 _ROOT = flags.DEFINE_string("root", "", "a folder of runs, as a study's")
 _CSV = flags.DEFINE_string("csv", "", "in place of --root, a CSV file whose first line names its "
                            "columns; runs with 1 in a column diverged are counted, not fitted")
@@ -48,7 +50,8 @@ _DROP = flags.DEFINE_integer("drop_highest", 0, "leave out the points of so many
 _FORECAST = flags.DEFINE_multi_string("forecast", [], "a new run to forecast, as width=2048 or "
                                       "parameters=1e9,tokens=2e10; may be given again")
 _LEVEL = flags.DEFINE_float("level", 0.9, "of intervals")
-_RESAMPLES = flags.DEFINE_integer("resamples", 1000, "for intervals", lower_bound=99)
+_RESAMPLES = flags.DEFINE_integer("resamples", 1000, "for intervals", lower_bound=99,
+                                  upper_bound=_MOST)
 _KIND = flags.DEFINE_enum("resampling", "auto", ["auto", "normal", "residuals", "cases"],
                           "what is drawn: normal noise (the default below 40 points), residuals "
                           "over sqrt(1 - leverage), or points (the default from 40)")
@@ -57,16 +60,16 @@ _NOISE = flags.DEFINE_enum("noise", "auto", ["auto", "constant", "growing"], "wh
                            "between seeds changes with size: tested, or taken as said")
 _SIMULATE = flags.DEFINE_integer("simulate", None, "made sets of data that tell how often each "
                                  "kind of interval holds; default 100 below 40 points, else 0",
-                                 lower_bound=0)
+                                 lower_bound=0, upper_bound=_MOST)
 _COMPARE = flags.DEFINE_list("compare", None, "laws to compare by held-out error; default all "
                              "named ones that apply")
 _WIDTH = flags.DEFINE_float("exponent_width", 0.5, "a wider interval of an exponent is said to be "
                             "uninformative")
 _RATIO = flags.DEFINE_float("forecast_ratio", 4.0, "likewise of a forecast, upper end over lower")
 _COVERAGE = flags.DEFINE_integer("coverage", 0, "simulate so many ladders a scenario instead",
-                                 lower_bound=0)
+                                 lower_bound=0, upper_bound=_MOST)
 _ALARMS = flags.DEFINE_integer("alarms", 0, "count false and true alarms of so many ladders a "
-                               "scenario instead", lower_bound=0)
+                               "scenario instead", lower_bound=0, upper_bound=_MOST)
 flags.DEFINE_string("out", "", "folder for fit.json and the figure")
 COVERAGE, ALARMS = "coverage.json", "alarms.json"
 

@@ -16,6 +16,8 @@ from of_jax.data import cache, token_files, tokenizer
 from of_jax.data.folder import META, PARTS, TOKENIZER, Corpus, Damaged, Tokens, open_folder
 from of_jax.errors import UserError
 
+# Bytes that take more than seconds to look through.
+_LONG = 10_000_000_000
 _CHUNK = 1 << 24
 
 Log = Callable[[str], None]
@@ -53,6 +55,9 @@ def open_tokens(data: DataConfig, log: Log) -> Corpus:
     if not len(arrays[part]):
       raise UserError(f"{where}: no {part} tokens in {files[part].name}")
     digest.update(f"{part} {len(arrays[part])}\n".encode())
+    if arrays[part].nbytes > _LONG:
+      log(f"{where}: looks through {arrays[part].nbytes / 1e9:,.0f} GB of {part} tokens, as at "
+          "every start")
     only = _check(where, arrays[part], files[part], first, data.vocab_size, digest)
     if only is not None:
       log(f"{where}: all {len(arrays[part]):,} {part} tokens of {files[part].name} are {only}; a "

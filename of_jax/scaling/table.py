@@ -108,6 +108,9 @@ def _table(path: str, y: str, numbers: Sequence[int], texts: Mapping[str, list[s
                 columns[y], y, f"column {y}", {}, (), path)
   if DIVERGED in columns:
     table = table.keep(columns[DIVERGED] == 0, "diverged")
+  if not table.names:
+    raise UserError(f"--csv={path}: no line below the first" + (
+        " is of a run that did not diverge" if numbers else ""))
   check_finite(table, f"--csv={path}, ")
   return table
 

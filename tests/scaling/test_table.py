@@ -134,6 +134,8 @@ def test_csv(tmp_path):
     ("width,loss\n64,inf\n", "line 2: loss is inf"),
     ("width,los\n64,1\n", "--y=loss: no such column; did you mean los"),
     ("width,width\n64,1\n", "must name every column once"),
+    ("width,loss\n", "no line below the first$"),
+    ("width,loss,diverged\n64,1,1\n", "no line below the first is of a run that did not diverge"),
 ))
 def test_mistakes_of_csv(tmp_path, text, message):
   path = tmp_path / "a.csv"
@@ -176,6 +178,7 @@ def test_the_binary_on_runs(ladder, tmp_path):
     (["--csv=a.csv", "--y=loss", "--law=power", "--delta=0"], "above 0"),
     (["--csv=a.csv", "--y=loss", "--law=power", "--forecast=big"], "VARIABLE=NUMBER"),
     (["--coverage=10", "--law=power"], "leave out --law"),
+    (["--csv=a.csv", "--y=loss", "--law=power", "--resamples=99999999999999999999"], "1000000"),
 ))
 def test_mistakes_on_the_command_line(given, message, tmp_path):
   (tmp_path / "a.csv").write_text("width,loss\n64,1\n128,2\n")
