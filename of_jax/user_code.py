@@ -142,12 +142,17 @@ def _module(file: str, sha: str, content: bytes) -> types.ModuleType:
   module.__file__ = file
   # Where dataclasses look for the names that hints mention.
   sys.modules[name] = module
-  _run.add(file)
+  runs(file)
   try:
     exec(compile(content, file, "exec"), vars(module))
   except THEIRS as error:
     raise UserError(fault(error) or f"{file}: fails with {reason_of(error)}") from error
   return module
+
+
+def runs(file: str) -> None:
+  """Notes a file that is run, so that an error out of it is known for its own: see `fault`."""
+  _run.add(file)
 
 
 def fault(error: BaseException) -> str:

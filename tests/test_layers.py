@@ -21,7 +21,7 @@ ROOMS = {
     "models": {"errors", "variants", "xla", "config"},
     "objectives": {"errors", "user_code", "variants", "xla", "config", "models"},
     "optim": {"errors", "user_code", "variants", "xla", "config"},
-    "telemetry": {"errors", "variants", "xla", "config"},
+    "telemetry": {"errors", "user_code", "variants", "xla", "config"},
     "quantise": {"errors", "xla", "config", "models", "objectives"},
     "interop": {"errors", "variants", "config", "storage", "models", "data"},
     "cost_model": {"errors"},

@@ -28,6 +28,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from of_jax import user_code
 from of_jax.config.paths import expanded
 from of_jax.errors import THEIRS, UserError, reason_of
 from of_jax.telemetry.activations import Activations
@@ -46,6 +47,7 @@ def load(text: str) -> Family:
   spec = importlib.util.spec_from_file_location(f"user_metrics_{file.stem}", file)
   assert spec is not None and spec.loader is not None, path
   module = importlib.util.module_from_spec(spec)
+  user_code.runs(str(file))
   try:
     spec.loader.exec_module(module)
     found = getattr(module, name)
