@@ -116,8 +116,8 @@ def test_a_checkpoint_that_is_not_what_it_says(run: Path, tmp_path: Path,
   model = replay.restore(run, 2)
   (tmp_path / "other").mkdir()
   shutil.copy(run / "config.json", tmp_path / "other")
-  wrong = {"other step": lambda params, _, step: digest(params, step - 1),
-           "other parameters": lambda params, _, step: digest(
+  wrong = {"other step": lambda params, _, step, run: digest(params, step - 1),
+           "other parameters": lambda params, _, step, run: digest(
                jax.tree.map(lambda leaf: leaf + 1, params), step)}
   state = {"params": model.params, "opt_state": {"count": jnp.zeros(())}}
   with checkpoint.Checkpoints(tmp_path / "other") as checkpoints:
