@@ -94,7 +94,7 @@ def _judged(study: dict[str, Any], runs: dict[str, Run]) -> dict[str, Any]:
     return study
   numbers = [{**run, **study_record.numbers(runs.get(run["name"]))} for run in study["runs"]]
   claims = study_record.judge(scale.claims, runs, study, studies.configs(scale))
-  return {**study, "claims": claims, "runs": numbers}
+  return {**study, **studies.about(scale), "claims": claims, "runs": numbers}
 
 
 if __name__ == "__main__":

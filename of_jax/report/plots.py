@@ -1,7 +1,7 @@
 """The figure that a README can carry. Enters: runs. Leaves: figure.svg and figure.png.
 
-Two panels, kurtosis of the worst layer against step, and loss: of the first setting in which there
-are runs of all groups (see of_jax.report.series), or of each group at its first setting.
+Two panels, kurtosis of the largest layer against step, and loss: of the first setting in which
+there are runs of all groups (see of_jax.report.series), or of each group at its first setting.
 """
 
 import html
@@ -110,7 +110,7 @@ def _kurtosis(axes: Any, items: list[series.Series]) -> None:
     measured = item.run.measured("kurtosis")
     steps, values = series.thin(
         measured.steps, series.over_layers(measured.values, True), _POINTS, largest=True)
-    axes.plot(steps, values, color=item.colour, linestyle=_dash(item), label=_label(item))
+    axes.plot(steps, values, color=item.colour, linestyle=_dash(item), label=item.label)
   axes.set_yscale("log")
   low, high = axes.get_ylim()
   axes.set_ylim(min(low, 0.95), max(high, 3))
@@ -118,7 +118,7 @@ def _kurtosis(axes: Any, items: list[series.Series]) -> None:
   axes.yaxis.set_major_formatter("{x:g}")
   axes.yaxis.set_minor_locator(NullLocator())
   axes.set_ylabel(metrics.STREAM["kurtosis"].axis)
-  axes.set_title("Kurtosis of the stream, worst layer")
+  axes.set_title("Kurtosis of the stream, largest layer")
 
 
 def _loss(axes: Any, items: list[series.Series]) -> None:
@@ -130,7 +130,7 @@ def _loss(axes: Any, items: list[series.Series]) -> None:
     evaluated = item.run.eval
     if evaluated.steps.size:
       axes.plot(evaluated.steps, evaluated.loss, color=item.colour,
-                linestyle=_dash(item), marker="o", markersize=3, label=_label(item))
+                linestyle=_dash(item), marker="o", markersize=3, label=item.label)
     # The first tenth falls from its initial value and would flatten the rest.
     for at, losses in ((steps, values), (evaluated.steps, evaluated.loss)):
       late = losses[at > at[-1] / 10] if at.size else losses
@@ -144,7 +144,3 @@ def _loss(axes: Any, items: list[series.Series]) -> None:
 
 def _dash(item: series.Series) -> str:
   return {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[item.dash]
-
-
-def _label(item: series.Series) -> str:
-  return f"{item.group}, seed {item.seed}"
