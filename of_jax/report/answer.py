@@ -19,7 +19,8 @@ def leading(study: Mapping[str, Any]) -> Mapping[str, Any] | None:
   """Finds the claim that answers the study's question: the one it names, else its first."""
   claims = study.get("claims") or []
   named = [claim for claim in claims if claim["id"] == study.get("answer")]
-  return (named or list(claims) or [None])[0]
+  found: Mapping[str, Any] | None = (named or list(claims) or [None])[0]
+  return found
 
 
 def answer(study: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -10,7 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from of_jax.analysis.runs import Run
-from of_jax.report import answer, ladders, metrics, plots, prose, provenance, tables, words
+from of_jax.report import (
+    answer,
+    ladders,
+    measured,
+    metrics,
+    plots,
+    prose,
+    provenance,
+    tables,
+    words,
+)
 from of_jax.report.page_data import page_data
 from of_jax.report.tables import text
 
@@ -31,9 +41,10 @@ def render(runs: Mapping[str, Run], study: Mapping[str, Any] | None,
   data = page_data(runs, study)
   return document(prose.title(runs, study), [
       _answer(runs, study), _words(runs), _deciding(runs, figures), _scale(runs, study),
-      _paper(runs, study), claims(study), ladders.section(drawn_ladders), tables.settings(runs),
+      _paper(runs, study), claims(study), measured.section(runs),
+      ladders.section(drawn_ladders), tables.settings(runs),
       _asset("figures.html") if _has_curves(runs) else "",
-      '<h2 class="js">Inside the runs</h2><div class="js" id="analyses"></div>'
+      '<h2 class="js">Analyses</h2><div class="js" id="analyses"></div>'
       if data["analyses"] else "", tables.differences(runs), provenance.section(runs, study)], data)
 
 

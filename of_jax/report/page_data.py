@@ -108,6 +108,7 @@ def _about(runs: Mapping[str, Run], site: str, metric: str) -> dict[str, Any]:
 
 def _panel(panel: Panel) -> dict[str, Any]:
   value = dataclasses.asdict(panel)
+  value["note"] = metrics.as_html(panel.definition)
   for line in value["lines"]:
     for name in ("x", "y", "sizes"):
       if line[name] is not None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from of_jax.analysis.runs import Run
+from of_jax.analysis.runs import Run, read_measurements
+from of_jax.report.measured import quantisations
 from of_jax.report.tables import text
 
 
@@ -24,6 +25,13 @@ def section(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> str:
     add("command", [env.get("command") for env in envs])
   add("commit", [_commit(env.get("git") or {}) for env in envs])
   add("loaded from", [(env.get("loaded_from") or {}).get("path") for env in envs])
+  came = [one.get("provenance") or {} for run in runs.values()
+          for one in (*read_measurements(run), *quantisations(run))]
+  add("measured by", [one.get("command") for one in came])
+  add("measured on", [one.get("data") for one in came])
+  add("sha256 of that text", [(one.get("text") or {}).get("sha256") for one in came])
+  add("digest of the parameters", [one.get("digest") for one in came])
+  add("notes", [note for one in came for note in one.get("notes") or ()])
   add("corpus", [env.get("corpus") for env in envs])
   add("corpus sha256", [env.get("corpus_sha256") for env in envs])
   add("tokenizer sha256", [env.get("tokenizer_sha256") for env in envs])

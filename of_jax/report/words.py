@@ -36,5 +36,5 @@ def _block(name: str) -> str:
   except LookupError:
     return ""
   classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-  texts = [ast.get_docstring(node) or "" for node in (tree, *classes[:1])]
+  texts = [ast.get_docstring(tree) or "", *(ast.get_docstring(one) or "" for one in classes[:1])]
   return " ".join(" ".join(text.split("\n\n")[0].split()) for text in texts if text)

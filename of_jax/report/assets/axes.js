@@ -11,6 +11,8 @@ const Axes = (() => {
 
   const FORMS = {
     linear: { to: v => v, from: v => v },
+    // Layers and bits: no tick stands between two.
+    whole: { to: v => v, from: v => v },
     log: { to: Math.log10, from: v => 10 ** v },
     // Steps from 0, of checkpoints that are evenly spaced in their logarithm.
     steps: { to: v => Math.log10(1 + v), from: v => 10 ** v - 1 },
@@ -46,7 +48,8 @@ const Axes = (() => {
     const low = forth(range[0]), high = forth(range[1]), span = high - low || 1;
     const ticks = form === "log" ? decades(range[0], range[1], count)
       : form === "steps" && range[1] > 20
-        ? [0, ...decades(1, range[1], count)].filter(v => v >= range[0]) : evenly(range[0], range[1], count);
+        ? [0, ...decades(1, range[1], count)].filter(v => v >= range[0])
+        : evenly(range[0], range[1], count).filter(v => form !== "whole" || Number.isInteger(v));
     return { range, form, ticks, text: ticks.map(v => plain(v)),
       at: v => from + (forth(v) - low) / span * (to - from),
       value: px => back(low + (px - from) / (to - from) * span) };

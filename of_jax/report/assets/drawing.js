@@ -180,6 +180,14 @@ const Drawing = (() => {
       (heat.log ? words(x + 13, (box.top + box.bottom) / 2, "log", paper) : "");
   }
 
+  const rowHeight = figure => figure.intervals.rows.length > 1 ? 54 : 40;
+
+  // The height of a figure less what stands above and below its plot.
+  function height(figure) {
+    if (figure.intervals) return 46 + rowHeight(figure) * figure.intervals.rows.length;
+    return figure.heat ? 170 : 270;
+  }
+
   function intervals(figure, size, paper) {
     const { rows, margin, supports } = figure.intervals, form = figure.form || "linear";
     const ends = rows.flatMap(r => [r.estimate, r.low, r.high, ...(r.seeds || [])]);
@@ -196,10 +204,12 @@ const Drawing = (() => {
     out.push(rule(left, bottom, right, bottom, "soft", paper));
     out.push(words((left + right) / 2, bottom + 33, figure.x, paper, 'text-anchor="middle"'));
     rows.forEach((row, i) => {
-      const y = top + 40 * i + 28;
+      const y = top + rowHeight(figure) * (i + 1) - 12;
       out.push(rule(from, y - 9, from, y + 10, "ink", paper, "stroke-dasharray:4 3"));
       const ink = `stroke:${colour("ink", paper)};stroke-width:2`;
-      out.push(words(left, y - 13, `${row.name}: ${row.said}`, paper));
+      // One row's name is the figure's title.
+      const told = wrapped(rows.length > 1 ? `${row.name}: ${row.said}` : row.said, (right - left) / 6);
+      told.slice(-2).forEach((t, k, both) => out.push(words(left, y - 13 * (both.length - k), t, paper)));
       if (row.low !== null && row.high !== null) {
         const [a, b] = [x.at(row.low), x.at(row.high)];
         out.push(`<path d="M${a} ${y}H${b}M${a} ${y - 5}V${y + 5}M${b} ${y - 5}V${y + 5}" style="fill:none;${ink}"/>`);
@@ -241,12 +251,11 @@ const Drawing = (() => {
 
   // A file of its own: title above, legend below, in the colours and at the size of paper.
   function file(figure, view, hidden) {
-    const size = { width: 520, height: figure.heat ? 250 : 340, top: 0, bottom: 0 };
+    const size = { width: 520, height: 0, top: 0, bottom: 0 };
     const title = wrapped(figure.title, 74), key = legend(figure, hidden, size);
     size.top = 14 + 17 * title.length;
     size.bottom = key.rows * 18;
-    size.height = (figure.intervals ? 46 + 40 * figure.intervals.rows.length
-      : size.height - 40) + size.top + size.bottom;
+    size.height = height(figure) + (figure.lines ? 40 : 10) + size.top + size.bottom;
     const heading = title.map((t, i) => `<text x="14" y="${18 + 17 * i}" font-size="13" ` +
       `font-weight="600" style="fill:${PAPER.ink}">${escape(t)}</text>`).join("");
     const names = key.placed.map(({ line, x, row }) => {
@@ -262,5 +271,5 @@ const Drawing = (() => {
       `${heading}${inside(figure, view, size, hidden, true, "plot")}${names}</svg>`;
   }
 
-  return { DASHES, escape, file, frame, inside, paint, points, shade, shown };
+  return { DASHES, escape, file, frame, height, inside, paint, points, shade, shown };
 })();

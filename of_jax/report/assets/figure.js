@@ -110,8 +110,7 @@ const Figure = (() => {
     tip.hidden = true;
     element("p", box, { class: "heard", id: `${figure.id}-said` }, described(figure) +
       (figure.intervals ? "" : " Arrow keys read the numbers, plus and minus zoom, 0 shows all."));
-    const size = { width: 0, height: figure.intervals ? 52 + 40 * figure.intervals.rows.length
-      : figure.height || (figure.heat ? 170 : 270) };
+    const size = { width: 0, height: Drawing.height(figure) };
 
     function draw() {
       size.width = plot.clientWidth || 360;

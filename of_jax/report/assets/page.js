@@ -149,8 +149,8 @@
   function panelFigure(shown) {
     const count = Math.max(shown.lines.length - 1, 1);
     const positive = shown.lines.every(l => l.y.every(v => v === null || v > 0));
-    return { title: shown.title, note: Drawing.escape(shown.definition), x: shown.x, y: shown.y,
-      xForm: shown.x === "step" ? "steps" : "linear", form: shown.log && positive ? "log" : "linear",
+    return { title: shown.title, note: shown.note, x: shown.x, y: shown.y,
+      xForm: shown.x === "step" ? "steps" : /^(layer|bits)/.test(shown.x) ? "whole" : "linear", form: shown.log && positive ? "log" : "linear",
       lines: shown.lines.map((line, i) => ({ ...line, key: String(i), marks: true, dash: "solid",
         colour: Drawing.shade(i / count) })) };
   }
