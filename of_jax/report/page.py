@@ -44,7 +44,7 @@ def render(runs: Mapping[str, Run], study: Mapping[str, Any] | None,
       _paper(runs, study), claims(study), measured.section(runs),
       ladders.section(drawn_ladders), tables.settings(runs),
       _asset("figures.html") if _has_curves(runs) else "",
-      '<h2 class="js">Analyses</h2><div class="js" id="analyses"></div>'
+      '<h2 class="js">Inside the runs</h2><div class="js" id="analyses"></div>'
       if data["analyses"] else "", tables.differences(runs), provenance.section(runs, study)], data)
 
 
