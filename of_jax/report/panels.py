@@ -116,10 +116,10 @@ def timeline(run: Run) -> list[Panel]:
              f"; {shared[layer]:.0%} of the last are the layer below's too")
     if lines:
       panels.append(Panel(
-          f"layer {layer}{below}", "step", "index of the neuron", "the neurons of largest mean "
-          "square over tokens in the stream entering the block; a dot's area is the neuron's share "
-          "of the layer's sum of squares; named with the sign of its mean and since when it stays",
-          lines))
+          f"Largest neurons, layer {layer}{below}", "step", "index of the neuron",
+          "the neurons of largest mean square over tokens in the stream entering the block; a "
+          "dot's area is the neuron's share of the layer's sum of squares; named with the sign of "
+          "its mean and since when it stays", lines))
   return panels
 
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from of_jax.analysis.runs import Run, loss_unit
-from of_jax.report import metrics, series
+from of_jax.report import metrics, series, ticks
 
 FIGURE = "figure"
 _POINTS = 400
@@ -106,19 +105,26 @@ def _draw(items: list[series.Series], panels: tuple[str, ...], size: tuple[float
 
 
 def _kurtosis(axes: Any, items: list[series.Series]) -> None:
+  seen: list[float] = []
   for item in items:
     measured = item.run.measured("kurtosis")
     steps, values = series.thin(
         measured.steps, series.over_layers(measured.values, True), _POINTS, largest=True)
     axes.plot(steps, values, color=item.colour, linestyle=_dash(item), label=item.label)
-  axes.set_yscale("log")
-  low, high = axes.get_ylim()
-  axes.set_ylim(min(low, 0.95), max(high, 3))
-  axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 else (1,)))
-  axes.yaxis.set_major_formatter("{x:g}")
-  axes.yaxis.set_minor_locator(NullLocator())
+    seen += [float(value) for value in values if math.isfinite(value) and value > 0]
+  ticks.logarithmic(axes.yaxis, [*seen, 3], least=1)
+  _name_ends(axes, items)
   axes.set_ylabel(metrics.STREAM["kurtosis"].axis)
   axes.set_title("Kurtosis of the stream, largest layer")
+
+
+def _name_ends(axes: Any, items: list[series.Series]) -> None:
+  """Names curves that look like another's where they end."""
+  for item, line in zip(items, axes.lines, strict=True):
+    x, y = line.get_data()
+    if item.is_alike and len(x) and math.isfinite(y[-1]):
+      axes.annotate(item.label, (x[-1], y[-1]), xytext=(4, 0), textcoords="offset points",
+                    fontsize=7, va="center", color=item.colour, annotation_clip=False)
 
 
 def _loss(axes: Any, items: list[series.Series]) -> None:

@@ -141,7 +141,7 @@
     shown.forEach((run, i) => {
       const curve = run.metrics[metric];
       if (low > high || !curve.steps.length) return;
-      Figure.show(byId("heat"), { id: `map-${i}`, title: run.name, x: "step", y: "layer", value: about.axis,
+      Figure.show(byId("heat"), { id: `map-${i}`, title: `${upper(about.name)}, ${run.name}`, x: "step", y: "layer", value: about.axis,
         heat: { x: curve.steps, layers: curve.layers, log: about.log, low, high } });
     });
   }
