@@ -62,7 +62,8 @@ _BY_SITE = flags.DEFINE_bool("by_site", False, "also quantise all sites but one,
 for _name in ("run", "model", "step", "tokens", "text", "text_field", "corpus", "sequence_length",
               "begin_token", "split", "batches", "sites", "out", "weights", "run_user_code"):
   flags.declare_key_flag(_name)
-_OF_MEASURE = ("metrics", "user_metrics", "intervene", "analyse", "training_batch", "list_metrics")
+_OF_MEASURE = ("metrics", "user_metrics", "level", "intervene", "analyse", "training_batch",
+               "list_metrics")
 
 
 def main() -> None:
