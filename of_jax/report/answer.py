@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# The logarithm of the largest factor that is told.
+_MOST = 600.0
 _ANSWERS = {"reproduced": "Yes", "not reproduced": "No", "inconclusive": "Undecided"}
 _SCALE = {"log ratio": "log", "difference": "linear", "share of seeds": "linear",
           "rank correlation": "linear"}
@@ -48,7 +50,7 @@ def said(part: Mapping[str, Any]) -> str:
 
 def number(value: float, part: Mapping[str, Any]) -> str:
   """Writes an effect: a logarithm as the factor that it is of."""
-  return f"{math.exp(value):.3g}" if _is_ratio(part) else f"{value:.3g}"
+  return f"{_plain(value, part):.3g}"
 
 
 def ends(part: Mapping[str, Any]) -> tuple[float | None, float | None]:
@@ -86,7 +88,8 @@ def _named(found: Sequence[Mapping[str, Any]]) -> str:
 
 def _row(part: Mapping[str, Any]) -> dict[str, Any]:
   low, high = ends(part)
-  seeds = [_plain(value, part) for value in part.get("by_seed") or [] if math.isfinite(value)]
+  seeds = [_plain(value, part) for value in part.get("by_seed") or []
+           if isinstance(value, (int, float)) and math.isfinite(value)]
   interval = (f" [{number(low, part)}, {number(high, part)}]"
               if low is not None and high is not None else "")
   return {"name": part["name"], "said": f"{number(part['estimate'], part)}{interval}, "
@@ -96,7 +99,9 @@ def _row(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: float, part: Mapping[str, Any]) -> float:
-  return float(f"{math.exp(value) if _is_ratio(part) else value:.6g}")
+  # An end of an interval of two seeds may be any number.
+  ratio = math.exp(min(max(value, -_MOST), _MOST)) if _is_ratio(part) else value
+  return float(f"{ratio:.6g}")
 
 
 def _is_ratio(part: Mapping[str, Any]) -> bool:

@@ -25,7 +25,8 @@ def section(runs: Mapping[str, Run]) -> str:
       parts += [f"<h3>{text(run.name)}</h3>" if len(runs) > 1 else "", *own]
   if not parts:
     return ""
-  return "<h2>Measured, and quantised</h2>" + "\n".join(parts)
+  heading = "Measured and quantised" if any(map(quantisations, runs.values())) else "Measured"
+  return f"<h2>{heading}</h2>" + "\n".join(parts)
 
 
 def quantisations(run: Run) -> list[Mapping[str, Any]]:

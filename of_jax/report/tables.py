@@ -27,7 +27,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") 
   head = "".join(f'<th scope="col">{_breakable(h)}</th>' for h in header)
   body = "".join("<tr>" + "".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in row)
                  + "</tr>" for row in rows)
-  return (f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+  return (f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table class="{kind}"><thead><tr>{head}</tr></thead>'
           f"<tbody>{body}</tbody></table></div>")
 
 
@@ -103,8 +103,8 @@ def settings(runs: Mapping[str, Run]) -> str:
     return ("<h2>Runs</h2>" + _every(arranged, columns) + _note(runs))
   header = ["setting", "runs", *(column[0] for column in columns), "status"]
   return ("<h2>Settings</h2>" + table(header, rows, "sortable")
-          + '<p class="note">A row a setting: the mean over its runs, which differ in their seed '
-          "alone, and below it the smallest and the largest. Click a head to sort.</p>"
+          + '<p class="note">A row a setting: the mean over its runs, which are trained alike but '
+          "for their seed, and below it the smallest and the largest. Click a head to sort.</p>"
           f"<details><summary>Every run ({len(runs)})</summary>{_every(arranged, columns)}"
           "</details>" + _note(runs))
 

@@ -14,7 +14,8 @@ const Drawing = (() => {
   const LETTER = 6.3;
 
   const escape = text => String(text).replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
-  const shade = fraction => VIRIDIS[Math.round(fraction * (VIRIDIS.length - 2))];
+  // Not to the end, which is too light on white.
+  const shade = fraction => blend(0.9 * fraction);
   const width = text => LETTER * text.length;
 
   // On the page colours follow its theme; in a file they are those of paper.

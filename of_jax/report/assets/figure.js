@@ -84,8 +84,17 @@ const Figure = (() => {
     return node;
   }
 
+  // Curves of one colour and one dash are told apart by their names, where they end.
+  function nameThoseAlike(figure) {
+    const lines = (figure.lines || []).filter(line => !line.faint && !line.sizes);
+    const look = line => `${line.colour} ${line.dash}`, seen = new Map();
+    for (const line of lines) seen.set(look(line), (seen.get(look(line)) || 0) + 1);
+    for (const line of lines) if (seen.get(look(line)) > 1) line.end = line.end || line.name;
+  }
+
   // Puts a figure at the end of `parent`.
   function show(parent, figure) {
+    nameThoseAlike(figure);
     const state = { view: null, hidden: new Set(), at: null };
     const box = element("figure", parent, { class: "chart", id: figure.id });
     const head = element("div", box, { class: "head" });

@@ -147,12 +147,14 @@
   }
 
   function panelFigure(shown) {
-    const count = Math.max(shown.lines.length - 1, 1);
+    const count = Math.max(shown.lines.length - 1, 1), last = line => line.x[line.x.length - 1];
+    const end = Math.max(...shown.lines.map(last));
     const positive = shown.lines.every(l => l.y.every(v => v === null || v > 0));
     return { title: shown.title, note: shown.note, x: shown.x, y: shown.y,
       xForm: shown.x === "step" ? "steps" : /^(layer|bits)/.test(shown.x) ? "whole" : "linear", form: shown.log && positive ? "log" : "linear",
       lines: shown.lines.map((line, i) => ({ ...line, key: String(i), marks: true, dash: "solid",
-        colour: Drawing.shade(i / count) })) };
+        colour: Drawing.shade(i / count),
+        end: line.sizes && last(line) === end ? line.name.replace("neuron ", "") : "" })) };
   }
 
   // Panels that say themselves what they show: see of_jax/report/panels.py.
