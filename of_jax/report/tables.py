@@ -27,8 +27,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") 
   head = "".join(f'<th scope="col">{_breakable(h)}</th>' for h in header)
   body = "".join("<tr>" + "".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in row)
                  + "</tr>" for row in rows)
-  return (f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table class="{kind}"><thead><tr>{head}</tr></thead>'
-          f"<tbody>{body}</tbody></table></div>")
+  return ('<div class="scroll" tabindex="0" role="region" aria-label="table">'
+          f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 
 def _breakable(value: str) -> str:
