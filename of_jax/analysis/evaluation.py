@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from of_jax.telemetry.observe import Telemetry
 
 Batch = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
+Level = Literal["off", "basic", "full"]
 
 
 class Model(Protocol):
@@ -83,7 +84,7 @@ def _logits(config: Config) -> Any:
 def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[str] = (),
             metrics: Sequence[str] = (), user_metrics: Sequence[str] = (),
             interventions: Sequence[Intervention] = (), references: References = (),
-            level: str = "full") -> dict[str, Any]:
+            level: Level = "full") -> dict[str, Any]:
   """Measures loss and telemetry over all batches together, weighted by tokens.
 
   Activations are those of every token that was given, the loss is of those that another follows.
@@ -127,7 +128,7 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
 
 
 def watch(config: Config, sites: Sequence[str] = (), metrics: Sequence[str] = (),
-          user_metrics: Sequence[str] = (), level: str = "full") -> Telemetry:
+          user_metrics: Sequence[str] = (), level: Level = "full") -> Telemetry:
   """Plans to watch what a forward pass is enough for: families of activations and of attention.
 
   Args:

@@ -125,7 +125,7 @@ def load(run: str, step: int | None) -> Any:
           else replay.restore(run, step, _RUN_USER_CODE.value))
 
 
-def chosen_level() -> str:
+def chosen_level() -> Any:
   """Gives the level that the flags ask for, of what they do not name."""
   named = _SITES.value or _METRICS.value or _USER_METRICS.value
   return _LEVEL.value or ("full" if named else "basic")

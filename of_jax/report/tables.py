@@ -28,7 +28,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") 
   body = "".join("<tr>" + "".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in row)
                  + "</tr>" for row in rows)
   return ('<div class="scroll" tabindex="0" role="region" aria-label="table">'
-          f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+          f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+          "</div>")
 
 
 def _breakable(value: str) -> str:
