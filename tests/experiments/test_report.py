@@ -367,6 +367,7 @@ def test_a_loaded_model_shows_sites_and_what_quantising_costs(tmp_path):
                      "plain_perplexity": 98.0, "alternatives": {"--hadamard": 110.0, "--x": None}}}
   (tmp_path / "smol" / "quantise.json").write_text(json.dumps(cost))
   text = without_scripts(write(tmp_path / "smol")[0])
+  assert "<dfn>kurtosis</dfn>" in text and "<dfn>MMR</dfn>" in text
   assert "perplexity 99 becomes 15,600,000" in text and "resid_mid costs most" in text
   assert "Lower: 110 with --hadamard." in text
   assert '<td data-value="544.41">544<small>layer 1</small></td>' in text
