@@ -1,5 +1,6 @@
 """The page: what it says, that it stands alone, that it trusts no text."""
 
+import importlib
 import json
 import math
 import re
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from of_jax.analysis.runs import load_run
-from of_jax.commands import report
+from of_jax.commands import report, studies
 from of_jax.config import to_dict
 from of_jax.errors import UserError
 from of_jax.report import plots, series
@@ -375,3 +376,33 @@ def test_a_loaded_model_shows_sites_and_what_quantising_costs(tmp_path):
   assert '<td data-value="7">7.00</td><td data-value="">-</td>' in text
   for known in ("--text=t.md", "feed" * 16, "d1"):
     assert known in text[text.index("<h2>Provenance"):]
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_declared_study_asks_a_question(name):
+  for scale in importlib.import_module(f"of_jax.commands.studies.{name}").SCALES:
+    about = studies.about(studies.load(name, scale))
+    assert about["question"].endswith("?") and len(about["question"]) < 100
+
+
+@pytest.mark.parametrize("wrong, message", (
+    ("answer='secund'", "its answer=secund is none of its claims"),
+    ("figure='kurtosys'", "its figure=kurtosys is none of its metrics or analyses; did you mean "
+     "kurtosis")))
+def test_a_page_that_names_what_is_not_there_is_one_line(tmp_path, wrong, message):
+  (tmp_path / "mine.py").write_text(
+      "from of_jax.commands.studies import Scale\nSCALES = {'smoke': Scale('smoke.py', (), {}, (), "
+      f"{{}}, {wrong})}}\n")
+  with pytest.raises(UserError, match=message):
+    studies.load(str(tmp_path / "mine.py"), "smoke")
+
+
+def test_an_old_record_gets_the_question_that_its_study_declares_now(folder):
+  claim = {"id": "op_kurtosis", "statement": "S", "paper": "P", "rule": "R",
+           "verdict": "reproduced", "evidence": {}}
+  (folder / "study.json").write_text(json.dumps(
+      {"study": "op_block", "scale": "smoke", "claims": [claim],
+       "runs": [{"name": "pre_a"}, {"name": "op_a"}]}))
+  question = studies.load("op_block", "smoke").question
+  assert parts(write(folder)[0])[1][0] == question
+  assert json.loads((folder / "study.json").read_text())["question"] == question
