@@ -237,8 +237,7 @@ const Figure = (() => {
         y: level ? [box.top, box.bottom] : [Math.min(a[1], b[1]), Math.max(a[1], b[1])], level };
     };
     picture.addEventListener("pointerdown", event => {
-      // A finger scrolls the page; on a phone the keys' buttons and the legend remain.
-      if (event.pointerType === "touch" || event.button) return;
+      if (event.button) return;
       from = place(event);
       picture.setPointerCapture(event.pointerId);
     });
@@ -255,12 +254,14 @@ const Figure = (() => {
       const box = frame(), { x, y, level } = chosen(from, place(event), box);
       from = null;
       band.remove();
-      if (x[1] - x[0] < 8) return;
+      if (x[1] - x[0] < 8) return hover(...place(event));
       state.view = { x: x.map(box.x.value),
         y: level ? (state.view && state.view.y) || null : [box.y.value(y[1]), box.y.value(y[0])] };
       away();
       draw();
     });
+    // A finger that goes up or down scrolls the page.
+    picture.addEventListener("pointercancel", () => { from = null; band.remove(); });
     picture.addEventListener("pointerleave", away);
     picture.addEventListener("dblclick", () => { state.view = null; draw(); });
 
