@@ -41,12 +41,15 @@ RUNS = {
 # Members trained together, and the verdicts on them.
 STUDY = ("experiments.study --study=op_block --scale=smoke --vectorise=2 --config.train.steps=12 "
          "--config.train.eval_every=6")
+# All sites by name: what is measured where none is named may change from commit to commit.
+_SITES = ("--sites=resid_pre,resid_mid,attn_in,attn_out,mlp_in,mlp_hidden,mlp_out,attn_q,attn_k,"
+          "final")
 # File -> the command that leaves it, in a folder of its name. {run} is of the earlier tree.
 RESULTS = {
     "measure_run/measure.json": "experiments.measure --run={run}/pre_full --step=0,16,30 "
-                                "--out={out}",
+                                f"{_SITES} --out={{out}}",
     "measure_model/measure.json": "experiments.measure --model={model} --tokens={tokens} "
-                                  "--sequence_length=12 --out={out}",
+                                  f"--sequence_length=12 {_SITES} --out={{out}}",
     "quantise_run/quantise.json": "experiments.quantise --run={run}/op_basic --out={out} --by_site",
     "quantise_model/quantise.json": "experiments.quantise --model={model} --tokens={tokens} "
                                     "--sequence_length=12 --weight_bits=4 --hadamard --out={out}",

@@ -123,7 +123,7 @@ def test_the_core_needs_no_data_or_page_libraries() -> None:
   """Some machines with an accelerator have jax, flax, optax, orbax, absl and numpy alone."""
   code = """
 import sys
-for name in ('grain', 'tokenizers', 'plotly', 'matplotlib', 'tensorboardX', 'filelock'):
+for name in ('grain', 'tokenizers', 'matplotlib', 'tensorboardX', 'filelock'):
   sys.modules[name] = None
 import of_jax.models.functional, of_jax.telemetry, of_jax.optim, of_jax.train.step
 import of_jax.train.loop

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from of_jax.telemetry.observe import Telemetry
 
 Batch = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
+Level = Literal["off", "basic", "full"]
 
 
 class Model(Protocol):
@@ -82,8 +83,8 @@ def _logits(config: Config) -> Any:
 
 def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[str] = (),
             metrics: Sequence[str] = (), user_metrics: Sequence[str] = (),
-            interventions: Sequence[Intervention] = (), references: References = ()
-            ) -> dict[str, Any]:
+            interventions: Sequence[Intervention] = (), references: References = (),
+            level: Level = "full") -> dict[str, Any]:
   """Measures loss and telemetry over all batches together, weighted by tokens.
 
   Activations are those of every token that was given, the loss is of those that another follows.
@@ -92,18 +93,19 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
     model: see Model.
     batches: as of_jax.data.loader makes them. A `Replayed` one is read as in training: with
       dropout, and with batch statistics in norms that have them.
-    sites: where to measure; default everywhere.
-    metrics: ids; default all that a forward pass is enough for.
+    sites: where to measure; default everywhere that the level watches.
+    metrics: ids; default all of the level that a forward pass is enough for.
     user_metrics: FILE.py:NAME each, measured beside them.
     interventions: what to change on the way, in order; see of_jax.analysis.interventions.
     references: what they need, as `references` returns it; one for each.
+    level: basic or full, as telemetry.level, for what is not named.
 
   Returns:
     `loss` in nats a token (images: squared error), `perplexity` (images: `accuracy`),
     `num_tokens`, how many predictions, `num_tokens_measured`, how many tokens' activations, and
     `telemetry`: site -> metric -> [layers].
   """
-  watched = watch(model.config, sites, metrics, user_metrics)
+  watched = watch(model.config, sites, metrics, user_metrics, level)
   run = _evaluator(model.config, watched, tuple(interventions))
   totals: dict[str, float] = {}
   statistics: Any = None
@@ -126,15 +128,17 @@ def measure(model: Model, batches: Iterable[Batch | Replayed], sites: Sequence[s
 
 
 def watch(config: Config, sites: Sequence[str] = (), metrics: Sequence[str] = (),
-          user_metrics: Sequence[str] = ()) -> Telemetry:
+          user_metrics: Sequence[str] = (), level: Level = "full") -> Telemetry:
   """Plans to watch what a forward pass is enough for: families of activations and of attention.
 
   Args:
     config: of the model.
-    sites, metrics, user_metrics: as in config.telemetry; the first two empty for all.
+    sites, metrics, user_metrics: as in config.telemetry; the first two empty for all that the level
+      has.
+    level: as telemetry.level.
   """
   selection = declared_metrics.select(
-      TelemetryConfig(level="full", sites=tuple(sites), metrics=tuple(metrics),
+      TelemetryConfig(level=level, sites=tuple(sites), metrics=tuple(metrics),
                       user_metrics=tuple(user_metrics)), config.model.kind)
   chosen = {name: where for name, where in selection.sites.items()
             if selection.families[name].kind in declared_metrics.OF_FORWARD}

@@ -12,16 +12,6 @@ from of_jax.analysis.evaluation import Batch, Model
 from of_jax.errors import UserError
 from of_jax.quantise.scheme import Scheme
 
-# Nats a token below which a quantisation is said to cost next to nothing: one per cent of
-# perplexity.
-NOTABLE = 0.01
-
-
-def is_notable(found: Mapping[str, Any]) -> bool:
-  """Says whether a quantisation costs enough to look for its cause; a loss that is not finite does.
-  """
-  return not found["increase"]["mean"] < NOTABLE
-
 
 def advise(model: Model, batches: Sequence[Batch], calibration: Sequence[Batch], scheme: Scheme,
            found: Mapping[str, Any], seed: int,
@@ -65,26 +55,3 @@ def _others(scheme: Scheme) -> dict[str, Scheme]:
   tried = {"--weight_granularity=channel --activation_granularity=token": finer,
            "--hadamard": dataclasses.replace(scheme, hadamard=True)}
   return {flags: other for flags, other in tried.items() if other != scheme}
-
-
-def sentence(found: Mapping[str, Any], advice: Mapping[str, Any] | None) -> str:
-  """Says what a quantisation costs, why, and what would lower it."""
-  increase = found["increase"]["mean"]
-  before, after = found["perplexity"], found["perplexity_quantised"]["mean"]
-  cost = (f"{found['label']} costs {increase:.4f} nats a token: perplexity {_shown(before)} "
-          f"becomes {_shown(after)}")
-  if advice is None:
-    return cost + (", next to nothing." if not is_notable(found) else ".")
-  better = {flags: value for flags, value in advice["alternatives"].items() if value < after}
-  text = (f"{cost}. Of its sites {advice['costliest_site']} costs most: quantised alone it takes "
-          f"the first batch from {_shown(advice['plain_perplexity'])} to "
-          f"{_shown(advice['site_perplexity'])}.")
-  if not better:
-    return text + " Neither finer ranges nor a rotation would lower it."
-  return text + " Lower: " + ", ".join(
-      f"{_shown(value)} with {flags}" for flags, value in
-      sorted(better.items(), key=lambda item: item[1])) + "."
-
-
-def _shown(perplexity: float) -> str:
-  return f"{perplexity:,.0f}" if 1000 <= perplexity < 1e15 else f"{perplexity:.4g}"

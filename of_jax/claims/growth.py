@@ -18,7 +18,7 @@ FALLS = 1.05
 
 
 def falls(names: Sequence[str], what: str, factor: float = FALLS) -> Judge:
-  """Judges that the kurtosis of the worst layer is lower at the end than at first, by `factor`."""
+  """Judges that kurtosis of the largest layer is lower at the end than at first, by `factor`."""
   def tests(configs: Configs) -> tuple[Test]:
     return (Test("first kurtosis over last", "log ratio", math.log(factor), SPREAD, len(names)),)
 

@@ -1,5 +1,5 @@
-"""Measures a checkpoint again: every metric of activations and attention, on any data, also
-metrics added after training.
+"""Measures a checkpoint again: the stream in a few metrics, or with --level=full every metric of
+activations and attention; on any data, also metrics added after training.
 
   python -m experiments.measure --run=runs/first --step=0,16,150 --out=runs/first_measured
   python -m experiments.measure --model=PATH --text=FILE --out=runs/other_measured
@@ -51,9 +51,13 @@ _BATCHES = flags.DEFINE_integer("batches", None, "batches to read; default all o
 _TRAINING_BATCH = flags.DEFINE_bool(
     "training_batch", False, "read the batch of the training step behind the checkpoint, as that "
     "step did: what metrics.jsonl has at step + 1")
-_SITES = flags.DEFINE_list("sites", [], "where to measure, default everywhere; what to quantise, "
+_SITES = flags.DEFINE_list("sites", [], "where to measure, default as --level; what to quantise, "
                            "default those of --preset")
-_METRICS = flags.DEFINE_list("metrics", [], "what to measure, by id; default everything")
+_METRICS = flags.DEFINE_list("metrics", [], "what to measure, by id; default as --level")
+_LEVEL = flags.DEFINE_enum(
+    "level", None, list(declared_metrics.LEVELS[1:]), "how much to measure: basic, which is quick, "
+    "few metrics of the stream entering the blocks and behind the last, or full, all metrics "
+    "everywhere; default basic, and full where --sites, --metrics or --user_metrics say what")
 _USER_METRICS = flags.DEFINE_list(
     "user_metrics", [], "functions or classes of your own files, as in my_file.py:my_metric")
 _RUN_USER_CODE = flags.DEFINE_bool(
@@ -121,6 +125,12 @@ def load(run: str, step: int | None) -> Any:
           else replay.restore(run, step, _RUN_USER_CODE.value))
 
 
+def chosen_level() -> Any:
+  """Gives the level that the flags ask for, of what they do not name."""
+  named = _SITES.value or _METRICS.value or _USER_METRICS.value
+  return _LEVEL.value or ("full" if named else "basic")
+
+
 def measure_one(model: Any, batches: Any, read: dict[str, Any], chosen: Sequence[Any]
                 ) -> dict[str, Any]:
   """Measures what measure.json holds of one model: anything with .config, .params, .step, .path."""
@@ -131,13 +141,14 @@ def measure_one(model: Any, batches: Any, read: dict[str, Any], chosen: Sequence
   own = [*(text for text in model.config.telemetry.user_metrics
            if text.rpartition(":")[2] not in given), *_USER_METRICS.value]
   watched = _SITES.value, _METRICS.value, own
+  level = chosen_level()
   # First, since it finds the neurons that a model does not have.
   changes = [evaluation.fill_top(model, batches, one) for one in chosen]
   references = evaluation.references(model, batches, changes)
-  found = {**evaluation.measure(model, rows, *watched),
-           "model": remote.name_of(model.path), "step": model.step}
+  found = {**evaluation.measure(model, rows, *watched, level=level),
+           "model": remote.name_of(model.path), "step": model.step, "level": level}
   if chosen:
-    after = evaluation.measure(model, rows, *watched, changes, references)
+    after = evaluation.measure(model, rows, *watched, changes, references, level)
     found["after_intervention"] = {
         "interventions": [vars(one) for one in changes], **after,
         "loss_change": after["loss"] - found["loss"]}

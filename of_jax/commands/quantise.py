@@ -62,14 +62,15 @@ _BY_SITE = flags.DEFINE_bool("by_site", False, "also quantise all sites but one,
 for _name in ("run", "model", "step", "tokens", "text", "text_field", "corpus", "sequence_length",
               "begin_token", "split", "batches", "sites", "out", "weights", "run_user_code"):
   flags.declare_key_flag(_name)
-_OF_MEASURE = ("metrics", "user_metrics", "intervene", "analyse", "training_batch", "list_metrics")
+_OF_MEASURE = ("metrics", "user_metrics", "level", "intervene", "analyse", "training_batch",
+               "list_metrics")
 
 
 def main() -> None:
   scheme, seeds = _scheme(), _seeds()
   _check(scheme)
   # Here, because it imports jax: a mistake on the command line is reported before that.
-  from of_jax.analysis import quantisation, quantisation_advice
+  from of_jax.analysis import quantisation, quantisation_advice, quantisation_words
 
   steps, out = flags.FLAGS.step, measure.out_folder()
   results: list[dict[str, Any]] = []
@@ -87,9 +88,9 @@ def main() -> None:
                     "provenance": measure.provenance(model, read)})
     print(_line(results[-1]), flush=True)
     advice = (quantisation_advice.advise(model, batches, calibration, scheme, found, seeds[0], _say)
-              if _ADVICE.value and quantisation_advice.is_notable(found) else None)
+              if _ADVICE.value and quantisation_words.is_notable(found) else None)
     results[-1]["advice"] = advice
-    print(quantisation_advice.sentence(found, advice), flush=True)
+    print(quantisation_words.sentence(found, advice), flush=True)
   if out is None:
     return
   out.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,16 @@
 
   python -m experiments.report --root=DIR
 
-DIR is a study's folder, a folder of runs or one run. It gets report.html, one file that opens
-without a network, and figure.svg and figure.png. A study's claims are judged again. A run that
+DIR is a study's folder, a folder of runs, one run, or a folder of studies, which gets an index of
+them. It gets report.html, one file that opens without a network, and, but for an index, figure.svg
+and figure.png. A study's claims are judged again. A run that
 logged its largest neurons gets timeline.svg and timeline.png.
 """
 
+import os
 import pathlib
+import urllib.parse
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -18,7 +22,7 @@ from of_jax.claims import study_record
 from of_jax.commands import cli, studies
 from of_jax.config.paths import check_output_folder, expanded
 from of_jax.errors import UserError, refusing
-from of_jax.report import ladders, page, panel_plots, panels, plots, terminal
+from of_jax.report import index, ladders, page, panel_plots, panels, plots, terminal
 from of_jax.storage import remote, run_directory
 
 PAGE = "report.html"
@@ -40,6 +44,8 @@ def write(root: pathlib.Path, console: Console) -> pathlib.Path:
 def _write(root: pathlib.Path, console: Console) -> pathlib.Path:
   study = study_record.read(root)
   runs = _runs(root, study)
+  if not runs and study is None and (found := _studies(root)):
+    return _write_index(root, found, console)
   if not runs:
     raise UserError(f"--root={root}: holds no run directory")
   if study is not None:
@@ -58,6 +64,36 @@ def _write(root: pathlib.Path, console: Console) -> pathlib.Path:
   if study is not None:
     terminal.print_claims(console, study["claims"])
   return path.resolve()
+
+
+def _studies(root: pathlib.Path) -> list[pathlib.Path]:
+  """Finds the folders of studies below `root`; what lies in one is no other."""
+  found = []
+  for here, folders, files in os.walk(root):
+    is_study = study_record.STUDY in files
+    folders[:] = [] if is_study else sorted(f for f in folders if not f.startswith("."))
+    found += [pathlib.Path(here)] if is_study else []
+  return sorted(found)
+
+
+def _write_index(root: pathlib.Path, found: Sequence[pathlib.Path], console: Console
+                 ) -> pathlib.Path:
+  """Writes the index of several studies, each judged again on what its runs hold."""
+  studied, pages = {}, {}
+  for folder in found:
+    study = study_record.read(folder)
+    assert study is not None
+    name = folder.relative_to(root).as_posix()
+    runs = _runs(folder, study)
+    studied[name] = _judged(study, runs) if runs else study
+    if (folder / PAGE).is_file():
+      pages[name] = urllib.parse.quote(f"{name}/{PAGE}")
+  text = index.render(studied, pages)
+  run_directory.replace_text(root / PAGE, text)
+  for name, study in studied.items():
+    console.print(name, style="bold", highlight=False, markup=False)
+    terminal.print_claims(console, study["claims"])
+  return (root / PAGE).resolve()
 
 
 def main() -> None:
@@ -94,9 +130,10 @@ def _judged(study: dict[str, Any], runs: dict[str, Run]) -> dict[str, Any]:
     return study
   numbers = [{**run, **study_record.numbers(runs.get(run["name"]))} for run in study["runs"]]
   claims = study_record.judge(scale.claims, runs, study, studies.configs(scale))
-  return {**study, "claims": claims, "runs": numbers}
+  return {**study, **studies.about(scale), "claims": claims, "runs": numbers}
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("root", "", "a study's folder, a folder of runs, or one run")
+  flags.DEFINE_string("root", "", "a study's folder, a folder of runs, one run, or a folder of "
+                      "studies")
   cli.run(main)

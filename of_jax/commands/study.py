@@ -161,7 +161,7 @@ class _Record:
     runs = {n: self.loaded[n] for n in self.planned if n in self.loaded}
     settings = [*((("data.corpus", self.corpus),) if self.corpus else ()), *cli.overrides()]
     study_record.write(self.root, {
-        "study": self.study, "scale": self.scale_name,
+        "study": self.study, "scale": self.scale_name, **studies.about(self.scale),
         "claims": study_record.judge(self.scale.claims, runs, self.previous,
                                      self._declared),
         "runs": study_record.describe_runs(self.planned, runs),

@@ -115,7 +115,7 @@ def quantised(analysis: Mapping[str, Any]) -> list[Panel]:
   last = analysis["steps"][-1]
   each = list(last["schemes"].values())
   return [Panel(
-      f"step {last['step']:,}, kurtosis {last['kurtosis']:.3g}", "bits of a weight",
+      f"Quantised at step {last['step']:,}, kurtosis {last['kurtosis']:.3g}", "bits of a weight",
       "increase of the loss (nats a token)", analysis["definition"],
       (Line("activations of 8 bits", [float(one["weight_bits"]) for one in each],
             plain([one["increase"]["mean"] for one in each])),))]

@@ -9,27 +9,32 @@ from typing import Any
 
 import numpy as np
 
+from of_jax.analysis import registry
 from of_jax.analysis.curves import Floats
 from of_jax.analysis.runs import SITE, Run, loss_unit, own_metrics
 from of_jax.config import declared_metrics
 from of_jax.errors import UserError
-from of_jax.report import metrics, panels, series
+from of_jax.report import answer, metrics, panels, plots, series
 from of_jax.report.panel import Panel
 
-_BUDGET = 250_000
+_BUDGET = 100_000
 # Numbers of all other curves, and how many points each has however many there are.
-_BUDGET_OF_OTHERS, _FEWEST = 400_000, 10
+_BUDGET_OF_OTHERS, _FEWEST = 90_000, 10
 
 
-def page_data(runs: Mapping[str, Run]) -> dict[str, Any]:
+def page_data(runs: Mapping[str, Run], study: Mapping[str, Any] | None = None) -> dict[str, Any]:
   """Collects what the page draws, as an object for JSON.
+
+  Args:
+    study: what study.json holds, if the runs are of one.
 
   Returns:
     `metrics`: id -> name, axis, log, largest, formula (HTML); `loss_unit`; `points` of a curve at
     most; `runs`, each with name, group, condition, seed, colour, dash, the curves `train` and
     `eval` of its loss, and `metrics`: id -> steps, `layers` (a curve a layer) and, for metrics of
     the stream alone, `line` over layers; `analyses`, each with run, title and `panels` as
-    of_jax.report.panel.Panel has them.
+    of_jax.report.panel.Panel has them; `claims`: id -> the figures that decide it; `lead`, what
+    is drawn on top: `intervals`, such figures, and `metric` with loss of `runs`, by their places.
   """
   depth = max(run.config.model.depth for run in runs.values())
   points = _BUDGET // (len(runs) * depth * len(metrics.STREAM))
@@ -41,9 +46,27 @@ def page_data(runs: Mapping[str, Run]) -> dict[str, Any]:
   present = {m for run in shown for m in run["metrics"]}
   about = {**_about_stream(), **{key: _about(runs, *where) for key, where in others.items()}}
   return {"metrics": {m: v for m, v in about.items() if m in present}, "runs": shown,
+          "lead": _lead(runs, study), "claims": of_claims(study),
           "points": points, "loss_unit": loss_unit(runs), "analyses": [
               {"run": run.name, "title": title, "panels": [_panel(panel) for panel in shown]}
               for run in runs.values() for title, shown in panels.of_run(run).items()]}
+
+
+def of_claims(study: Mapping[str, Any] | None) -> dict[str, Any]:
+  """Makes the figures that decide each claim of a study, by its id."""
+  return {claim["id"]: answer.intervals(claim) for claim in (study or {}).get("claims", [])}
+
+
+def _lead(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> dict[str, Any]:
+  leading = answer.leading(study) if study is not None else None
+  items, condition = plots.headline(runs)
+  places = {run.name: place for place, run in enumerate(runs.values())}
+  named = str((study or {}).get("figure") or "kurtosis")
+  analysis = registry.ANALYSES.get(named)
+  return {"metric": "kurtosis" if analysis else named, "condition": condition,
+          "analysis": analysis.title if analysis else "",
+          "runs": [places[item.run.name] for item in items if not item.run.is_loaded],
+          "intervals": answer.intervals(leading) if leading is not None else []}
 
 
 def _others(runs: Mapping[str, Run]) -> dict[str, tuple[str, str]]:
@@ -85,6 +108,7 @@ def _about(runs: Mapping[str, Run], site: str, metric: str) -> dict[str, Any]:
 
 def _panel(panel: Panel) -> dict[str, Any]:
   value = dataclasses.asdict(panel)
+  value["note"] = metrics.as_html(panel.definition)
   for line in value["lines"]:
     for name in ("x", "y", "sizes"):
       if line[name] is not None:
@@ -113,7 +137,8 @@ def _run(item: series.Series, points: int, others: Mapping[str, tuple[str, str]]
   steps, loss = series.thin(run.train.steps, run.train.loss, points)
   return {
       "name": run.name, "group": item.group, "condition": item.condition, "seed": item.seed,
-      "colour": item.colour, "dash": item.dash, "metrics": curves,
+      "colour": item.colour, "dash": item.dash, "label": item.label,
+      "end": item.label if item.is_alike else "", "metrics": curves,
       "untrained_loss": (1 / (run.config.data.classes or 1) if run.reads_images
                          else math.log(run.config.data.vocab_size)),
       "train": {"steps": steps.tolist(), "loss": _short(loss)},

@@ -33,8 +33,9 @@ def of_measurements(measured: Sequence[Mapping[str, Any]], site: str = SITE
   measured = [run_directory.plain(one) for one in measured]
   found = measured[0]["telemetry"]
   site = site if site in found else next(iter(found), site)
-  title = f"{site}, loss {measured[-1]['loss']:.4g} at step {measured[-1]['step']:,}"
+  step = f", step {measured[-1]['step']:,}"
   for metric, (label, definition, log) in _shown(found.get(site, {})).items():
+    title = f"{_name(metric)} at {site}{step if len(measured) == 1 else ''}"
     rows = [m["telemetry"].get(site, {}).get(metric) for m in measured]
     if not all(_is_a_number_a_layer(row) for row in rows):
       continue
@@ -47,7 +48,7 @@ def of_measurements(measured: Sequence[Mapping[str, Any]], site: str = SITE
       panels.append(Panel(title, "layer (0 is the first)", label, definition, tuple(lines), log))
     else:
       steps = [float(m["step"]) for m in measured]
-      panels.append(Panel(site, "step", label, definition, tuple(
+      panels.append(Panel(title, "step", label, definition, tuple(
           Line(f"layer {i}", steps, plain([row[i] for row in rows]))
           for i in range(len(rows[0]))), log))
   return panels
@@ -69,6 +70,11 @@ def _shown(measured: Mapping[str, Any]) -> dict[str, tuple[str, str, bool]]:
     elif len(numbers) <= _FEW:
       found[name] = f"{name} ({declared.unit})", metrics.formula(name), False
   return found
+
+
+def _name(metric: str) -> str:
+  name = metrics.STREAM[metric].name if metric in metrics.STREAM else metric
+  return name[:1].upper() + name[1:] if metric in metrics.STREAM else name
 
 
 def _is_a_number_a_layer(layers: Any) -> bool:
@@ -110,10 +116,10 @@ def timeline(run: Run) -> list[Panel]:
              f"; {shared[layer]:.0%} of the last are the layer below's too")
     if lines:
       panels.append(Panel(
-          f"layer {layer}{below}", "step", "index of the neuron", "the neurons of largest mean "
-          "square over tokens in the stream entering the block; a dot's area is the neuron's share "
-          "of the layer's sum of squares; named with the sign of its mean and since when it stays",
-          lines))
+          f"Largest neurons, layer {layer}{below}", "step", "index of the neuron",
+          "the neurons of largest mean square over tokens in the stream entering the block; a "
+          "dot's area is the neuron's share of the layer's sum of squares; named with the sign of "
+          "its mean and since when it stays", lines))
   return panels
 
 

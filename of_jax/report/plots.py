@@ -1,7 +1,7 @@
 """The figure that a README can carry. Enters: runs. Leaves: figure.svg and figure.png.
 
-Two panels, kurtosis of the worst layer against step, and loss: of the first setting in which there
-are runs of all groups (see of_jax.report.series), or of each group at its first setting.
+Two panels, kurtosis of the largest layer against step, and loss: of the first setting in which
+there are runs of all groups (see of_jax.report.series), or of each group at its first setting.
 """
 
 import html
@@ -15,10 +15,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from of_jax.analysis.runs import Run, loss_unit
-from of_jax.report import metrics, series
+from of_jax.report import metrics, series, ticks
 
 FIGURE = "figure"
 _POINTS = 400
@@ -106,19 +105,26 @@ def _draw(items: list[series.Series], panels: tuple[str, ...], size: tuple[float
 
 
 def _kurtosis(axes: Any, items: list[series.Series]) -> None:
+  seen: list[float] = []
   for item in items:
     measured = item.run.measured("kurtosis")
     steps, values = series.thin(
         measured.steps, series.over_layers(measured.values, True), _POINTS, largest=True)
-    axes.plot(steps, values, color=item.colour, linestyle=_dash(item), label=_label(item))
-  axes.set_yscale("log")
-  low, high = axes.get_ylim()
-  axes.set_ylim(min(low, 0.95), max(high, 3))
-  axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 else (1,)))
-  axes.yaxis.set_major_formatter("{x:g}")
-  axes.yaxis.set_minor_locator(NullLocator())
+    axes.plot(steps, values, color=item.colour, linestyle=_dash(item), label=item.label)
+    seen += [float(value) for value in values if math.isfinite(value) and value > 0]
+  ticks.logarithmic(axes.yaxis, [*seen, 3], least=1)
+  _name_ends(axes, items)
   axes.set_ylabel(metrics.STREAM["kurtosis"].axis)
-  axes.set_title("Kurtosis of the stream, worst layer")
+  axes.set_title("Kurtosis of the stream, largest layer")
+
+
+def _name_ends(axes: Any, items: list[series.Series]) -> None:
+  """Names curves that look like another's where they end."""
+  for item, line in zip(items, axes.lines, strict=True):
+    x, y = line.get_data()
+    if item.is_alike and len(x) and math.isfinite(y[-1]):
+      axes.annotate(item.label, (x[-1], y[-1]), xytext=(4, 0), textcoords="offset points",
+                    fontsize=7, va="center", color=item.colour, annotation_clip=False)
 
 
 def _loss(axes: Any, items: list[series.Series]) -> None:
@@ -130,7 +136,7 @@ def _loss(axes: Any, items: list[series.Series]) -> None:
     evaluated = item.run.eval
     if evaluated.steps.size:
       axes.plot(evaluated.steps, evaluated.loss, color=item.colour,
-                linestyle=_dash(item), marker="o", markersize=3, label=_label(item))
+                linestyle=_dash(item), marker="o", markersize=3, label=item.label)
     # The first tenth falls from its initial value and would flatten the rest.
     for at, losses in ((steps, values), (evaluated.steps, evaluated.loss)):
       late = losses[at > at[-1] / 10] if at.size else losses
@@ -144,7 +150,3 @@ def _loss(axes: Any, items: list[series.Series]) -> None:
 
 def _dash(item: series.Series) -> str:
   return {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[item.dash]
-
-
-def _label(item: series.Series) -> str:
-  return f"{item.group}, seed {item.seed}"

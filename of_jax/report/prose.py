@@ -17,11 +17,11 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def title(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> str:
-  """Makes the page's heading."""
+  """Makes the page's heading: a study's question, where it declares one."""
   if study is not None:
-    return f"Study {study['study']}, scale {study['scale']}"
+    return str(study.get("question") or f"Study {study['study']}, scale {study['scale']}")
   if len(runs) > 1:
-    return f"{len(runs)} runs"
+    return f"{len(runs)} runs side by side"
   return f"{'Model' if all(run.is_loaded for run in runs.values()) else 'Run'} {next(iter(runs))}"
 
 
@@ -73,25 +73,19 @@ def trained(runs: Mapping[str, Run]) -> str:
   return text[0].upper() + text[1:]
 
 
-def found(runs: Mapping[str, Run], study: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-  """Lists (verdict, sentence) of each claim; without a study, of what the kurtosis did."""
-  if study is not None:
-    # What was not judged must still say what was asked.
-    return [(str(c["verdict"]), sentence(str(c.get("summary") or c["statement"]))
-             if c["verdict"] != "inconclusive" else
-             f"{sentence(str(c['statement']))} Not judged: {c.get('summary', '')}.")
-            for c in study["claims"]]
+def measured(runs: Mapping[str, Run]) -> list[str]:
+  """Says what the kurtosis of runs did, a sentence each; of loaded models, what was measured."""
   if all(run.is_loaded for run in runs.values()):
-    return [("", text) for run in runs.values() for text in _measured(run)]
+    return [text for run in runs.values() for text in _measured(run)]
   peaks = {n: run.peak("kurtosis") for n, run in runs.items()}
   peaks = {n: p for n, p in peaks.items() if math.isfinite(p)}
   if not peaks:
-    return [("", "No kurtosis was measured.")]
+    return ["No kurtosis was measured."]
   top, bottom = max(peaks, key=lambda n: peaks[n]), min(peaks, key=lambda n: peaks[n])
   text = f"Kurtosis peaks at {show(peaks[top])} in {top}"
   if top != bottom:
     text += f", the highest, and at {show(peaks[bottom])} in {bottom}, the lowest"
-  return [("", text + ". No study is recorded here, so no claim is judged.")]
+  return [text + ". No study is recorded here, so no claim is judged."]
 
 
 def _measured(run: Run) -> list[str]:
@@ -138,6 +132,12 @@ def against_paper(runs: Mapping[str, Run],
     if here != [paper]:
       rows.append((field_name(path), _listed(here), paper))
   return rows
+
+
+def scale(runs: Mapping[str, Run], claim: Mapping[str, Any]) -> str:
+  """Says at what scale a claim's verdict holds, beside what its paper reports."""
+  return (f"{described(runs)} The verdict is on this scale's own rule, whose margins were set for "
+          f"it. The paper reports: {sentence(str(claim['paper']))}")
 
 
 def small(runs: Mapping[str, Run]) -> str:

@@ -3,6 +3,7 @@
 curves of few enough points to draw.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,18 +14,30 @@ from of_jax.analysis.curves import Floats, Ints
 from of_jax.analysis.runs import Run
 from of_jax.claims.study_record import flatten, varying
 
+# Fields that say how much is measured, and when; what is trained does not depend on them.
+_OBSERVING = ("telemetry.", "train.log_every", "train.eval_every", "train.checkpoint_every",
+              "train.checkpoint_log_base", "train.keep_checkpoints")
+
 # Okabe and Ito's colours, which the colour-blind tell apart. A block keeps its colour on every
 # figure: Pre-Norm vermilion, Outlier Protected blue.
 _COLOURS = {"pre": "#D55E00", "op": "#0072B2"}
 _OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F",
            # Of Tol's muted scheme, for studies of many groups.
            "#332288", "#999933", "#882255", "#117733", "#AA4499", "#44AA99", "#DDCC77")
+# So many settings may stand side by side in one panel, and be named by so many fields.
+_MOST_SIDE_BY_SIDE, _WORDS = 12, 3
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """Place of one run in the figures."""
+  """Place of one run in the figures.
+
+  Attributes:
+    label: the words of a legend.
+    is_alike: whether another run of its condition has its colour and its dash, so that only its
+      name, which is its label then, tells it from that.
+  """
 
   run: Run
   group: str
@@ -32,6 +45,13 @@ class Series:
   seed: int
   colour: str
   dash: str
+  label: str
+  is_alike: bool
+
+  @property
+  def setting(self) -> str:
+    """The words for all runs that differ from it in their seed alone."""
+    return ", ".join(filter(None, (self.group, self.condition)))
 
 
 def arrange(runs: Mapping[str, Run]) -> list[Series]:
@@ -40,20 +60,43 @@ def arrange(runs: Mapping[str, Run]) -> list[Series]:
   The group is the block, with its norm where one block is run with several; of residual MLPs, which
   have no block, and where the block is one throughout, it is the optimiser if that varies. A field
   that varies inside a group makes the condition; one that follows from the group, such as op's
-  gain, does not.
+  gain, does not, nor does one that says what is measured. Where no condition has two groups, as in
+  a sweep of one block or of runs that have little in common, each setting is a group of its own.
   """
-  groups = _groups(runs)
-  inside = _inside(runs, groups)
+  groups, conditions = _places(runs)
   colours = _assign(list(dict.fromkeys(groups.values())))
   seeds = sorted({run.config.train.seed for run in runs.values()})
+  dashes = {name: DASHES[seeds.index(run.config.train.seed) % len(DASHES)]
+            for name, run in runs.items()}
+  looks = {name: (conditions[name], colours[groups[name]], dashes[name]) for name in runs}
+  seen = collections.Counter(looks.values())
   result = []
   for name, run in runs.items():
-    values = flatten(run.config)
-    result.append(Series(
-        run, groups[name], ", ".join(f"{field_name(f)} {shown(values[f])}" for f in inside),
-        run.config.train.seed, colours[groups[name]],
-        DASHES[seeds.index(run.config.train.seed) % len(DASHES)]))
+    alike, seed = seen[looks[name]] > 1, run.config.train.seed
+    label = f"{groups[name]}, seed {seed}" if len(seeds) > 1 else groups[name]
+    result.append(Series(run, groups[name], *looks[name][:1], seed, *looks[name][1:],
+                         run.name if alike else label, alike))
   return result
+
+
+def _places(runs: Mapping[str, Run]) -> tuple[dict[str, str], dict[str, str]]:
+  """Gives each run its group and its condition."""
+  groups = _groups(runs)
+  inside = _inside(runs, groups)
+  flat = {name: flatten(run.config) for name, run in runs.items()}
+  conditions = {name: ", ".join(f"{field_name(f)} {shown(values[f])}" for f in inside)
+                for name, values in flat.items()}
+  by_condition: dict[str, set[str]] = {}
+  for name, condition in conditions.items():
+    by_condition.setdefault(condition, set()).add(groups[name])
+  settings = {(groups[name], conditions[name]) for name in runs}
+  if (len(by_condition) == 1 or any(len(found) > 1 for found in by_condition.values())
+      or len(settings) > _MOST_SIDE_BY_SIDE):
+    return groups, conditions
+  # Nothing is held while the group changes: all settings stand side by side, a colour each.
+  several, long = len({*groups.values()}) > 1, len(inside) > _WORDS and len(settings) == len(runs)
+  return {name: name if long else f"{groups[name]}, {conditions[name]}" if several
+          else conditions[name] for name in runs}, dict.fromkeys(runs, "")
 
 
 def varied(runs: Mapping[str, Run]) -> list[str]:
@@ -93,7 +136,7 @@ def _inside(runs: Mapping[str, Run], groups: Mapping[str, str]) -> list[str]:
   for group in dict.fromkeys(groups.values()):
     members = [run.config for name, run in runs.items() if groups[name] == group]
     inside += [f for f in varying(members) if f not in inside
-               and f not in ("train.seed", "model.norm")]
+               and f not in ("train.seed", "model.norm") and not f.startswith(_OBSERVING)]
   # The warmup follows from the steps: one of them names the condition.
   if "train.steps" in inside and "optim.warmup_steps" in inside:
     inside.remove("optim.warmup_steps")

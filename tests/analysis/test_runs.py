@@ -153,8 +153,8 @@ def test_a_run_of_an_older_version_has_todays_defaults(tmp_path):
 
 
 def test_where_the_block_is_one_the_optimiser_is_the_group(tmp_path):
-  settings = {"adamw": [], "adamw_eps": [("optim.eps", "1e-4")],
-              "lion": [("optim.name", "lion"), ("optim.learning_rate", "1e-3")],
+  settings = {"adamw": [], "adamw_slow": [("optim.learning_rate", "3e-4")],
+              "lion": [("optim.name", "lion")],
               "lion_slow": [("optim.name", "lion"), ("optim.learning_rate", "3e-4")]}
   for name, overrides in settings.items():
     write_run(tmp_path / name, config(overrides))
@@ -162,8 +162,37 @@ def test_where_the_block_is_one_the_optimiser_is_the_group(tmp_path):
   arranged = series.arrange(loaded)
   assert [s.group for s in arranged] == ["adamw", "adamw", "lion", "lion"]
   assert len({s.colour for s in arranged}) == 2
-  # No setting has both: the figure shows each at its first.
   items, said = plots.headline(loaded)
-  assert [s.run.name for s in items] == ["adamw", "lion"] and "first" in said
-  items, said = plots.headline({n: loaded[n] for n in ("adamw", "adamw_eps")})
-  assert [s.run.name for s in items] == ["adamw"] and said == "eps 1e-08"
+  assert [s.run.name for s in items] == ["adamw", "lion"] and said == "learning rate 0.001"
+
+
+def test_where_nothing_is_held_settings_stand_side_by_side(tmp_path):
+  settings = {"adamw": [], "adamw_eps": [("optim.eps", "1e-4")],
+              "lion": [("optim.name", "lion"), ("optim.learning_rate", "1e-3")],
+              "lion_slow": [("optim.name", "lion"), ("optim.learning_rate", "3e-4")]}
+  for name, overrides in settings.items():
+    write_run(tmp_path / name, config(overrides))
+  loaded = {n: runs.load_run(tmp_path / n) for n in settings}
+  items, said = plots.headline(loaded)
+  assert [s.run.name for s in items] == list(settings) and said == ""
+  assert len({s.colour for s in items}) == 4
+  items, _ = plots.headline({n: loaded[n] for n in ("adamw", "adamw_eps")})
+  assert [s.group for s in items] == ["eps 1e-08", "eps 0.0001"]
+  # Of more than a panel can hold, each is shown at its first.
+  many = {f"{name}{i}": [("optim.name", name), ("optim.learning_rate", f"{rate}{i}e-4")]
+          for name, rate in (("adamw", ""), ("lion", "1")) for i in range(1, 8)}
+  for name, overrides in many.items():
+    write_run(tmp_path / name, config(overrides), steps=2)
+  items, said = plots.headline({n: runs.load_run(tmp_path / n) for n in many})
+  assert [s.run.name for s in items] == ["adamw1", "lion1"] and "first" in said
+
+
+def test_what_is_measured_and_when_makes_no_setting(tmp_path):
+  settings = {"a": [], "b": [("telemetry.level", "full"), ("train.log_every", "5")],
+              "c": [("train.checkpoint_every", "10")]}
+  for name, overrides in settings.items():
+    write_run(tmp_path / name, config(overrides))
+  items = series.arrange({n: runs.load_run(tmp_path / n) for n in settings})
+  assert {(s.group, s.condition) for s in items} == {("pre", "")}
+  # The same in all that is trained: only their names tell their curves apart.
+  assert [s.label for s in items] == list(settings) and all(s.is_alike for s in items)

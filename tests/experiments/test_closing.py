@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from of_jax.analysis import imported, load_run, quantisation, quantisation_advice, replay
+from of_jax.analysis import (
+    imported,
+    load_run,
+    quantisation,
+    quantisation_advice,
+    quantisation_words,
+    replay,
+)
 from of_jax.quantise.scheme import Scheme
 from of_jax.report.closing import closing
 from of_jax.train.progress import TrainingProgress
@@ -56,7 +63,7 @@ def test_a_quantisation_ends_with_its_cause_and_what_lowers_it(tmp_path: Path) -
       [0])["perplexity_quantised"]["mean"] for site in scheme.sites}
   assert advice["costliest_site"] == max(only, key=lambda site: only[site])
   assert advice["site_perplexity"] == max(only.values())
-  said = quantisation_advice.sentence(found, advice)
+  said = quantisation_words.sentence(found, advice)
   assert f"Of its sites {advice['costliest_site']} costs most" in said
   for flags, value in advice["alternatives"].items():
     lower = value < found["perplexity_quantised"]["mean"]
@@ -67,7 +74,7 @@ def test_a_quantisation_ends_with_its_cause_and_what_lowers_it(tmp_path: Path) -
 def test_one_that_costs_nothing_says_so() -> None:
   found = {"label": "W8A8", "increase": {"mean": 0.001}, "perplexity": 20.0,
            "perplexity_quantised": {"mean": 20.02}}
-  assert not quantisation_advice.is_notable(found)
-  assert quantisation_advice.sentence(found, None) == (
+  assert not quantisation_words.is_notable(found)
+  assert quantisation_words.sentence(found, None) == (
       "W8A8 costs 0.0010 nats a token: perplexity 20 becomes 20.02, next to nothing.")
-  assert quantisation_advice.is_notable({"increase": {"mean": float("nan")}})
+  assert quantisation_words.is_notable({"increase": {"mean": float("nan")}})

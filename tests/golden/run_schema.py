@@ -45,7 +45,8 @@ def main() -> None:
     train(config, "whole")
     shutil.copy("whole/metrics.jsonl", "finished.jsonl")
     subprocess.run(
-        [sys.executable, "-m", "experiments.measure", "--run=run", "--step=4", "--out=out"],
+        [sys.executable, "-m", "experiments.measure", "--run=run", "--step=4", "--level=full",
+         "--out=out"],
         check=True, env={**os.environ, "PYTHONPATH": str(FOLDER.parents[1])})
     shutil.copy("out/measure.json", ".")
     for name in ("run/checkpoints/0", "run/checkpoints/1", "out", "whole"):

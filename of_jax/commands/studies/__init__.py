@@ -13,6 +13,7 @@ from of_jax.commands import cli
 from of_jax.commands.help_text import CONFIGS
 from of_jax.config import Config, paths
 from of_jax.errors import THEIRS, UserError, nearest, reason_of
+from of_jax.report.metrics import STREAM
 from of_jax.scaling.ladder import Ladder
 
 Overrides = tuple[tuple[str, str], ...]
@@ -34,6 +35,10 @@ class Scale:
     analyses: names of of_jax.analysis.registry, each made of every checkpoint of each finished
       run, for the claims to read.
     ladders: whose largest size is forecast before it is trained.
+    question: what the study asks, a yes or no; the title of its page.
+    answer: id of the claim whose verdict answers it; default the first.
+    figure: what the page draws on top, beside the intervals of that claim: a metric of the stream
+      over training, or the first panel of one of `analyses`.
   """
 
   config: str
@@ -43,6 +48,9 @@ class Scale:
   paper: Mapping[str, str]
   analyses: Sequence[str] = ()
   ladders: Sequence[Ladder] = ()
+  question: str = ""
+  answer: str = ""
+  figure: str = "kurtosis"
 
 
 def names() -> list[str]:
@@ -69,7 +77,23 @@ def load(study: str, scale: str) -> Scale:
     scales = importlib.import_module(f"of_jax.commands.studies.{study}").SCALES
   if scale not in scales:
     raise UserError(f"--scale={scale}: {study} has no such scale{_nearest(scale, list(scales))}")
+  _check(study, scales[scale])
   return scales[scale]
+
+
+def _check(study: str, scale: Scale) -> None:
+  """Checks that what a study's page names is there."""
+  for field, value, known in (("answer", scale.answer, [claim.id for claim in scale.claims]),
+                              ("figure", scale.figure, [*STREAM, *scale.analyses])):
+    if value and value not in known:
+      raise UserError(f"--study={study}: its {field}={value} is none of its "
+                      f"{'claims' if field == 'answer' else 'metrics or analyses'}"
+                      f"{_nearest(value, known)}")
+
+
+def about(scale: Scale) -> dict[str, str]:
+  """Gives what study.json says of the page: question, answer and figure."""
+  return {"question": scale.question, "answer": scale.answer, "figure": scale.figure}
 
 
 def short_name(study: str) -> str:

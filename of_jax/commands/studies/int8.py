@@ -93,7 +93,9 @@ def _scale(config: str, rates: Sequence[str], embedding_scale: str,
   order = [(block, rate, embedding_scale, seed) for seed in SEEDS for rate in rates
            for block in ("pre", "op")]
   return Scale(config=config, common=tuple(common), runs=dict(run_of(*one) for one in order),
-               claims=_claims(rates, embedding_scale), paper=PAPER, analyses=(ANALYSIS,))
+               claims=_claims(rates, embedding_scale), paper=PAPER, analyses=(ANALYSIS,),
+               figure=ANALYSIS,
+               question="Does the Outlier Protected block lose less when it is quantised?")
 
 
 SCALES = {

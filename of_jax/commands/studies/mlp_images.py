@@ -53,7 +53,8 @@ def _scale(scale: str) -> Scale:
           for seed in SEEDS for optimizer, own in OPTIMIZERS.items()}
   return Scale(
       config=f"experiments/configs/mlp_images.py:{scale}",
-      common=(),
+      common=(), question="Does the optimiser alone make outlier features: Adam, where SGD makes "
+      "none?",
       runs=runs,
       claims=(
           Claim(

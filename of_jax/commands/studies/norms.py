@@ -154,7 +154,9 @@ def _scale(config: str, common: Overrides, seeds: Sequence[int]) -> Scale:
       config=config, common=(("model.norm", "rms"), *common),
       runs={_name(variant, seed): (*own, ("train.seed", str(seed)))
             for seed in seeds for variant, own in VARIANTS.items()},
-      claims=_claims(seeds), paper=PAPER)
+      claims=_claims(seeds), paper=PAPER,
+      question="Do outlier features grow in a Pre-Norm block whatever its norm, and not without "
+      "one?")
 
 
 SCALES = {

@@ -31,6 +31,8 @@ BLOCKS: dict[str, Overrides] = {
     "op": (("model.block", "op"), ("model.beta", "0.3")),
 }
 
+QUESTION = "Does the Outlier Protected block prevent outlier features, at no worse loss?"
+
 # The paper's default setup (its appendix D), for the page's list of what differs.
 PAPER = {
     "model.width": "768", "model.depth": "6", "model.embedding_scale": "50",
@@ -124,7 +126,7 @@ def _smoke() -> Scale:
                   name_of("pre", "3e-3", "8", 0): "pre at embedding scale 8 and learning rate "
                                                   "3e-3"})),
           _rate_claim("pre", "8", "3e-3", "1e-2", [0, 1])),
-      paper=PAPER)
+      paper=PAPER, question=QUESTION)
 
 
 def _small() -> Scale:
@@ -141,7 +143,7 @@ def _small() -> Scale:
       claims=(_op_claim("pre", "50", rates, seeds, 10, paper),
               _op_claim("pre_srms", "50", rates, seeds, 10, paper),
               _rate_claim("pre", "50", "1e-3", "3e-3", seeds)),
-      paper=PAPER)
+      paper=PAPER, question=QUESTION)
 
 
 def _paper() -> Scale:
@@ -181,7 +183,7 @@ def _paper() -> Scale:
                   [(name_of(b, "1e-3", "50", s), name_of("pre_srms", "1e-3", "50", s))
                    for b in ("pre", "pre_layer") for s in (0, 1)], "the norm with a gain")),
           _rate_claim("pre", "50", "3e-4", "1e-3", [0, 1])),
-      paper=PAPER)
+      paper=PAPER, question=QUESTION)
 
 
 SCALES = {"smoke": _smoke(), "small": _small(), "paper": _paper()}

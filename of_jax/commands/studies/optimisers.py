@@ -107,6 +107,7 @@ def _pair_claim(name: str, optimizer: str, rate: str, others: Sequence[tuple[str
 def _scale(config: str, common: Overrides, seeds: Sequence[int], factor: float) -> Scale:
   return Scale(
       config=config, common=common, runs=_runs(seeds),
+      question="Does a non-diagonal optimiser, SOAP, prevent outlier features at no worse loss?",
       claims=(
           _best_rate_claim(
               "soap", factor, seeds,

@@ -41,7 +41,8 @@ def _scale(config: str, common: tuple[tuple[str, str], ...], seeds: tuple[int, .
   names = [_name(seed) for seed in seeds]
   each = f"for every one of the seeds {', '.join(map(str, seeds))}, at the last checkpoint,"
   return Scale(
-      config=config,
+      config=config, figure="outlier_dimensions",
+      question="Do outlier dimensions of the final representation form early in training?",
       common=(("model.norm", "rms"), ("model.final_norm", "true"), *common),
       runs={_name(seed): (("train.seed", str(seed)),) for seed in seeds},
       claims=(

@@ -38,7 +38,9 @@ def _scale(config: str, common: tuple[tuple[str, str], ...], seeds: tuple[int, .
   names = [_name(seed) for seed in seeds]
   each = f"for every one of the seeds {', '.join(map(str, seeds))}"
   return Scale(
-      config=config,
+      config=config, figure="sparsity",
+      question="Does the first layer of a ReLU transformer use far fewer of its units than the "
+      "last?",
       common=(("model.mlp", "relu"), *common),
       runs={_name(seed): (("train.seed", str(seed)),) for seed in seeds},
       claims=(

@@ -24,7 +24,9 @@ def _scale(config: str, common: Overrides, depths: Sequence[int]) -> Scale:
   return Scale(
       config=config, common=common,
       runs=runs("depth", {depth: (("model.depth", str(depth)),) for depth in depths}),
-      claims=claims("depth", depths), paper=PAPER, ladders=ladders("depth", depths, "mean"))
+      claims=claims("depth", depths), paper=PAPER, ladders=ladders("depth", depths, "mean"),
+      question="Does depth make outlier features worse in Pre-Norm than in the Outlier Protected "
+      "block?", answer="grows_faster")
 
 
 SCALES = {

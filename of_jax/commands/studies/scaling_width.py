@@ -82,7 +82,9 @@ def _scale(config: str, common: Overrides, widths: Sequence[int], head: int) -> 
       config=config, common=common,
       runs=runs("width", {width: (("model.width", str(width)), ("model.heads", str(width // head)))
                           for width in widths}),
-      claims=claims("width", widths), paper=PAPER, ladders=ladders("width", widths, "largest"))
+      claims=claims("width", widths), paper=PAPER, ladders=ladders("width", widths, "largest"),
+      question="Does width make outlier features worse in Pre-Norm than in the Outlier Protected "
+      "block?", answer="grows_faster")
 
 
 _LONG: Overrides = (("train.log_every", "10"),)
