@@ -23,15 +23,10 @@ import re
 from collections.abc import Callable
 
 from of_jax.cost_model.hlo_bytes import Traffic
+from of_jax.cost_model.hlo_groups import Groups, device_groups
+from of_jax.cost_model.hlo_kernels import library_flops
 from of_jax.cost_model.hlo_products import convolution_flops, dot_flops
-from of_jax.cost_model.hlo_text import (
-    Computation,
-    Instruction,
-    group_size,
-    origin,
-    parse,
-    window_of,
-)
+from of_jax.cost_model.hlo_text import Computation, Instruction, origin, parse, window_of
 
 # One flop an element of the result, as XLA counts them; matrix products are counted apart.
 _ELEMENTWISE = frozenset({
@@ -85,15 +80,20 @@ class Collective:
     kind: as `all-reduce`.
     trips: how often a step runs it.
     bytes: of the whole array: what an all-gather leaves, what the others are given.
-    group: devices that take part together.
+    groups: numbers of the devices that take part together.
     source: what the program's author called it, as far as the compiler kept it.
   """
 
   kind: str
   trips: int
   bytes: int
-  group: int
+  groups: Groups
   source: str
+
+  @property
+  def group(self) -> int:
+    """Number of devices that take part together; 2 of a permutation's pairs."""
+    return len(self.groups[0])
 
   @property
   def sent(self) -> float:
@@ -254,12 +254,12 @@ class _Reader:
       if not (fused and channel in self._started and not self._starts(fused)):
         given = sum(array.payload for name in instruction.operands
                     for array in computation[name].arrays)
-        group = group_size(instruction, self._partitions)
+        groups = device_groups(instruction, self._partitions)
         if kind == "all-reduce" and fused.startswith("all-reduce-scatter"):
           kind = "reduce-scatter"
         source = re.search(r'op_name="([^"]*)"', instruction.attributes)
         self._collectives.append(Collective(
-            kind, trips, given * group if kind == "all-gather" else given, group,
+            kind, trips, given * len(groups[0]) if kind == "all-gather" else given, groups,
             source.group(1) if source else instruction.name))
     elif instruction.opcode == "custom-call":
       target = (instruction.attribute("custom_call_target") or "custom call").strip('"')
@@ -325,7 +325,12 @@ class _Reader:
 
   def _kernel_flops(self, instruction: Instruction, computation: Computation
                     ) -> tuple[int, int] | None:
-    name = re.search(r'op_name="[^"]*/([^/"]*)/pallas_call"', instruction.attributes)
+    library = library_flops((instruction.attribute("custom_call_target") or "").strip('"'),
+                            instruction, computation)
+    if library is not None:
+      return library, library
+    # Perhaps within what gradients are of, as in transpose(jvp(NAME))/pallas_call.
+    name = re.search(r'op_name="[^"]*?(\w+)\)*/pallas_call"', instruction.attributes)
     return self._kernels(name.group(1), [
         array.dims for operand in instruction.operands
         for array in computation[operand].arrays]) if name else None
