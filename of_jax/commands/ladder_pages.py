@@ -90,7 +90,8 @@ GPU = Ladder(
         Row("130m", "h100:8", (8, 1, 1)),
         Row("320m", "h100:8", (8, 1, 1)),
         Row("1b", "h100:8", (1, 8, 1)),
-        Row("7b", "h100:8x8", (8, 8, 1), 512)))
+        Row("7b", "h100:8x8", (8, 8, 1), 512),
+        Row("7b", "h100:64x8", (64, 8, 1), 512)))
 
 
 def ladder_of(page: str) -> Ladder:
@@ -140,7 +141,8 @@ def markdown(ladder: Ladder, reports: Mapping[str, Any]) -> str:
       *_table([
           "size", ladder.slice, "level", "flops", "bytes moved",
           *(["cycles"] if ladder.has_cycles else []), "bytes in collectives",
-          "of 4 x statistics x layers x width"],
+          "of 4 x statistics x layers x width",
+          *(["sent by NVLink", "by network"] if ladder.platform == "gpu" else [])],
           [_added_cells(ladder, row, level, levels["off"], own)
            for row in rows for levels in [levels_of(row, reports)]
            for level, own in levels.items()
@@ -159,7 +161,11 @@ def _about_telemetry(ladder: Ladder) -> str:
   return (f"To the same step without it, counted in the compiled programs. {cycles}What "
           "collectives need move at most is a float32 for each sum over tokens of activations, "
           "layer and neuron, single numbers included; of other things measured, as gradients and "
-          "the optimiser, they move more.")
+          "the optimiser, they move more."
+          + (" A collective that the compiler makes of another kind than without telemetry, as an "
+             "all-reduce in place of a reduce-scatter and a smaller all-reduce, counts with its "
+             "difference; what each GPU sends says which link it is on."
+             if ladder.platform == "gpu" else ""))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -210,8 +216,7 @@ def _ladder_cells(ladder: Ladder, row: Row, report: Mapping[str, Any]) -> list[s
   if ladder.platform == "tpu":
     moved = [sum(kind["bytes"] for kind in off["collectives"].values())]
   else:
-    moved = [sum(kind["sent"] for kind in off["collectives_by_link"][link].values())
-             for link in ("nvlink", "network")]
+    moved = [_sent(off, link) for link in ("nvlink", "network")]
   hours = steps * off["predicted_seconds"] * off["chips"] / 3600
   return [*cells, f"{off['flops'] / 1e15:.4g}", f"{off['flops'] / off['model_flops']:.3f}",
           f"{off['bytes_accessed'] / 1e9:.4g}", *(f"{part / 1e9:.3g}" for part in moved),
@@ -226,4 +231,10 @@ def _added_cells(ladder: Ladder, row: Row, level: str, off: Mapping[str, Any],
   moved, most = moved_by_telemetry(off, own), statistics_bytes(own)
   return [row.size, row.topology, level, added("flops"), added("bytes_accessed"),
           *([added("cycles")] if ladder.has_cycles else []), f"{moved:+,}",
-          f"{moved / most:.4f}" if most else "-"]
+          f"{moved / most:.4f}" if most else "-",
+          *([f"{_sent(own, link) - _sent(off, link):+,.0f}" for link in ("nvlink", "network")]
+            if ladder.platform == "gpu" else [])]
+
+
+def _sent(own: Mapping[str, Any], link: str) -> float:
+  return float(sum(kind["sent"] for kind in own["collectives_by_link"][link].values()))

@@ -103,11 +103,13 @@ def test_the_page_of_gpus() -> None:
       "collectives_by_link": links, "statistics": {}, "warnings": [], "uncounted": []}
   row = ladder_pages.Row("130m", "h100:2x8", (16, 1, 1), 64, micro_batches=2)
   text = ladder_pages.markdown(dataclasses.replace(ladder_pages.GPU, rows=(row,)), {
-      row.name: {"telemetry": {"off": off, "basic": {**off, "flops": 1.206e15}}},
+      row.name: {"telemetry": {"off": off, "basic": {
+          **off, "flops": 1.206e15, "collectives_by_link": {**links, "network": {
+              "all-reduce": {"count": 1, "bytes": 9, "sent": 5e8 + 1234}}}}}},
       "machine": {"jax": "0", "jax-cuda12-plugin": "1", "nvidia-cudnn-cu12": "2", "date": "today"}})
   assert ("| 130m | h100:2x8 | 16 x 1 x 1 | 64 x 128 in 2 parts | 128.0 of 74.51 | no | 1.2 | "
           "1.200 | 4 | 4 | 0.5 | 0.9 | 41% | 160 |") in text
-  assert "| 130m | h100:2x8 | basic | +0.50% | +0.00% | +0 | - |" in text
+  assert "| 130m | h100:2x8 | basic | +0.50% | +0.00% | +0 | - | +0 | +1,234 |" in text
   assert "needs 128.0 GiB a GPU, and there are 74.5" in text and "cycles" not in text
 
 
