@@ -83,9 +83,7 @@ GPU = Ladder(
     ("jax", "jax-cuda12-plugin", "nvidia-cudnn-cu12"),
     "Attention's kernels leave out pairs of tokens of which one may not see the other, which 6 N D "
     "and attention counts; they count as moving each array once. Which of its kernels the compiler "
-    "would take for a matrix product it finds out on the GPU, so that here it takes the first. "
-    "Peaks are those of bfloat16 for products of float32 too, which run in TF32 at half of it or "
-    "less.",
+    "would take for a matrix product it finds out on the GPU, so that here it takes the first.",
     False, (
         Row("130m", "h100:8", (8, 1, 1)),
         Row("320m", "h100:8", (8, 1, 1)),

@@ -7,7 +7,7 @@ GIB = 2 ** 30
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-  """A kind of chip.
+  """A kind of chip, on which matrix products of all types are as fast unless it says otherwise.
 
   Attributes:
     flops: dense bfloat16, a second.
@@ -18,6 +18,15 @@ class Accelerator:
   flops: float
   hbm_bytes: int
   hbm_bandwidth: float
+
+  def matrix_seconds(self, flops: int, wide_flops: int) -> float:
+    """Computes the seconds of matrix products, at the peak for each type that has its own.
+
+    Args:
+      flops: of all of them.
+      wide_flops: of products of float32, among them.
+    """
+    return flops / self.flops
 
   def send_seconds(self, sent: float, in_host: int, spans_hosts: bool) -> float:
     """Seconds in which a chip sends its part of a collective.

@@ -19,6 +19,8 @@ class Gpu(Accelerator):
   cuDNN and NCCL keep for themselves.
 
   Attributes:
+    tf32_flops: dense, a second; float32 is rounded to TF32 for matrix products, as XLA does unless
+      told otherwise.
     nvlink_bandwidth: bytes a second that one GPU sends to others of its host: half of "total".
     network_bandwidth: bytes a second that the network card of one GPU sends.
     device_kind: its name to the driver, and so jax's `device_kind`.
@@ -30,6 +32,7 @@ class Gpu(Accelerator):
       reserves.
   """
 
+  tf32_flops: float
   nvlink_bandwidth: float
   network_bandwidth: float
   device_kind: str
@@ -39,6 +42,10 @@ class Gpu(Accelerator):
   clock_ghz: float
   l2_bytes: int
   shared_bytes: int
+
+  def matrix_seconds(self, flops: int, wide_flops: int) -> float:
+    """Computes it as of an Accelerator: products of float32 at the peak of TF32."""
+    return (flops - wide_flops) / self.flops + wide_flops / self.tf32_flops
 
   def send_seconds(self, sent: float, in_host: int, spans_hosts: bool) -> float:
     """Computes it as of an Accelerator, by NVLink or by the network.
@@ -89,22 +96,34 @@ GPUS_PER_HOST = 8
 # Hosts of the largest cluster that can be named here.
 MOST_HOSTS = 512
 GPUS = {
-    # NVIDIA A100 Tensor Core GPU data sheet, SXM 80 GB: peak, memory, NVLink. NVIDIA A100 Tensor
+    # NVIDIA A100 Tensor Core GPU data sheet, SXM 80 GB: peaks, memory, NVLink. NVIDIA A100 Tensor
     # Core GPU Architecture (white paper): cores, clock, L2, shared memory. DGX A100 data sheet: a
     # network card of 200 Gb/s for each GPU.
-    "a100": Gpu(312e12, 80 * 10 ** 9, 2039e9, 300e9, 25e9, "NVIDIA A100-SXM4-80GB", 8, 108, 64,
-                1.41, 40 * _MIB, 164 * 1024),
-    # NVIDIA H100 Tensor Core GPU data sheet, SXM, without sparsity: peak, memory, NVLink. NVIDIA
+    "a100": Gpu(
+        device_kind="NVIDIA A100-SXM4-80GB", capability=8, flops=312e12, tf32_flops=156e12,
+        hbm_bytes=80 * 10 ** 9, hbm_bandwidth=2039e9, nvlink_bandwidth=300e9,
+        network_bandwidth=25e9, cores=108, lanes=64, clock_ghz=1.41, l2_bytes=40 * _MIB,
+        shared_bytes=164 * 1024),
+    # NVIDIA H100 Tensor Core GPU data sheet, SXM, without sparsity: peaks, memory, NVLink. NVIDIA
     # H100 Tensor Core GPU Architecture (white paper): cores, L2, shared memory, and the clock, at
     # which the tensor cores of 132 cores have that peak. DGX H100 data sheet: 400 Gb/s a GPU.
-    "h100": Gpu(989e12, 80 * 10 ** 9, 3350e9, 450e9, 50e9, "NVIDIA H100 80GB HBM3", 9, 132, 128,
-                1.83, 50 * _MIB, 228 * 1024),
+    "h100": Gpu(
+        device_kind="NVIDIA H100 80GB HBM3", capability=9, flops=989e12, tf32_flops=494.5e12,
+        hbm_bytes=80 * 10 ** 9, hbm_bandwidth=3350e9, nvlink_bandwidth=450e9,
+        network_bandwidth=50e9, cores=132, lanes=128, clock_ghz=1.83, l2_bytes=50 * _MIB,
+        shared_bytes=228 * 1024),
     # NVIDIA H200 Tensor Core GPU data sheet, SXM: an H100 with other memory. DGX H200 data sheet.
-    "h200": Gpu(989e12, 141 * 10 ** 9, 4800e9, 450e9, 50e9, "NVIDIA H200", 9, 132, 128,
-                1.83, 50 * _MIB, 228 * 1024),
+    "h200": Gpu(
+        device_kind="NVIDIA H200", capability=9, flops=989e12, tf32_flops=494.5e12,
+        hbm_bytes=141 * 10 ** 9, hbm_bandwidth=4800e9, nvlink_bandwidth=450e9,
+        network_bandwidth=50e9, cores=132, lanes=128, clock_ghz=1.83, l2_bytes=50 * _MIB,
+        shared_bytes=228 * 1024),
     # NVIDIA DGX B200 data sheet, an eighth of it: 1,440 GB, 64 TB/s, NVLink of 14.4 TB/s, 400 Gb/s
-    # a GPU. NVIDIA HGX B200 (web page), dense: peak. NVIDIA Blackwell tuning guide: L2 and shared
+    # a GPU. NVIDIA HGX B200 (web page), dense: peaks. NVIDIA Blackwell tuning guide: L2 and shared
     # memory. The driver of the card: cores and clock, which NVIDIA's pages leave out.
-    "b200": Gpu(2250e12, 180 * 10 ** 9, 8000e9, 900e9, 50e9, "NVIDIA B200", 10, 148, 128,
-                1.965, 126 * _MIB, 228 * 1024),
+    "b200": Gpu(
+        device_kind="NVIDIA B200", capability=10, flops=2250e12, tf32_flops=1125e12,
+        hbm_bytes=180 * 10 ** 9, hbm_bandwidth=8000e9, nvlink_bandwidth=900e9,
+        network_bandwidth=50e9, cores=148, lanes=128, clock_ghz=1.965, l2_bytes=126 * _MIB,
+        shared_bytes=228 * 1024),
 }

@@ -22,13 +22,13 @@ from of_jax.cost_model.gpus import Gpu
 from of_jax.cost_model.topology import parse_topology
 from of_jax.errors import UserError
 
-_FORMULA = ("sum over operations of trips x max(matrix flops / peak, bytes in HBM / bandwidth), "
+_FORMULA = ("sum over operations of trips x max(matrix flops / peak{}, bytes in HBM / bandwidth), "
             "plus bytes that a {} sends in ring collectives / bandwidth of {}; nothing overlaps, "
             "vector arithmetic costs nothing")
-FORMULA = _FORMULA.format("chip", "its links one way")
+FORMULA = _FORMULA.format("", "chip", "its links one way")
 GPU_FORMULA = _FORMULA.format(
-    "GPU", "NVLink one way, or for groups that span hosts of the network cards of a group's GPUs "
-    "in a host, if that is less")
+    ", of float32 that of TF32", "GPU", "NVLink one way, or for groups that span hosts of the "
+    "network cards of a group's GPUs in a host, if that is less")
 # Kernels would be tried on the GPU, which is not there.
 _GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}
 
@@ -140,8 +140,8 @@ def _judge(text: str, chip: Accelerator, hosts: tuple[int, ...], model_flops: in
   from of_jax.cost_model import hlo
   program = hlo.read(text, *([functools.partial(_kernel_flops, config)] if config else []))
   chips = len(hosts)
-  seconds = sum(op.trips * max(op.matrix_flops / chip.flops, op.bytes / chip.hbm_bandwidth)
-                for op in program.operations)
+  seconds = sum(op.trips * max(chip.matrix_seconds(op.matrix_flops, op.wide_flops),
+                               op.bytes / chip.hbm_bandwidth) for op in program.operations)
   seconds += sum(c.trips * chip.send_seconds(
       c.sent, hlo_groups.most_in_host(c.groups, hosts), hlo_groups.spans_hosts(c.groups, hosts))
       for c in program.collectives)

@@ -79,7 +79,7 @@ ENTRY %main (x: f32[512,512]) -> f32[512,512] {{
   %x = f32[512,512]{{1,0}} parameter(0)
 {sums.replace("%w =", "ROOT %w =")}}}
 """
-  gpu = dataclasses.replace(GPUS["h100"], flops=1e9, hbm_bandwidth=1e12, nvlink_bandwidth=9e6,
+  gpu = dataclasses.replace(GPUS["h100"], hbm_bandwidth=1e12, nvlink_bandwidth=9e6,
                             network_bandwidth=2e6)
   report = ahead_of_time._judge(text, gpu, (0, 0, 1, 1), model_flops=1)
   size = 512 * 512 * 4
@@ -90,6 +90,25 @@ ENTRY %main (x: f32[512,512]) -> f32[512,512] {{
   # Two rings at once over the cards of both GPUs of a host.
   assert report["predicted_seconds"] == pytest.approx(
       pair / 9e6 + pair / 2e6 + four / 4e6 + 3 * 2 * size / 1e12)
+
+
+def test_products_of_float32_are_at_the_peak_of_tf32() -> None:
+  text = """HloModule m
+
+ENTRY %main (x: f32[512,512], b: bf16[512,512]) -> f32[512,512] {
+  %x = f32[512,512]{1,0} parameter(0)
+  %b = bf16[512,512]{1,0} parameter(1)
+  %y = f32[512,512]{1,0} dot(%b, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %z = f32[512,512]{1,0} dot(%x, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+  gpu = dataclasses.replace(GPUS["h100"], flops=3e9, tf32_flops=1e9)
+  product = 2 * 512 ** 3
+  report = ahead_of_time._judge(text, gpu, (0,), model_flops=product)
+  assert report["matrix_flops"] == 2 * product
+  assert report["predicted_seconds"] == pytest.approx(product / 3e9 + product / 1e9)
+  # The utilization is of the peak that a run's is of.
+  assert report["predicted_mfu"] == pytest.approx(1 / (1 + 3))
 
 
 def test_the_page_of_gpus() -> None:
