@@ -255,7 +255,7 @@ def small(level: str, dtype: str) -> Config:
 @pytest.mark.parametrize("name", ["off bfloat16", "basic bfloat16", "off float32"])
 def test_the_program_of_a_small_step_is_the_golden_one(name: str) -> None:
   """Of this jax alone, within 2 %: a compiler of another version fuses otherwise. Written anew by
-  `python -m tests.train.test_gpu_topology`."""
+  `JAX_PLATFORMS=cpu python -m tests.train.test_gpu_topology`."""
   import jax
   golden = json.loads(GOLDEN.read_text())
   if jax.__version__ != golden["jax"]:
