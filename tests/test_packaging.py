@@ -80,7 +80,7 @@ def test_readme_and_docs_name_the_binaries_and_extras_that_exist():
   binaries = {path.stem for path in (ROOT / "experiments").glob("*.py")
               if '__name__ == "__main__"' in path.read_text()}
   assert listed == binaries, "docs/commands.md lists every binary"
-  extras = re.findall(r"\.\[([a-z,]+)\]", PAGES)
+  extras = re.findall(r"\.\[([a-z,-]+)\]", PAGES)
   assert extras
   assert {e for group in extras for e in group.split(",")} <= set(all_extras())
 

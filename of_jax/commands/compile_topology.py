@@ -1,18 +1,20 @@
-r"""Compiles the real train step for a TPU slice, on a machine that has no TPU.
+r"""Compiles the real train step for TPUs or GPUs, on a machine that has none.
 
   python -m experiments.compile_topology --config=experiments/configs/ladder.py:320m \
       --topology=v5e:4x8 --config.mesh.data=4 --config.mesh.fsdp=8
-  python -m experiments.compile_topology --table=docs/tpu_ladder.md
+  python -m experiments.compile_topology --config=experiments/configs/ladder.py:1b \
+      --topology=h100:8 --config.mesh.fsdp=8 --config.train.grad_accumulation=5
+  python -m experiments.compile_topology --table=docs/tpu_ladder.md,docs/gpu_ladder.md
 
-Needs the extra `tpu`, whose libtpu holds the compiler. The step is compiled at every telemetry
-level asked for; --out=FILE.json keeps what is printed. Exit status 1 where it does not fit the
-chips' memory or the compiler warns, as of an array that it gathers whole on every chip. With
---table the size ladder is compiled, each size for the slices named in this file; results are kept
-beside the page as .json, and a program that is there is not compiled again: stopped, the same
-command goes on. The page says what is missing.
+Needs the extra `tpu`, whose libtpu holds the compiler, or `gpu-compiler` for h100:8, and h100:2x8,
+two hosts of eight. The step is compiled at every telemetry level asked for; --out=FILE.json keeps
+what is printed. Exit status 1 where it does not fit the chips' memory or the compiler warns, as of
+an array that it gathers whole on every chip. With --table the size ladder is compiled, each size
+for the slices or hosts named in of_jax/commands/ladder_pages.py: GPUs on a page whose name begins
+with `gpu`, else TPUs; results are kept beside the page as .json, and a program that is there is not
+compiled again: stopped, the same command goes on. The page says what is missing.
 """
 
-import dataclasses
 import os
 import pathlib
 import sys
@@ -23,52 +25,21 @@ from absl import flags
 
 from of_jax import config as config_lib
 from of_jax.commands import cli
-from of_jax.config import Config, presets
+from of_jax.commands.ladder_pages import Ladder, collectives_text, faults, ladder_of, markdown
+from of_jax.config import Config, paths
 from of_jax.cost_model import topology
-from of_jax.cost_model.chips import GIB
+from of_jax.cost_model.accelerator import GIB
 from of_jax.errors import UserError
 from of_jax.storage import run_directory
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, or FILE:ARGUMENT")
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "slice: v5e or v6e up to 16x16, v5p up to 1,024 chips, as in v5p:4x4x8")
+    "topology", None, "slice: v5e or v6e up to 16x16, v5p up to 1,024 chips, as in v5p:4x4x8; or "
+    "a100, h100, h200, b200: hosts x GPUs, as in h100:8 and h100:16x8")
 _TELEMETRY = flags.DEFINE_list(
     "telemetry", ["off", "basic"],
     "levels to compile: beside the config's own, or for a table, which has off in any case")
-_TABLE = flags.DEFINE_string("table", None, "page for the table of the size ladder")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """A size of the ladder on a slice, with its batch where it is not the preset's."""
-
-  size: str
-  topology: str
-  mesh: tuple[int, int, int]
-  batch_size: int | None = None
-
-  @property
-  def name(self) -> str:
-    """Key of the row in the table's .json file."""
-    return f"{self.size} {self.topology}"
-
-  def config(self, level: str) -> Config:
-    """Makes the config of the row at a level of telemetry."""
-    fields = [(f"mesh.{axis}", str(size)) for axis, size in
-              zip(("data", "fsdp", "tensor"), self.mesh)]
-    fields += [("train.batch_size", str(self.batch_size))] if self.batch_size else []
-    return config_lib.apply_overrides(
-        presets.preset(self.size), [*fields, ("telemetry.level", level)])
-
-
-# 440 sequences of the 1.2B setup can be shared by 8 chips and not by 16, the 72 of 7B likewise;
-# slices have powers of two, so larger ones take a batch that they can share.
-LADDER = (
-    Row("130m", "v5e:2x4", (8, 1, 1)),
-    Row("320m", "v5e:4x8", (4, 8, 1)),
-    Row("1b", "v5e:16x16", (16, 16, 1), 512),
-    Row("7b", "v5p:8x8x8", (8, 64, 1), 512),
-)
+_TABLE = flags.DEFINE_list("table", None, "pages for the size ladder, of TPUs or of gpu...")
 
 
 def compile_levels(configs: Mapping[str, Config], slice_name: str) -> dict[str, Any]:
@@ -82,76 +53,19 @@ def compile_levels(configs: Mapping[str, Config], slice_name: str) -> dict[str, 
   return {**next(iter(reports.values())), "telemetry": reports}
 
 
-def faults(report: Mapping[str, Any]) -> list[str]:
-  """Lists what a user would not want to find out on the pod, a line each."""
-  lines = []
-  for level, own in report["telemetry"].items():
-    where = f"{own['topology']}, telemetry {level}: "
-    if not own["fits"]:
-      lines.append(f"{where}needs {own['bytes_per_chip'] / GIB:.1f} GiB a chip, and there are "
-                   f"{own['hbm_bytes'] / GIB:.1f}")
-    lines += [f"{where}the compiler warns: {warning}" for warning in own["warnings"]]
-    lines += [f"{where}{what} could not be counted" for what in own["uncounted"]]
-  return lines
-
-
-def markdown(rows: Sequence[Row], reports: Mapping[str, Any]) -> str:
-  """Writes the page of the ladder, from what `_table` keeps alone; it need not have every row."""
-  machine = reports["machine"]
-  missing = [row.name for row in rows if {"off", "basic"} - set(_levels(row, reports))]
-  rows = [row for row in rows if "off" in _levels(row, reports)]
-  formula = _levels(rows[0], reports)["off"]["predicted_seconds_formula"]
-  lines = [
-      "# The size ladder on TPU slices, by the TPU compiler", "",
-      "`python -m experiments.compile_topology --table=docs/tpu_ladder.md`: the real train step, "
-      "compiled ahead of time. **No TPU ran anything here**: memory, flops, bytes and collectives "
-      "are those of the compiled program, loop bodies times their trip counts; seconds follow "
-      "from them by the formula below, and chip-hours and MFU from the seconds. "
-      f"jax {machine['jax']}, libtpu {machine['libtpu']}, {machine['date']}.", "",
-      f"Seconds: {formula}. MFU is 6 N D and attention over the seconds, at the peak of "
-      "bfloat16. Chip-hours are for the tokens of the whole setup. Attention's kernels leave out "
-      "blocks of keys that no query may see, which 6 N D and attention counts; they and the "
-      "kernel of telemetry count as moving each array once, and as no cycles.", "",
-      "| size | slice | mesh (data, fsdp, tensor) | batch | GiB a chip | fits | PFLOP a step | "
-      "over 6 N D | GB moved a chip | collectives, GB a chip | s a step | MFU | chip-hours |",
-      "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
-  for row in rows:
-    lines.append(_ladder_line(row, reports[row.name]))
-  lines += [
-      "", "## What telemetry adds", "",
-      "To the same step without it, counted in the compiled programs. Cycles are the compiler's "
-      "own estimate of what runs on a chip, vector arithmetic included, collectives not. What "
-      "collectives need move at most is a float32 for each sum over tokens of activations, layer "
-      "and neuron, single numbers included; of other things measured, as gradients and the "
-      "optimiser, they move more.", "",
-      "| size | slice | level | flops | bytes moved | cycles | bytes in collectives | "
-      "of 4 x statistics x layers x width |",
-      "|---|---|---|---|---|---|---|---|"]
-  for row in rows:
-    levels = reports[row.name]["telemetry"]
-    lines += [_added_line(row, level, levels["off"], own) for level, own in levels.items()
-              if level != "off" and own["flops"] and levels["off"]["flops"]]
-  problems = [line for row in rows for line in faults(reports[row.name])]
-  lines += ["", "## What the compiler objects to", "",
-            *([f"- {line}" for line in problems] or ["Nothing."])]
-  if missing:
-    lines += ["", f"Not compiled yet, without telemetry or with it: {', '.join(missing)}."]
-  return "\n".join(lines) + "\n"
-
-
 def main() -> None:
   """Compiles what the command line asks for, and prints or keeps the report."""
-  out, table = cli.output_file("out"), cli.output_file("table")
+  out = cli.output_file("out")
   if bool(_TABLE.value) == bool(_CONFIG.value):
     raise UserError("give --config and --topology, or --table; see --help")
-  if _TABLE.value and _TOPOLOGY.value is not None:
-    raise UserError(f"--topology={_TOPOLOGY.value}: --table has slices of its own; leave it out")
-  if table is not None:
-    _check_compiler()
-    _table(table)
+  if _TABLE.value:
+    if _TOPOLOGY.value is not None:
+      raise UserError(f"--topology={_TOPOLOGY.value}: --table has slices of its own; leave it out")
+    _tables([paths.check_output_file(f"--table={page}", paths.expanded(page, f"--table={page}"))
+             for page in _TABLE.value])
     return
   if _TOPOLOGY.value is None:
-    raise UserError("--topology is missing, as in --topology=v5e:4x4")
+    raise UserError("--topology is missing, as in --topology=v5e:4x4 or --topology=h100:8")
   assert _CONFIG.value is not None
   topology.parse_topology(_TOPOLOGY.value)
   config = cli.load_config(_CONFIG.value)
@@ -160,7 +74,7 @@ def main() -> None:
              config_lib.apply_overrides(config, [("telemetry.level", level), *(
                  [("telemetry.optimizer", "false")] if level == "off" else [])])
              for level in levels}
-  _check_compiler()
+  _check_compiler(topology.platform(_TOPOLOGY.value))
   report = compile_levels(configs, _TOPOLOGY.value)
   if out is not None:
     run_directory.write_json(out, report)
@@ -168,34 +82,49 @@ def main() -> None:
   _exit_over(faults(report))
 
 
-def _check_compiler() -> None:
-  topology.check_compiler()
-  # Before jax is imported, which would look for a TPU to run on.
+def _check_compiler(platform: str) -> None:
+  topology.check_compiler(platform)
+  # Before jax is imported, which would look for an accelerator to run on.
   os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def _table(page: pathlib.Path) -> None:
-  kept = page.with_suffix(".json")
-  reports: dict[str, Any] = run_directory.read_json(kept) if kept.exists() else {}
-  for row in LADDER:
-    for level in dict.fromkeys(["off", *_TELEMETRY.value]):
+def _tables(pages: Sequence[pathlib.Path]) -> None:
+  ladders = {page: ladder_of(page.name) for page in pages}
+  kept = {page: run_directory.read_json(file) if (file := page.with_suffix(".json")).exists()
+          else {} for page in pages}
+  for page, ladder in ladders.items():
+    if any(level not in kept[page].get(row.name, {}).get("telemetry", {})
+           for row in ladder.rows for level in _levels()):
+      _check_compiler(ladder.platform)
+  problems = []
+  for page, ladder in ladders.items():
+    _table(page, ladder, kept[page])
+    problems += [line for row in ladder.rows for line in faults(kept[page][row.name])]
+  _exit_over(problems)
+
+
+def _levels() -> list[str]:
+  return list(dict.fromkeys(["off", *_TELEMETRY.value]))
+
+
+def _table(page: pathlib.Path, ladder: Ladder, reports: dict[str, Any]) -> None:
+  for row in ladder.rows:
+    for level in _levels():
       done = reports.setdefault(row.name, {"telemetry": {}})["telemetry"]
       if level not in done:
         # Kept one by one: a large step takes the compiler minutes.
         done.update(compile_levels({level: row.config(level)}, row.topology)["telemetry"])
-        reports["machine"] = _machine()
-        run_directory.write_json(kept, reports)
-        page.write_text(markdown(LADDER, reports))
-  page.write_text(markdown(LADDER, reports))
+        reports["machine"] = _machine(ladder)
+        run_directory.write_json(page.with_suffix(".json"), reports)
+        page.write_text(markdown(ladder, reports))
+  page.write_text(markdown(ladder, reports))
   print(page)
-  _exit_over([line for row in LADDER for line in faults(reports[row.name])])
 
 
-def _machine() -> dict[str, str]:
+def _machine(ladder: Ladder) -> dict[str, str]:
   import datetime
   import importlib.metadata
-  return {"jax": importlib.metadata.version("jax"),
-          "libtpu": importlib.metadata.version("libtpu"),
+  return {**{name: importlib.metadata.version(name) for name in ladder.packages},
           "date": datetime.date.today().isoformat()}
 
 
@@ -209,82 +138,33 @@ def _exit_over(lines: Sequence[str]) -> None:
 def _print(report: Mapping[str, Any]) -> None:
   from rich.console import Console
   from rich.table import Table
-  table = Table("telemetry", "GiB a chip", "of", "flops", "bytes a chip", "collectives, bytes",
-                "s a step", "MFU", "cycles")
+  chip = "GPU" if topology.platform(report["topology"]) == "gpu" else "chip"
+  table = Table("telemetry", f"GiB a {chip}", "of", "flops", f"bytes a {chip}",
+                "collectives, bytes", "s a step", "MFU", *(["cycles"] if chip == "chip" else []))
   for level, own in report["telemetry"].items():
-    moved = own["collectives"] and sum(kind["bytes"] for kind in own["collectives"].values())
+    moved = None if own["collectives"] is None else sum(
+        kind["bytes"] for kind in own["collectives"].values())
     cells = ((own["bytes_per_chip"] / GIB, ".2f"), (own["hbm_bytes"] / GIB, ".2f"),
              (own["flops"], ".4g"), (own["bytes_accessed"], ".4g"), (moved, ".4g"),
              (own["predicted_seconds"], ".4g"), (own["predicted_mfu"], ".1%"),
-             (own["cycles"], ".4g"))
+             *([(own["cycles"], ".4g")] if chip == "chip" else []))
     table.add_row(level, *("-" if value is None else format(value, form) for value, form in cells))
   console = Console(width=None if sys.stdout.isatty() else 140)
-  console.print(f"{report['topology']}, {report['chips']} chips, mesh "
+  console.print(f"{report['topology']}, {report['chips']} {chip}s, mesh "
                 + " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items()))
   console.print(table)
-  for kind, total in (report["collectives"] or {}).items():
-    console.print(f"{kind}: {total['count']} of {total['bytes'] / 1e9:.3f} GB in all")
+  for where, kinds in (report.get("collectives_by_link")
+                       or {"": report["collectives"] or {}}).items():
+    for kind, total in kinds.items():
+      console.print(f"{kind}{f' by {where}' if where else ''}: {total['count']} of "
+                    f"{total['bytes'] / 1e9:.3f} GB in all")
   off = report["telemetry"].get("off")
   for level, own in report["telemetry"].items():
     if off and level != "off" and own["collectives"] is not None and off["collectives"] is not None:
       console.print(f"{level}: {collectives_text(off, own)}", highlight=False)
+  if report.get("attention"):
+    console.print(f"attention: {report['attention']}", highlight=False)
   console.print(f"seconds: {report['predicted_seconds_formula']}", highlight=False)
-
-
-def collectives_text(off: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-  """Says what a level adds in collectives, against 4 bytes for each number that its sites keep."""
-  moved, most = moved_by_telemetry(off, own), statistics_bytes(own)
-  sites = "; ".join(
-      f"{name} {site['layers']} layers of {site['vectors']} vectors and {site['numbers']} numbers"
-      for name, site in own["statistics"].items())
-  ratio = f", {moved / most:.4f} of it" if most else ""
-  return (f"collectives move {moved:+,} bytes; 4 x statistics x layers x width is {most:,}{ratio} "
-          f"(of activations: {sites or 'none'})")
-
-
-def statistics_bytes(own: Mapping[str, Any]) -> int:
-  """Adds up 4 x statistics x layers x width over the sites."""
-  return sum(site["bytes"] for site in own["statistics"].values())
-
-
-def moved_by_telemetry(off: Mapping[str, Any], own: Mapping[str, Any]) -> int:
-  """Counts bytes of arrays in collectives beyond those of the step without telemetry."""
-  before, after = (sum(kind["bytes"] for kind in report["collectives"].values())
-                   for report in (off, own))
-  return int(after - before)
-
-
-def _levels(row: Row, reports: Mapping[str, Any]) -> Mapping[str, Any]:
-  levels: Mapping[str, Any] = reports.get(row.name, {}).get("telemetry", {})
-  return levels
-
-
-def _ladder_line(row: Row, report: Mapping[str, Any]) -> str:
-  config, preset = row.config("off"), config_lib.resolve(presets.preset(row.size))
-  off = report["telemetry"]["off"]
-  cells = [row.size, row.topology, " x ".join(map(str, row.mesh)),
-           f"{config.train.batch_size} x {config.train.sequence_length}",
-           f"{off['bytes_per_chip'] / GIB:.1f} of {off['hbm_bytes'] / GIB:.2f}",
-           "yes" if off["fits"] else "no"]
-  if off["flops"] is None or off["predicted_seconds"] is None:
-    return "| " + " | ".join([*cells, *["-"] * 7]) + " |"
-  steps = preset.train.steps * preset.train.batch_size / config.train.batch_size
-  moved = sum(kind["bytes"] for kind in off["collectives"].values())
-  hours = steps * off["predicted_seconds"] * off["chips"] / 3600
-  cells += [f"{off['flops'] / 1e15:.4g}", f"{off['flops'] / off['model_flops']:.3f}",
-            f"{off['bytes_accessed'] / 1e9:.4g}", f"{moved / 1e9:.3g}",
-            f"{off['predicted_seconds']:.3g}", f"{off['predicted_mfu']:.0%}", f"{hours:,.3g}"]
-  return "| " + " | ".join(cells) + " |"
-
-
-def _added_line(row: Row, level: str, off: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-  def added(key: str) -> str:
-    return f"{own[key] / off[key] - 1:+.2%}"
-
-  moved, most = moved_by_telemetry(off, own), statistics_bytes(own)
-  return (f"| {row.size} | {row.topology} | {level} | {added('flops')} | "
-          f"{added('bytes_accessed')} | {added('cycles')} | {moved:+,} | "
-          f"{f'{moved / most:.4f}' if most else '-'} |")
 
 
 if __name__ == "__main__":

@@ -6,28 +6,27 @@ import dataclasses
 import itertools
 import math
 
-GIB = 2 ** 30
+from of_jax.cost_model.accelerator import GIB, Accelerator
+from of_jax.cost_model.gpus import GPUS
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
-  """A kind of TPU, with the figures that Google states.
+class Chip(Accelerator):
+  """A kind of TPU, with the figures that Google states, see Accelerator.
 
   Attributes:
-    flops: dense bfloat16, a second.
-    hbm_bytes: of memory.
-    hbm_bandwidth: bytes a second.
     link_bandwidth: bytes a second that all its links send: half of "bidirectional".
     slices: shapes of the torus that can be had.
     device_kinds: the names that jax's `device_kind` begins with on such a chip.
   """
 
-  flops: float
-  hbm_bytes: int
-  hbm_bandwidth: float
   link_bandwidth: float
   slices: tuple[tuple[int, ...], ...]
   device_kinds: tuple[str, ...] = ()
+
+  def send_seconds(self, sent: float, in_host: int, spans_hosts: bool) -> float:
+    """Computes it as of an Accelerator: the torus is one, whatever the hosts."""
+    return sent / self.link_bandwidth
 
 
 def _cubes(most: int) -> tuple[tuple[int, ...], ...]:
@@ -52,9 +51,13 @@ CHIPS = {
 _PEAK_FLOPS = {
     **{kind: chip.flops for chip in CHIPS.values() for kind in chip.device_kinds},
     "TPU v4": 275e12,  # Google, cloud.google.com/tpu/docs/v4
-    "NVIDIA A100": 312e12,  # NVIDIA A100 Tensor Core GPU data sheet
-    "NVIDIA H100": 989e12,  # NVIDIA H100 Tensor Core GPU data sheet, SXM, without sparsity
-    "NVIDIA H200": 989e12,  # NVIDIA H200 Tensor Core GPU data sheet, SXM, without sparsity
+    **{gpu.device_kind: gpu.flops for gpu in GPUS.values()},
+    "NVIDIA A100": GPUS["a100"].flops,  # As on its SXM board, so on others.
+    # NVIDIA H100 and H200 Tensor Core GPU data sheets, half of the figures with sparsity.
+    "NVIDIA H100": GPUS["h100"].flops,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200 NVL": 835e12,
 }
 
 

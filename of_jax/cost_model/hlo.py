@@ -23,15 +23,17 @@ import re
 from collections.abc import Callable
 
 from of_jax.cost_model.hlo_bytes import Traffic
-from of_jax.cost_model.hlo_products import convolution_flops, dot_flops
-from of_jax.cost_model.hlo_text import (
-    Computation,
-    Instruction,
-    group_size,
-    origin,
-    parse,
-    window_of,
+from of_jax.cost_model.hlo_groups import Groups, device_groups
+from of_jax.cost_model.hlo_kernels import library_flops
+from of_jax.cost_model.hlo_products import (
+    NOTHING,
+    Flops,
+    convolution_flops,
+    dot_flops,
+    is_wide,
+    total,
 )
+from of_jax.cost_model.hlo_text import Computation, Instruction, origin, parse, window_of
 
 # One flop an element of the result, as XLA counts them; matrix products are counted apart.
 _ELEMENTWISE = frozenset({
@@ -63,7 +65,8 @@ class Operation:
   Attributes:
     name, opcode: as in the text; of a fusion the name says most.
     trips: how often a step runs it.
-    flops: of one run; `matrix_flops` of them are matrix products.
+    flops: of one run; `matrix_flops` of them are matrix products, `wide_flops` of these products
+      of float32 or wider.
     bytes: that one run moves to and from main memory.
     cycles: of one run, as the TPU compiler estimates them; 0 where it says nothing.
   """
@@ -75,6 +78,7 @@ class Operation:
   matrix_flops: int
   bytes: int
   cycles: int = 0
+  wide_flops: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +89,20 @@ class Collective:
     kind: as `all-reduce`.
     trips: how often a step runs it.
     bytes: of the whole array: what an all-gather leaves, what the others are given.
-    group: devices that take part together.
+    groups: numbers of the devices that take part together.
     source: what the program's author called it, as far as the compiler kept it.
   """
 
   kind: str
   trips: int
   bytes: int
-  group: int
+  groups: Groups
   source: str
+
+  @property
+  def group(self) -> int:
+    """Number of devices that take part together; 2 of a permutation's pairs."""
+    return len(self.groups[0])
 
   @property
   def sent(self) -> float:
@@ -201,11 +210,12 @@ class _Reader:
         self._collect(instruction, computation, trips)
         if opcode.endswith(("-done", "-update")) or opcode in _FREE:
           continue
-        flops, matrix = self._instruction_flops(instruction, computation)
+        flops, matrix, wide = self._instruction_flops(instruction, computation)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
         self._operations.append(Operation(
             instruction.name, opcode, trips, flops, matrix,
-            self._traffic.of(instruction, computation), int(cycles.group(1)) if cycles else 0))
+            self._traffic.of(instruction, computation), int(cycles.group(1)) if cycles else 0,
+            wide))
 
   def _trip_count(self, loop: Instruction, computation: Computation) -> int:
     """Runs of a loop's body: as the compiler notes them, else as its counter says."""
@@ -254,12 +264,12 @@ class _Reader:
       if not (fused and channel in self._started and not self._starts(fused)):
         given = sum(array.payload for name in instruction.operands
                     for array in computation[name].arrays)
-        group = group_size(instruction, self._partitions)
+        groups = device_groups(instruction, self._partitions)
         if kind == "all-reduce" and fused.startswith("all-reduce-scatter"):
           kind = "reduce-scatter"
         source = re.search(r'op_name="([^"]*)"', instruction.attributes)
         self._collectives.append(Collective(
-            kind, trips, given * group if kind == "all-gather" else given, group,
+            kind, trips, given * len(groups[0]) if kind == "all-gather" else given, groups,
             source.group(1) if source else instruction.name))
     elif instruction.opcode == "custom-call":
       target = (instruction.attribute("custom_call_target") or "custom call").strip('"')
@@ -283,49 +293,51 @@ class _Reader:
                for part in self._computations[name].values() if part.opcode == "custom-call")
 
   @functools.cache
-  def _computation_flops(self, name: str) -> tuple[int, int]:
-    """Flops of one run, and the matrix products among them."""
+  def _computation_flops(self, name: str) -> Flops:
+    """Flops of one run, the matrix products among them, and the wide ones among these."""
     computation = self._computations[name]
-    counts = [self._instruction_flops(i, computation) for i in computation.values()]
-    return sum(flops for flops, _ in counts), sum(matrix for _, matrix in counts)
+    return total(self._instruction_flops(i, computation) for i in computation.values())
 
   def _flops(self, name: str) -> int:
     return self._computation_flops(name)[0]
 
-  def _instruction_flops(self, instruction: Instruction, computation: Computation
-                         ) -> tuple[int, int]:
+  def _instruction_flops(self, instruction: Instruction, computation: Computation) -> Flops:
     opcode, arrays = instruction.opcode, instruction.arrays
-    if opcode == "dot":
-      flops = dot_flops(instruction, computation)
-      return flops, flops
-    if opcode == "convolution":
-      flops = convolution_flops(instruction, computation)
-      return flops, flops
-    if opcode == "custom-call":
-      return self._kernel_flops(instruction, computation) or (0, 0)
+    if opcode in ("dot", "convolution", "custom-call"):
+      if opcode == "custom-call":
+        flops, matrix = self._kernel_flops(instruction, computation) or (0, 0)
+      else:
+        count = dot_flops if opcode == "dot" else convolution_flops
+        flops = matrix = count(instruction, computation)
+      return flops, matrix, matrix if is_wide(instruction, computation) else 0
     if opcode in ("fusion", "call", "async-start"):
-      return self._computation_flops(instruction.called[0]) if instruction.called else (0, 0)
+      return self._computation_flops(instruction.called[0]) if instruction.called else NOTHING
     if opcode == "while":
-      counts = [self._computation_flops(part) for part in instruction.called]
       inner = self._trip_count(instruction, computation)
-      return inner * sum(f for f, _ in counts), inner * sum(m for _, m in counts)
+      flops, matrix, wide = total(self._computation_flops(part) for part in instruction.called)
+      return inner * flops, inner * matrix, inner * wide
     if opcode == "conditional":
       return max(self._computation_flops(branch) for branch in instruction.called)
     if opcode in _ELEMENTWISE:
-      return sum(array.size for array in arrays), 0
+      return sum(array.size for array in arrays), 0, 0
     if opcode in ("reduce", "all-reduce", "reduce-scatter"):
       # Half of a reduction's operands are the values that it starts from.
       given = instruction.operands[:max(1, len(instruction.operands) // 2)]
       read_elements = sum(a.size for name in given for a in computation[name].arrays)
-      return max(0, read_elements - sum(array.size for array in arrays)), 0
+      return max(0, read_elements - sum(array.size for array in arrays)), 0, 0
     if opcode == "reduce-window":
       window = math.prod(window_of(instruction)["size"])
-      return arrays[0].size * max(0, window - 1), 0
-    return 0, 0
+      return arrays[0].size * max(0, window - 1), 0, 0
+    return NOTHING
 
   def _kernel_flops(self, instruction: Instruction, computation: Computation
                     ) -> tuple[int, int] | None:
-    name = re.search(r'op_name="[^"]*/([^/"]*)/pallas_call"', instruction.attributes)
+    library = library_flops((instruction.attribute("custom_call_target") or "").strip('"'),
+                            instruction, computation)
+    if library is not None:
+      return library, library
+    # Perhaps within what gradients are of, as in transpose(jvp(NAME))/pallas_call.
+    name = re.search(r'op_name="[^"]*?(\w+)\)*/pallas_call"', instruction.attributes)
     return self._kernels(name.group(1), [
         array.dims for operand in instruction.operands
         for array in computation[operand].arrays]) if name else None

@@ -2,8 +2,25 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 from of_jax.cost_model.hlo_text import Computation, Instruction, window_of
+
+# Flops, those of matrix products among them, and those of float32 or wider among these.
+Flops = tuple[int, int, int]
+NOTHING: Flops = (0, 0, 0)
+
+
+def total(counts: Iterable[Flops]) -> Flops:
+  """Adds up flops of each sort."""
+  flops, matrix, wide = map(sum, zip(NOTHING, *counts))
+  return flops, matrix, wide
+
+
+def is_wide(instruction: Instruction, computation: Computation) -> bool:
+  """Tells whether what is multiplied is float32 or wider, by the first two operands."""
+  return any(array.dtype in ("f32", "f64") for name in instruction.operands[:2]
+             for array in computation[name].arrays)
 
 
 def dot_flops(instruction: Instruction, computation: Computation) -> int:

@@ -116,32 +116,6 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
   return computations, entry
 
 
-def group_size(instruction: Instruction, partitions: int) -> int:
-  """Number of devices that take part in one collective together; 2 of a permutation's pairs.
-
-  Raises:
-    ValueError: groups are written in a form that is not known.
-  """
-  text = instruction.attributes
-  if "replica_groups={}" in text:
-    return partitions
-  if "source_target_pairs" in text:
-    return 2
-  iota = re.search(r"replica_groups=\[\d+,(\d+)\]<=", text)
-  if iota:
-    return int(iota.group(1))
-  listed = re.search(r"replica_groups=\{\{([\d, ]*)\}", text)
-  if listed:
-    return len(listed.group(1).split(","))
-  # replica_groups=mesh['a'=2,'b'=4], device_ids=(...) {'b'}, an axis perhaps as 'b':(1)2.
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", text)
-  if mesh is None:
-    raise ValueError(f"replica groups in a form that is not known: {text[:200]}")
-  sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
-  return math.prod(int(part or sizes[axis])
-                   for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh.group(2)))
-
-
 def origin(name: str, computation: Computation) -> Instruction:
   """Finds the instruction that a value is a copy of."""
   instruction = computation[name]

@@ -1,13 +1,16 @@
 """Causal multi-head attention, its parts chosen by name: see Attention."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from of_jax.config import ModelConfig
-from of_jax.models import splash
+from of_jax.config import gpu_attention as forms
+from of_jax.models import gpu_attention, splash
 from of_jax.models.gates import make_gate
 from of_jax.models.norms import Norm, at_least_float32, make_norm
 from of_jax.models.parameter import Linear, attention_std, normal, parameter
@@ -15,9 +18,7 @@ from of_jax.models.probe import Context, flatten_heads
 from of_jax.models.rope_scaling import frequency_scale
 from of_jax.models.sigma_reparam import SigmaReparamLinear
 from of_jax.models.softmaxes import make_softmax
-
-# float32 logits [batch, heads, queries, keys] -> weights.
-FromLogits = Callable[[jax.Array], jax.Array]
+from of_jax.models.written_out import attend, masked_logits
 
 
 def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, fraction: float = 1.0,
@@ -69,63 +70,6 @@ class KeyValueSink(nnx.Module):
       return jnp.concatenate([first, x_BxTxGxK], 1)
 
     return join(self.key[...], k_BxTxGxK), join(self.value[...], v_BxTxGxK)
-
-
-def attend(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
-           mask_Bx1xTxT: jax.Array | None, softmax: FromLogits, cap: float | None = None,
-           scale: float | None = None, drop: Callable[[jax.Array], jax.Array] | None = None,
-           is_causal: bool = True, replace: Callable[[jax.Array], jax.Array] = lambda x: x
-           ) -> jax.Array:
-  """Attention with every step at hand, for what fused kernels do not offer.
-
-  Args:
-    k_BxSxGxK, v_BxSxGxK: G divides the H heads of the queries, consecutive ones share a key.
-      Longer than the queries, the first S - T are for every query to see.
-    mask_Bx1xTxT: as in Context.
-    softmax: from logits to weights.
-    cap: c, logits become c tanh(logits / c) before the mask (Gemma 2).
-    scale: multiplies q k^T, default 1 / sqrt(K).
-    drop: dropout of the weights.
-    is_causal: whether a query sees no key behind it.
-    replace: of the logits of all pairs, before the mask.
-  """
-  weights_BxHxTxS = softmax(masked_logits(q_BxTxHxK, k_BxSxGxK, mask_Bx1xTxT, cap, scale,
-                                          is_causal=is_causal, replace=replace))
-  if drop is not None:
-    weights_BxHxTxS = drop(weights_BxHxTxS)
-  v_BxSxHxK = jnp.repeat(v_BxSxGxK, q_BxTxHxK.shape[2] // v_BxSxGxK.shape[2], axis=2)
-  return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS.astype(v_BxSxHxK.dtype), v_BxSxHxK)
-
-
-def masked_logits(q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, mask_Bx1xTxT: jax.Array | None,
-                  cap: float | None, scale: float | None, start: jax.Array | int = 0,
-                  steps: int | None = None, is_causal: bool = True,
-                  replace: Callable[[jax.Array], jax.Array] = lambda x: x) -> jax.Array:
-  """Logits that the softmax reads, [batch, heads, queries, keys]; -inf where a query may not look.
-
-  Args:
-    q_BxTxHxK: all queries, or consecutive ones.
-    k_BxSxGxK, mask_Bx1xTxT, cap, scale, is_causal, replace: as in `attend`.
-    start: number of the first of these queries in its sequence.
-    steps: queries of the sequence; default as many as these.
-  """
-  (_, queries, heads, head_dim), (sources, groups) = q_BxTxHxK.shape, k_BxSxGxK.shape[1:3]
-  steps = queries if steps is None else steps
-  k_BxSxHxK = jnp.repeat(k_BxSxGxK, heads // groups, axis=2)
-  logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK,
-                              preferred_element_type=jnp.promote_types(
-                                  q_BxTxHxK.dtype, jnp.float32))
-  logits_BxHxTxS *= head_dim ** -0.5 if scale is None else scale
-  if cap is not None:
-    logits_BxHxTxS = cap * jnp.tanh(logits_BxHxTxS / cap)
-  logits_BxHxTxS = replace(logits_BxHxTxS)
-  allowed = (start + jnp.arange(queries)[:, None] >= jnp.arange(steps) if is_causal
-             else jnp.ones((queries, steps), bool))[None, None]
-  if mask_Bx1xTxT is not None:
-    allowed = allowed & jax.lax.dynamic_slice_in_dim(mask_Bx1xTxT, start, queries, 2)
-  extra = ((0, 0), (0, 0), (0, 0), (sources - steps, 0))
-  allowed = jnp.pad(allowed, extra, constant_values=True)
-  return jnp.where(allowed, logits_BxHxTxS, -jnp.inf)
 
 
 class Attention(nnx.Module):
@@ -210,14 +154,18 @@ class Attention(nnx.Module):
       k_BxTxGxK, v_BxTxGxK = self.sink.prepend(k_BxTxGxK, v_BxTxGxK)
     mask_Bx1xTxT = self._mask(context, x_BxTxD.shape[1])
     self._probe_weights(q_BxTxHxK, k_BxTxGxK, mask_Bx1xTxT, context)
-    # The library's softmax is computed in float32, also of float64.
-    narrow = q_BxTxHxK.dtype != jnp.float64
     drops = bool(self.dropout) and context.dropout_key is not None
-    is_plain = self.softmax.is_plain and not drops and context.numerics is None
-    if is_plain and self._is_for_splash(context) and splash.serves(q_BxTxHxK, k_BxTxGxK):
+    form = self._form(q_BxTxHxK, k_BxTxGxK, context, drops)
+    if form == "splash":
       y_BxTxHxK = splash.attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, context.documents_BxT,
                                 self.window, self.cap, self.scale)
-    elif is_plain and self.cap is None and not self.has_sink and narrow:
+    elif form in ("cudnn", "pallas"):
+      y_BxTxHxK = gpu_attention.attend(form, q_BxTxHxK, k_BxTxGxK, v_BxTxGxK,
+                                       context.documents_BxT, self.window, self.scale,
+                                       context.is_causal)
+    elif form == "blocks":
+      y_BxTxHxK = self._attend_in_blocks(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, context)
+    elif form == "library":
       y_BxTxHxK = jax.nn.dot_product_attention(
           q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask_Bx1xTxT, is_causal=context.is_causal,
           scale=self.scale)
@@ -249,6 +197,51 @@ class Attention(nnx.Module):
     if self.values == "own":
       return k_BxTxGxK, context.linear("attn_value", "attn_in", self.value, x_BxTxD)
     return k_BxTxGxK, slices()
+
+  def _form(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, context: Context, drops: bool
+            ) -> forms.Form | Literal["splash", "library"]:
+    """Chooses how to compute it: `splash` on TPUs, of_jax.models.gpu_attention's forms on GPUs,
+    `library`, which is `whole` in fewer words, or `whole`."""
+    is_plain = self.softmax.is_plain and not drops and context.numerics is None
+    if is_plain and self._is_for_splash(context) and splash.serves(q_BxTxHxK, k_BxSxGxK):
+      return "splash"
+    card = gpu_attention.card()
+    if card:
+      form = self._choose(card, q_BxTxHxK, k_BxSxGxK, context, drops).form
+      if form != "whole":
+        return form
+    # The library's softmax is computed in float32, also of float64.
+    narrow = q_BxTxHxK.dtype != jnp.float64
+    return ("library" if is_plain and self.cap is None and not self.has_sink and narrow
+            else "whole")
+
+  def _choose(self, card: str, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, context: Context,
+              drops: bool) -> forms.Choice:
+    others = {"a mask of its own": context.mask_Bx1xTxT is not None and
+              context.documents_BxT is None,
+              "a mesh that splits heads or sequences unevenly": not gpu_attention.splits(
+                  q_BxTxHxK, k_BxSxGxK)}
+    case = forms.case_of(
+        self.model, q_BxTxHxK.shape[1], card, is_causal=context.is_causal,
+        documents=context.documents_BxT is not None, drops=drops,
+        others=tuple(name for name, is_so in others.items() if is_so),
+        unique=() if context.numerics is None else ("numbers of a quantised model",))
+    case = dataclasses.replace(case, dtype=q_BxTxHxK.dtype.name, head_dim=q_BxTxHxK.shape[-1])
+    choice = forms.choose(case)
+    if choice.form == "cudnn" and (
+        refused := gpu_attention.cudnn_refuses(case.dtype, case.head_dim)):
+      choice = forms.choose(dataclasses.replace(case, no_cudnn=refused))
+    return choice
+
+  def _attend_in_blocks(self, q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array,
+                        context: Context) -> jax.Array:
+    steps = q_BxTxHxK.shape[1]
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> jax.Array:
+      return attend(q, k, v, self._mask_rows(context, start, q.shape[1], steps), self.softmax,
+                    self.cap, self.scale, is_causal=context.is_causal, start=start, steps=steps)
+
+    return gpu_attention.in_blocks(run, q_BxTxHxK, k_BxSxGxK, v_BxSxGxK)
 
   def _is_for_splash(self, context: Context) -> bool:
     """Tells whether the kernels compute this function: all is known but who is in a document."""
@@ -282,11 +275,31 @@ class Attention(nnx.Module):
     if self.window is None:
       return context.mask_Bx1xTxT
     index_T = jnp.arange(steps)
-    distance_TxT = index_T[:, None] - index_T
-    if not context.is_causal:
-      distance_TxT = jnp.abs(distance_TxT)
-    near_TxT = distance_TxT < self.window
-    if self.full_every is not None:
-      near_TxT |= jnp.asarray(context.layer) % self.full_every == 0
-    near_1x1xTxT = near_TxT[None, None]
+    near_1x1xTxT = self._near(index_T[:, None] - index_T, context)
     return near_1x1xTxT if context.mask_Bx1xTxT is None else context.mask_Bx1xTxT & near_1x1xTxT
+
+  def _mask_rows(self, context: Context, start: jax.Array, queries: int, steps: int
+                 ) -> jax.Array | None:
+    """Computes the rows of `_mask` of some queries, without the others."""
+    rows_Bx1xQxT = None
+    if context.documents_BxT is not None:
+      documents_BxT = context.documents_BxT
+      own_BxQ = jax.lax.dynamic_slice_in_dim(documents_BxT, start, queries, 1)
+      rows_Bx1xQxT = (own_BxQ[:, :, None] == documents_BxT[:, None])[:, None]
+    elif context.mask_Bx1xTxT is not None:
+      rows_Bx1xQxT = jax.lax.dynamic_slice_in_dim(context.mask_Bx1xTxT, start, queries, 2)
+    if self.window is None:
+      return rows_Bx1xQxT
+    near_1x1xQxT = self._near(
+        start + jnp.arange(queries)[:, None] - jnp.arange(steps), context)
+    return near_1x1xQxT if rows_Bx1xQxT is None else rows_Bx1xQxT & near_1x1xQxT
+
+  def _near(self, distance_QxT: jax.Array, context: Context) -> jax.Array:
+    """Tells which keys the window allows, [1, 1, queries, time], by how far back they are."""
+    assert self.window is not None
+    if not context.is_causal:
+      distance_QxT = jnp.abs(distance_QxT)
+    near_QxT = distance_QxT < self.window
+    if self.full_every is not None:
+      near_QxT |= jnp.asarray(context.layer) % self.full_every == 0
+    return near_QxT[None, None]

@@ -41,7 +41,7 @@ def attend(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,
            documents_BxT: jax.Array | None = None, window: int | None = None,
            cap: float | None = None, scale: float | None = None, interpret: bool = False
            ) -> jax.Array:
-  """Computes causal attention, the same function as of_jax.models.attention.attend.
+  """Computes causal attention, the same function as of_jax.models.written_out.attend.
 
   Args:
     documents_BxT: attention stays within a document.

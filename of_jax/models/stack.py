@@ -13,16 +13,18 @@ from flax import nnx
 
 from of_jax.config import Config, ModelConfig
 from of_jax.errors import UserError
-from of_jax.models import partition, splash
+from of_jax.models import gpu_attention, partition, splash
 from of_jax.models.norms import Norm
 from of_jax.models.numerics import Numerics
 from of_jax.models.probe import PENALTY, Context, Intervene, Observer, Penalise, Statistics
 from of_jax.models.sow import captured
 
 # Kernels of attention stand for the products that they hold.
-_REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(splash.RESIDUALS))}
+_policies = jax.checkpoint_policies
+_REMAT_POLICIES = {"full": None, "dots": _policies.save_from_both_policies(
+    _policies.save_from_both_policies(_policies.dots_with_no_batch_dims_saveable,
+                                      _policies.save_only_these_names(splash.RESIDUALS)),
+    gpu_attention.keeps)}
 
 # (dropout key or None, number of the block from 1, 0 outside the blocks) -> its context.
 MakeContext = Callable[[jax.Array | None, jax.Array | int], Context]

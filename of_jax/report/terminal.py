@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from of_jax.analysis.runs import Run, loss_unit
-from of_jax.config import Config
+from of_jax.config import Config, gpu_attention
 from of_jax.config.kinds import kind_of
 from of_jax.report.differences import differing, in_words
 from of_jax.storage.run_directory import DONE
@@ -112,3 +112,17 @@ def print_plan(out: Console, planned: Mapping[str, Config],
           f"{first.train.batch_size} x {first.train.sequence_length} tokens")
   out.print(f"{len(planned)} runs of {first.train.steps:,} steps of {size} on "
             f"{escape(first.data.corpus)}; nothing was started", highlight=False)
+  for line in _attention_on_gpus(planned):
+    out.print(line, highlight=False, markup=False)
+
+
+def _attention_on_gpus(planned: Mapping[str, Config]) -> list[str]:
+  """Says of which runs attention is fused on a GPU, and of which not and why."""
+  runs: dict[str, list[str]] = {}
+  for name, config in planned.items():
+    choice = gpu_attention.choice_of(config, gpu_attention.USUAL_CARD)
+    if choice is not None:
+      runs.setdefault(choice.text(), []).append(name)
+  return [f"On A100, H100, H200 or B200 attention is {text}"
+          + (f": {', '.join(names)}" if len(names) < len(planned) else "")
+          for text, names in runs.items()]

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from of_jax.config import Config
+from of_jax.config import Config, gpu_attention
 from of_jax.cost_model import chips
 from of_jax.data.folder import Described
 from of_jax.models.functional import Network, named_leaves
@@ -44,7 +44,16 @@ def describe(config: Config, mesh: Mesh, corpus: Described, network: Network) ->
       "special_tokens": {side: getattr(corpus, f"{side}_token", None) for side in ("end", "begin")},
       **count_parameters(network),
       "flops_per_token": task_of(config.model.kind).flops_per_token(config, network),
+      "attention_on_gpu": attention_on_gpu(config),
   }
+
+
+def attention_on_gpu(config: Config) -> str | None:
+  """Says how attention is computed where the devices are GPUs; None where they are not."""
+  device = jax.devices()[0]
+  choice = (gpu_attention.choice_of(config, device.device_kind) if device.platform == "gpu"
+            else None)
+  return None if choice is None else choice.text()
 
 
 def machine() -> dict[str, Any]:

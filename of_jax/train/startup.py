@@ -103,6 +103,12 @@ def _say_what_is_not_causal(config: Config, log: Log) -> None:
         "that of a language model")
 
 
+def _say_what_is_unfused(config: Config, log: Log) -> None:
+  attention = environment.attention_on_gpu(config)
+  if attention is not None and attention.startswith("unfused"):
+    log(f"attention is {attention}: it holds and moves more than the rest of the step may")
+
+
 def begin(planned: Planned, held: contextlib.ExitStack, log: Log) -> Begun:
   """Prepares runs, none of which is over, up to their first step.
 
@@ -121,6 +127,7 @@ def begin(planned: Planned, held: contextlib.ExitStack, log: Log) -> Begun:
   memory.check_devices(jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings,
                        len(planned.configs))
   _say_what_is_not_causal(planned.first, log)
+  _say_what_is_unfused(planned.first, log)
   resumes = checkpoint.has_begun(planned.workdirs[0])
   if not resumes:
     for config in planned.configs.values():

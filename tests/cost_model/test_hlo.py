@@ -1,5 +1,6 @@
 """What is read off a program's text: against formulas, against the compiler, and by hand."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from of_jax.config import Config
-from of_jax.cost_model import hlo, hlo_products
+from of_jax.cost_model import hlo, hlo_groups, hlo_products, hlo_text
 from of_jax.objectives.tasks import task_of
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.trainer import make_trainer
@@ -38,6 +39,64 @@ def test_the_tpu_compilers_forms_by_hand() -> None:
   assert runs["slice"] == (4, 2 * 16 * 32 * 4 + 4 + 2 * 4)
   assert runs["fusion.2"] == (4, 4 * 64 * 2)
   assert runs["fusion.3"] == (4, 16 * 32 * 4 + 16 * 64 * 4 + 4)
+
+
+# The GPU compiler's forms, by hand likewise: cuDNN's attention of two sequences of 128 tokens, four
+# heads of 16 and half as many of keys, forward within a window of 100 tokens and backward without a
+# mask; two kernels of Pallas; a product of [64, 32] and [32, 16] by cuBLAS, one by a fusion; sums
+# over pairs of four GPUs, 0 and 2, then 0 and 1.
+GPU_TEXT = (Path(__file__).parent / "gpu_program.hlo").read_text()
+
+
+def test_the_gpu_compilers_forms_by_hand() -> None:
+  asked = []
+
+  def kernels(name: str, shapes: list[tuple[int, ...]]) -> tuple[int, int]:
+    asked.append((name, shapes))
+    return 7, 5
+
+  program = hlo.read(GPU_TEXT, kernels)
+  assert program.uncounted == ()
+  assert {name: len(shapes) for name, shapes in asked} == {"mha_forward": 3, "mha_backward": 4}
+  assert all(shape == (2, 64, 4, 16) for _, shapes in asked for shape in shapes)
+  flops = {op.name: op.matrix_flops for op in program.operations}
+  pairs = sum(min(i + 1, 100) for i in range(128))
+  assert flops["dot_product_attention_fwd.5"] == 2 * 2 * 2 * 4 * pairs * 16
+  assert flops["dot_product_attention_bwd.8"] == 5 * 2 * 2 * 4 * 128 ** 2 * 16
+  assert flops["pallas_call.0"] == flops["pallas_call.12"] == 5
+  assert flops["cublas-gemm.1"] == flops["gemm_fusion_dot.1"] == 2 * 64 * 32 * 16
+  moved = {op.name: op.bytes for op in program.operations}
+  query, keys, sums = 2 * 128 * 4 * 16 * 2, 2 * 128 * 2 * 16 * 2, 2 * 4 * 128 * 4
+  assert moved["dot_product_attention_fwd.5"] == 2 * query + 2 * keys + sums
+  assert moved["dot_product_attention_bwd.8"] == 4 * query + 4 * keys + sums
+  assert [c.groups for c in program.collectives] == [((0, 2), (1, 3)), ((0, 1), (2, 3))]
+  assert hlo.read(GPU_TEXT).uncounted == ("__gpu$xla.gpu.triton",)
+
+
+@pytest.mark.parametrize("text, groups", [
+    ("replica_groups={}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+    ("replica_groups={{0,2},{1,3}}, dimensions={0}", [[0, 2], [1, 3]]),
+    ("channel_id=1, source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ("replica_groups=[2,4]<=[8], dimensions={0}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+    ("replica_groups=[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+    ("replica_groups=mesh['a'=2,'b'=4] {'b'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+    ("replica_groups=mesh['a'=2,'b'=4] {'a'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+    ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}",
+     [[0, 1], [2, 3], [4, 5], [6, 7]]),
+    ("replica_groups=mesh['a'=2,'b'=4], device_ids=(7,6,5,4,3,2,1,0) {'b'}",
+     [[7, 6, 5, 4], [3, 2, 1, 0]]),
+    ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+    ("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+    ("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}", [[0, 1], [2, 3], [4, 5], [6, 7]]),
+    ("replica_groups=mesh['a'=2,'b'=4] {'a','b':(2)2}", [[0, 1, 4, 5], [2, 3, 6, 7]])])
+def test_groups_of_devices_by_hand(text: str, groups: list[list[int]]) -> None:
+  instruction = hlo_text.Instruction("x", (), "all-reduce", (), "", text, False)
+  assert [list(group) for group in hlo_groups.device_groups(instruction, 8)] == groups
+  hosts = (0, 0, 0, 0, 1, 1, 1, 1)
+  spans = any(len({device // 4 for device in group}) == 2 for group in groups)
+  assert hlo_groups.spans_hosts(tuple(map(tuple, groups)), hosts) == spans
+  with pytest.raises(ValueError, match="not known"):
+    hlo_groups.device_groups(dataclasses.replace(instruction, attributes="groups=1"), 8)
 
 
 def test_a_kernel_counts_as_told() -> None:

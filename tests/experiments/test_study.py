@@ -18,8 +18,9 @@ from of_jax import config as config_lib
 from of_jax.claims.forecasts import Forecasts
 from of_jax.commands import cli, studies, study
 from of_jax.commands.studies import op_block
+from of_jax.config import presets
 from of_jax.errors import UserError
-from of_jax.report import plots
+from of_jax.report import plots, terminal
 from of_jax.storage import run_directory
 from tests.analysis import synthetic
 
@@ -313,6 +314,18 @@ def test_dry_run_says_only_what_a_run_has():
   study.list_runs("optimisers", "smoke", None, console=Console(file=out, width=300))
   assert "name=soap" in out.getvalue() and "clip_norm=none" in out.getvalue()
   assert "b1=none" not in out.getvalue() and "=None" not in out.getvalue()
+
+
+def test_dry_run_names_the_runs_whose_attention_gpus_do_not_fuse():
+  configs = {name: config_lib.apply_overrides(presets.preset("1b"), fields) for name, fields in (
+      ("plain", []), ("capped", [("model.attention_cap", "30")]),
+      ("windowed", [("model.attention_window", "512")]))}
+  out = io.StringIO()
+  terminal.print_plan(Console(file=out, width=200), configs, None)
+  assert out.getvalue().splitlines()[-2:] == [
+      "On A100, H100, H200 or B200 attention is fused, by cuDNN: plain, windowed",
+      "On A100, H100, H200 or B200 attention is unfused, some queries at a time (a softcap): "
+      "capped"]
 
 
 @pytest.mark.parametrize("path, text, message", [

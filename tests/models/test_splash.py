@@ -12,8 +12,9 @@ from flax import nnx
 
 from of_jax.config import Config
 from of_jax.models import splash
-from of_jax.models.attention import Attention, attend
+from of_jax.models.attention import Attention
 from of_jax.models.probe import Context
+from of_jax.models.written_out import attend
 from of_jax.train.sharding import make_mesh
 from of_jax.xla import placement
 

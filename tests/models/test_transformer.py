@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 
 from of_jax.config import Config
-from of_jax.models.attention import Attention, attend, rotate
+from of_jax.models.attention import Attention, rotate
 from of_jax.models.functional import build_network
 from of_jax.models.probe import Context
 from of_jax.models.rope_scaling import frequency_scale, llama3_scale
 from of_jax.models.softmaxes.plain import PlainSoftmax
+from of_jax.models.written_out import attend
 
 MakeConfig = Callable[..., Config]
 

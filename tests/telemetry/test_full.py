@@ -15,7 +15,7 @@ import pytest
 
 from of_jax.config import Config
 from of_jax.config.declared_metrics import SITES, names_of
-from of_jax.models.attention import masked_logits
+from of_jax.models.written_out import masked_logits
 from of_jax.telemetry import METRICS, queries, registry
 from of_jax.train.sharding import make_mesh, place_batch
 from of_jax.train.trainer import Trainer, make_trainer

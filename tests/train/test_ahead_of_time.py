@@ -1,5 +1,6 @@
 """TPU slices by name, and the report on a step compiled for one; where libtpu is, the real one."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from of_jax.commands import compile_topology
+from of_jax.commands import compile_topology, ladder_pages
 from of_jax.config import Config
 from of_jax.cost_model import topology
 from of_jax.cost_model.chips import CHIPS, Chip, peak_flops
@@ -45,7 +46,18 @@ def test_the_peak_of_a_device_is_that_of_the_longest_name() -> None:
     ("v5p:4", "the nearest is v5p:2x2x1 of 4 chips"),
     ("v5p", "no shape; v5p is given as in v5p:"),
     ("v5e:4*4", "no shape; v5e is given as in v5e:4x8"),
-    ("h100:8", "there are v5e, v6e, v5p")])
+    ("v4:2x2", "there are v5e, v6e, v5p, a100, h100, h200, b200, as in v5p:4x4x8 or h100:16x8"),
+    ("H100:8", "there are v5e"),
+    ("h100", "h100 is given as in h100:8 or h100:16x8, 16 hosts of 8 GPUs"),
+    ("h100:", "h100 is given as in h100:8"),
+    ("a100:-8", "a100 is given as in a100:8"),
+    ("b200:2x2x2", "b200 is given as in b200:8"),
+    ("h100:0", "the nearest is h100:1"),
+    ("h100:0x8", "from 1 to 512 hosts of 1 to 8 GPUs can be described; the nearest is h100:1x8"),
+    ("h200:2x9", "the nearest is h200:2x8"),
+    ("h100:9999x8", "the nearest is h100:512x8"),
+    ("h100:16", "a host has at most 8 GPUs; give hosts too, as in h100:2x8"),
+    ("h100:99999", "as in h100:512x8")])
 def test_a_slice_that_does_not_exist_is_one_line(name: str, message: str) -> None:
   with pytest.raises(UserError) as error:
     topology.parse_topology(name)
@@ -74,9 +86,9 @@ def test_the_compilers_warnings_fail_it() -> None:
   assert found == ["[SPMD] Involuntary full rematerialization."]
   good = {"topology": "v5e:2x2", "fits": True, "bytes_per_chip": 2 ** 30, "hbm_bytes": 2 ** 34,
           "warnings": [], "uncounted": []}
-  assert compile_topology.faults({"telemetry": {"off": good}}) == []
+  assert ladder_pages.faults({"telemetry": {"off": good}}) == []
   bad = {**good, "fits": False, "warnings": found, "uncounted": ["trips of while.1"]}
-  assert compile_topology.faults({"telemetry": {"off": good, "basic": bad}}) == [
+  assert ladder_pages.faults({"telemetry": {"off": good, "basic": bad}}) == [
       "v5e:2x2, telemetry basic: needs 1.0 GiB a chip, and there are 16.0",
       "v5e:2x2, telemetry basic: the compiler warns: [SPMD] Involuntary full rematerialization.",
       "v5e:2x2, telemetry basic: trips of while.1 could not be counted"]
@@ -100,7 +112,7 @@ ENTRY %main (x: f32[512,512]) -> f32[512,512] {
 }
 """
   chip = Chip(flops=1e9, hbm_bytes=1, hbm_bandwidth=1e9, link_bandwidth=1e6, slices=())
-  report = ahead_of_time._judge(text, chip, 2, model_flops=2 ** 29)
+  report = ahead_of_time._judge(text, chip, (0, 0), model_flops=2 ** 29)
   size = 512 * 512 * 4
   product, copied, summed = 2 * 512 ** 3 / 1e9, 2 * size / 1e9, 2 * size / 1e9
   sent = 2 * (1 / 2) * size / 1e6
@@ -109,10 +121,10 @@ ENTRY %main (x: f32[512,512]) -> f32[512,512] {
   assert report["predicted_mfu"] == pytest.approx(
       2 ** 29 / (report["predicted_seconds"] * 2 * 1e9))
   unknown = text.replace("copy(%y)", 'custom-call(%y), custom_call_target="Mystery"')
-  report = ahead_of_time._judge(unknown, chip, 2, model_flops=2 ** 29)
+  report = ahead_of_time._judge(unknown, chip, (0, 0), model_flops=2 ** 29)
   assert report["predicted_seconds"] is None and report["uncounted"] == ["Mystery"]
   known = unknown.replace("Mystery", "ZeroCrop")
-  cropped = ahead_of_time._judge(known, chip, 2, model_flops=2 ** 29)
+  cropped = ahead_of_time._judge(known, chip, (0, 0), model_flops=2 ** 29)
   assert cropped["uncounted"] == [] and cropped["flops"] == 2 * (2 * 512 ** 3)
 
 
@@ -127,8 +139,9 @@ def test_the_page_of_the_ladder() -> None:
   basic = {**off, "flops": 1.206e15, "bytes_accessed": 4.04e9, "cycles": 1100,
            "statistics": {"resid_pre": site},
            "collectives": {"all-reduce": {"count": 4, "bytes": 5 * 10 ** 8 + 640}}}
-  row = compile_topology.Row("130m", "v5e:2x4", (8, 1, 1), 64)
-  text = compile_topology.markdown([row], {
+  row = ladder_pages.Row("130m", "v5e:2x4", (8, 1, 1), 64)
+  ladder = dataclasses.replace(ladder_pages.TPU, rows=(row,))
+  text = ladder_pages.markdown(ladder, {
       row.name: {"telemetry": {"off": off, "basic": basic}},
       "machine": {"jax": "0", "libtpu": "0", "date": "today"}})
   # 80,000 steps of 32 sequences are 40,000 of 64: 40,000 x 0.9 s x 8 chips = 80 chip-hours.
@@ -136,11 +149,11 @@ def test_the_page_of_the_ladder() -> None:
           "0.9 | 41% | 80 |") in text
   assert "| 130m | v5e:2x4 | basic | +0.50% | +1.00% | +10.00% | +640 | 0.7692 |" in text
   assert text.endswith("Nothing.\n")
-  assert compile_topology.collectives_text(off, basic) == (
+  assert ladder_pages.collectives_text(off, basic) == (
       "collectives move +640 bytes; 4 x statistics x layers x width is 832, 0.7692 of it "
       "(of activations: resid_pre 2 layers of 6 vectors and 8 numbers)")
-  more = compile_topology.Row("7b", "v5p:2x2x2", (1, 8, 1))
-  partial = compile_topology.markdown([row, more], {
+  more = ladder_pages.Row("7b", "v5p:2x2x2", (1, 8, 1))
+  partial = ladder_pages.markdown(dataclasses.replace(ladder, rows=(row, more)), {
       row.name: {"telemetry": {"off": off}}, "machine": {"jax": "0", "libtpu": "0", "date": "x"}})
   assert "| 130m | v5e:2x4 | 8 x 1 x 1 |" in partial and "| basic |" not in partial
   assert partial.endswith("with it: 130m v5e:2x4, 7b v5p:2x2x2.\n")
@@ -155,8 +168,8 @@ def check_bounds(levels: Mapping[str, Any], config: Config) -> None:
   assert basic["flops"] <= 1.01 * off["flops"]
   assert basic["bytes_accessed"] <= 1.02 * off["bytes_accessed"]
   check_statistics(basic, config)
-  moved = compile_topology.moved_by_telemetry(off, basic)
-  assert 0 < moved <= compile_topology.statistics_bytes(basic)
+  moved = ladder_pages.moved_by_telemetry(off, basic)
+  assert 0 < moved <= ladder_pages.statistics_bytes(basic)
 
 
 def check_statistics(basic: Mapping[str, Any], config: Config) -> None:
@@ -169,19 +182,20 @@ def check_statistics(basic: Mapping[str, Any], config: Config) -> None:
       for site, layers in (("resid_pre", config.model.depth), ("final", 1))}
 
 
-def test_the_page_of_docs_is_what_the_command_makes() -> None:
+@pytest.mark.parametrize("name", ["tpu_ladder.md", "gpu_ladder.md"])
+def test_the_pages_of_docs_are_what_the_command_makes(name: str) -> None:
   """Of what the compiler said when it was last asked."""
-  page = Path(__file__).parents[2] / "docs" / "tpu_ladder.md"
+  page = Path(__file__).parents[2] / "docs" / name
   reports = json.loads(page.with_suffix(".json").read_text())
-  assert page.read_text() == compile_topology.markdown(compile_topology.LADDER, reports)
+  assert page.read_text() == ladder_pages.markdown(ladder_pages.ladder_of(name), reports)
 
 
 LARGE = [pytest.param(row, id=row.name)
-         for row in compile_topology.LADDER if row.size in ("1b", "7b")]
+         for row in ladder_pages.TPU.rows if row.size in ("1b", "7b")]
 
 
 @pytest.mark.parametrize("row", LARGE)
-def test_large_sizes_of_the_page_keep_their_promises(row: compile_topology.Row) -> None:
+def test_large_sizes_of_the_page_keep_their_promises(row: ladder_pages.Row) -> None:
   reports = json.loads((Path(__file__).parents[2] / "docs" / "tpu_ladder.json").read_text())
   levels = reports[row.name]["telemetry"]
   check_bounds({level: levels[level] for level in ("off", "basic")}, row.config("off"))
@@ -190,7 +204,7 @@ def test_large_sizes_of_the_page_keep_their_promises(row: compile_topology.Row) 
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("row", LARGE)
-def test_large_sizes_on_their_slices(row: compile_topology.Row) -> None:
+def test_large_sizes_on_their_slices(row: ladder_pages.Row) -> None:
   """About three minutes of a core for each of four programs."""
   levels = {level: row.config(level) for level in ("off", "basic")}
   check_bounds(compile_topology.compile_levels(levels, row.topology)["telemetry"], levels["off"])
@@ -225,7 +239,7 @@ def test_kernels_of_a_small_step(make_config: Callable[..., Config]) -> None:
   assert not any(own["warnings"] or own["uncounted"] for own in levels.values())
   sites, stream = 3, 4 * 2048 * 256 * 2
   assert basic["bytes_accessed"] - off["bytes_accessed"] <= 3 * sites * stream
-  assert 0 < compile_topology.moved_by_telemetry(off, basic) <= 4 * sites * (6 * 256 + 6)
+  assert 0 < ladder_pages.moved_by_telemetry(off, basic) <= 4 * sites * (6 * 256 + 6)
   check_statistics(basic, configs["basic"])
 
 
