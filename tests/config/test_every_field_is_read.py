@@ -22,6 +22,9 @@ from of_jax.config import Config, apply_overrides, declared_metrics, fields
 from of_jax.config.declare import field
 from of_jax.errors import UserError
 
+# What all of it reads is traced once.
+pytestmark = pytest.mark.xdist_group("fields")
+
 DEAD = "planted_and_dead"
 SECTIONS = tuple(section.name for section in dataclasses.fields(Config))
 _PACKAGE = Path(config_lib.__file__).parents[1]

@@ -45,6 +45,7 @@ def test_lines_have_kurtosis_and_the_compilers_seconds(capsys: pytest.CaptureFix
   assert "  kurtosis 20.44  0 s left" in lines[2]
 
 
+@pytest.mark.slow
 def test_a_quantisation_ends_with_its_cause_and_what_lowers_it(tmp_path: Path) -> None:
   model: Any = imported.load(foreign.save_folder(tmp_path, "gemma2"))
   # One neuron of the MLPs' outputs is far larger than the rest: a range a tensor loses the others.

@@ -93,6 +93,7 @@ def test_forecast_before_the_run_and_scored_after(tmp_path):
   assert file.read_bytes() == before and record(tmp_path)["forecasts"] == [one, two]
 
 
+@pytest.mark.slow
 def test_workers_and_programs_of_several_runs_wait(tmp_path):
   groups = []
 
@@ -121,6 +122,7 @@ def changed(root, ladder=LADDER, names=NAMES):
   return str(error.value)
 
 
+@pytest.mark.slow
 def test_what_was_declared_and_written_stays(tmp_path):
   execute(tmp_path)
   file = tmp_path / "forecasts" / "kurtosis.json"
@@ -141,6 +143,7 @@ def test_what_was_declared_and_written_stays(tmp_path):
   execute(tmp_path)
 
 
+@pytest.mark.slow
 def test_no_forecast_of_what_has_begun_or_cannot_be_fitted(tmp_path):
   planned = study.plan(studies.load("op_block", "smoke"))
   train(planned[NAMES[8]], tmp_path / "a" / NAMES[8])
@@ -165,6 +168,7 @@ def test_a_ladder_that_cannot_be_forecast_is_refused_at_once(tmp_path, change, m
   assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_scored_as_that(tmp_path):
   def trainer(config, path):
     bad = path.name == NAMES[9]

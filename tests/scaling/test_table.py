@@ -150,6 +150,7 @@ def fit(*given):
                         capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_binary_on_runs(ladder, tmp_path):
   done = fit(f"--root={ladder}", "--y=peak_kurtosis", "--law=a * width^b + c", "--hold_out=1",
              "--forecast=width=1024", "--resamples=99", "--simulate=0", f"--out={tmp_path}")
