@@ -62,7 +62,9 @@ def quiet_orbax() -> None:
   threading.excepthook, sys.unraisablehook, sys.excepthook = thread, collected, call
   # A reader that failed leaves coroutines, which may be collected as late as the process ends.
   warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
-  logging.getLogger("absl").addFilter(lambda record: not _is_of_orbax(record.pathname))
+  logging.getLogger("absl").addFilter(lambda record: not (
+      _is_of_orbax(record.pathname) or "_SignalingThread" in str(record.msg)
+      or isinstance(record.exc_info, tuple) and _is_orbax(record.exc_info[1])))
 
 
 def _is_orbax(error: BaseException | None) -> bool:
