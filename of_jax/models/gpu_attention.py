@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from of_jax.config.gpu_attention import BACKWARD, FORWARD, LEAST, Form, block_size
 from of_jax.models import partition
@@ -49,16 +48,8 @@ def attend(form: Form, q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: ja
     run = functools.partial(_by_cudnn, window=window, scale=scale, is_causal=is_causal)
   else:
     run = functools.partial(_by_pallas, scale=scale, is_causal=is_causal, interpret=interpret)
-  arrays = (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, documents_BxT)
-  if not placement.is_split():
-    return run(*arrays)
-  # Each device runs a kernel on its own sequences and heads.
-  of_heads = PartitionSpec(placement.BATCH_AXES, None, "tensor", None)
-  of_tokens = None if documents_BxT is None else partition.batch_spec(2)
-  attended: jax.Array = jax.shard_map(
-      run, in_specs=(of_heads, of_heads, of_heads, of_tokens), out_specs=of_heads,
-      check_vma=False)(*arrays)
-  return attended
+  return partition.of_sequences_and_heads(
+      run, q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, documents_BxT)
 
 
 def splits(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array) -> bool:

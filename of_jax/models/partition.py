@@ -5,12 +5,12 @@ mesh axis splits which. Without a mesh (`jax.set_mesh`) every function here does
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from jax.sharding import PartitionSpec
 
-from of_jax.xla.placement import BATCH_AXES
+from of_jax.xla.placement import BATCH_AXES, is_split
 
 # FSDP splits every matrix over `embed`, tensor parallelism over what heads and units share.
 PARAMETER_AXES: dict[str, str | None] = {
@@ -86,3 +86,22 @@ def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     return x
   constrained: jax.Array = jax.lax.with_sharding_constraint(x, spec)
   return constrained
+
+
+def of_sequences_and_heads(run: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array,
+                           documents: jax.Array | None) -> jax.Array:
+  """Runs a kernel, which the compiler cannot split, by each device on its own sequences and heads.
+
+  Args:
+    run: takes and gives what follows.
+    q, k, v: [batch, time, heads or groups, head_dim].
+    documents: [batch, time], or None.
+  """
+  if not is_split():
+    return run(q, k, v, documents)
+  of_heads = PartitionSpec(BATCH_AXES, None, "tensor", None)
+  of_tokens = None if documents is None else batch_spec(2)
+  attended: jax.Array = jax.shard_map(
+      run, in_specs=(of_heads, of_heads, of_heads, of_tokens), out_specs=of_heads,
+      check_vma=False)(q, k, v, documents)
+  return attended

@@ -10,7 +10,6 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
 
 from of_jax.models import partition
 from of_jax.xla import placement
@@ -52,16 +51,8 @@ def attend(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,
   """
   scale = q_BxTxHxK.shape[-1] ** -0.5 if scale is None else scale
   run = functools.partial(_run, window=window, cap=cap, interpret=interpret)
-  arrays = ((q_BxTxHxK * scale).astype(q_BxTxHxK.dtype), k_BxTxGxK, v_BxTxGxK, documents_BxT)
-  if not placement.is_split():
-    return run(*arrays)
-  # The compiler cannot split a kernel: each device runs it on its own sequences and heads.
-  of_heads = PartitionSpec(placement.BATCH_AXES, None, "tensor", None)
-  of_tokens = None if documents_BxT is None else partition.batch_spec(2)
-  attended: jax.Array = jax.shard_map(
-      run, in_specs=(of_heads, of_heads, of_heads, of_tokens), out_specs=of_heads,
-      check_vma=False)(*arrays)
-  return attended
+  return partition.of_sequences_and_heads(
+      run, (q_BxTxHxK * scale).astype(q_BxTxHxK.dtype), k_BxTxGxK, v_BxTxGxK, documents_BxT)
 
 
 def _run(q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array,

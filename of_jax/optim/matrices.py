@@ -7,6 +7,7 @@ columns outputs, as kernels are (in, out) here.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -137,6 +138,36 @@ def views_like(tree: Any, named: Any | None = None) -> Any:
   if named is None:
     return jax.tree.map(lambda leaf: plain_view(leaf.shape), tree)
   return leaves_like(tree, named)
+
+
+def of_each_matrix(name: str, change: Callable[[jax.Array], jax.Array], named: Any | None
+                   ) -> optax.GradientTransformation:
+  """Makes a transformation without state that changes each gradient as a matrix.
+
+  Args:
+    name: of the optimiser, for the message.
+    change: takes and gives matrices, [matrices, rows, columns].
+    named: as `views` gives it; default the plain view of every array.
+
+  Raises:
+    ValueError: a leaf that is no matrix, when its state is made.
+  """
+  def init(params: optax.Params) -> optax.OptState:
+    for view in jax.tree.leaves(views_like(params, named)):
+      if not view.is_matrix:
+        raise ValueError(f"{name} is for matrices, not for an array of shape {view.shape}")
+    return optax.EmptyState()
+
+  def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+             ) -> tuple[optax.Updates, optax.OptState]:
+    del params
+
+    def step(g: jax.Array, view: MatrixView) -> jax.Array:
+      return view.join(change(view.split(g))).astype(g.dtype)
+
+    return jax.tree.map(step, updates, views_like(updates, named)), state
+
+  return optax.GradientTransformation(init, update)
 
 
 def leaves_like(tree: Any, whole: Any | None, default: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""What commands end with: a training's summary, and a quantisation's sentence."""
+"""Last lines of commands: a training's summary, and a quantisation's sentence."""
 
 import json
 import re

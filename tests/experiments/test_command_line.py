@@ -1,4 +1,4 @@
-"""What a new user types first: help, version, a config file, words of other libraries."""
+"""First things that a new user types: help, version, a config file, words of other libraries."""
 
 import contextlib
 import io

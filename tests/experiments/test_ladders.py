@@ -114,7 +114,7 @@ def test_workers_and_programs_of_several_runs_wait(tmp_path):
 
 
 def changed(root, ladder=LADDER, names=NAMES):
-  """What a second command says whose study is declared otherwise."""
+  """Returns the error of a second command whose study is declared otherwise."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(op_block.SCALES, "smoke", scale(ladder, names))
     with pytest.raises(UserError) as error:

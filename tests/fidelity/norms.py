@@ -69,7 +69,7 @@ def unified_error(name: str) -> float:
 
 
 def context(training: bool) -> Context:
-  """What a module is told of where it stands."""
+  """Makes the context of a module: where in the model it stands."""
   return Context(jnp.zeros((1, 1), jnp.int32), training=training)
 
 

@@ -18,7 +18,7 @@ def gradients(rows: int, columns: int) -> np.ndarray:
 
 
 def in_numpy(g: np.ndarray) -> np.ndarray:
-  """Of one matrix: each output's inputs normed, then the polar factor at the same size."""
+  """Computes SWAN of one matrix: each output's inputs normed, then the polar factor, as large."""
   normed = (g - g.mean(0)) / g.std(0)
   u, s, v = np.linalg.svd(normed, full_matrices=False)
   u, v = u[:, s > 1e-9], v[s > 1e-9]

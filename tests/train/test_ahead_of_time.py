@@ -17,6 +17,7 @@ from of_jax.cost_model import topology
 from of_jax.cost_model.chips import CHIPS, Chip, peak_flops
 from of_jax.errors import UserError
 from of_jax.train import ahead_of_time, sharding
+from tests.train.programs import compiled
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is the extra `tpu`")
@@ -219,18 +220,10 @@ def test_kernels_of_a_small_step(make_config: Callable[..., Config]) -> None:
             "model__depth": 2, "model__compute_dtype": "bfloat16", "train__batch_size": 16,
             "train__sequence_length": 2048, "data__vocab_size": 16384}
   configs = {level: make_config(**fields, telemetry__level=level) for level in ("off", "basic")}
-  texts: list[str] = []
-  judge = ahead_of_time._judge
-
-  def keep(text: str, *rest: Any) -> dict[str, Any]:
-    texts.append(text)
-    return judge(text, *rest)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(ahead_of_time, "_judge", keep)
-    levels = {level: ahead_of_time.compile_step(config, "v5e:2x2")
-              for level, config in configs.items()}
-  shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w+\[([\d,]+)\]", texts[0])}
+  programs = {level: compiled(config, "v5e:2x2") for level, config in configs.items()}
+  levels = {level: report for level, (_, report) in programs.items()}
+  shapes = {tuple(map(int, dims.split(",")))
+            for dims in re.findall(r"\w+\[([\d,]+)\]", programs["off"][0])}
   # A device has 4 sequences and 2^27 logits of them, and takes at most 2^26 at once.
   assert (4, 1024, 16384) in shapes
   assert not any(math.prod(shape) >= 4 * 2048 * 16384 or shape[-2:] == (2048, 2048)

@@ -20,6 +20,7 @@ from of_jax.cost_model.chips import peak_flops
 from of_jax.cost_model.gpus import GPUS, Gpu
 from of_jax.errors import UserError
 from of_jax.train import ahead_of_time, environment, startup
+from tests.train.programs import compiled
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "gpu_programs.json"
@@ -160,21 +161,6 @@ def holds_logits(text: str, config: Config) -> bool:
              for shape in arrays(text))
 
 
-def compiled(config: Config, name: str) -> tuple[str, dict[str, Any]]:
-  """The program's text and what is said of it."""
-  texts: list[str] = []
-  judge = ahead_of_time._judge
-
-  def keep(text: str, *rest: Any) -> dict[str, Any]:
-    texts.append(text)
-    return judge(text, *rest)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(ahead_of_time, "_judge", keep)
-    report = ahead_of_time.compile_step(config, name)
-  return texts[0], report
-
-
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("size", presets.SIZES)
@@ -237,7 +223,7 @@ def test_every_gpu_can_be_compiled_for(gpu: str, make_config: Callable[..., Conf
 
 
 def measured(config: Config, name: str) -> dict[str, Any]:
-  """What the goldens hold of a program."""
+  """Reads of a program the numbers that goldens hold."""
   text, report = compiled(config, name)
   logits = math.prod((config.train.batch_size // 4, config.train.sequence_length,
                       config.data.vocab_size))
@@ -261,8 +247,10 @@ def small(level: str, dtype: str) -> Config:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["off bfloat16", "basic bfloat16", "off float32"])
 def test_the_program_of_a_small_step_is_the_golden_one(name: str) -> None:
-  """Of this jax alone, within 2 %: a compiler of another version fuses otherwise. Written anew by
-  `JAX_PLATFORMS=cpu python -m tests.train.test_gpu_topology`."""
+  """Compares with the goldens within 2 %, under their jax alone: another compiler fuses otherwise.
+
+  They are written anew by `JAX_PLATFORMS=cpu python -m tests.train.test_gpu_topology`.
+  """
   import jax
   golden = json.loads(GOLDEN.read_text())
   if jax.__version__ != golden["jax"]:

@@ -10,7 +10,7 @@ import optax
 from of_jax.config import OptimConfig
 from of_jax.optim.decay import add_decayed_weights
 from of_jax.optim.layout import Layout
-from of_jax.optim.matrices import MatrixView, leaves_like, views_like
+from of_jax.optim.matrices import leaves_like, of_each_matrix
 from of_jax.optim.optimizers.muon import orthogonalize
 
 FIELDS = {"norms": ("rows", "columns"), "norm_iterations": 5, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
@@ -62,23 +62,7 @@ def scale_by_mngd(norms: Sequence[str] = ("rows", "columns"), iterations: int | 
   unknown = set(norms) - {*_AXES, "spectrum"}
   if unknown or not norms:
     raise ValueError(f"norms {tuple(norms)}: not a choice of {', '.join(_AXES)}, spectrum")
-
-  def init(params: optax.Params) -> optax.OptState:
-    for view in jax.tree.leaves(views_like(params, views)):
-      if not view.is_matrix:
-        raise ValueError(f"sinkgd is for matrices, not for an array of shape {view.shape}")
-    return optax.EmptyState()
-
-  def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-             ) -> tuple[optax.Updates, optax.OptState]:
-    del params
-
-    def step(g: jax.Array, view: MatrixView) -> jax.Array:
-      return view.join(normalize(view.split(g), norms, iterations)).astype(g.dtype)
-
-    return jax.tree.map(step, updates, views_like(updates, views)), state
-
-  return optax.GradientTransformation(init, update)
+  return of_each_matrix("sinkgd", lambda g: normalize(g, norms, iterations), views)
 
 
 def sinkgd(learning_rate: optax.ScalarOrSchedule, iterations: int | jax.Array = 5,

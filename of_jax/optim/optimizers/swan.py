@@ -9,7 +9,7 @@ import optax
 from of_jax.config import OptimConfig
 from of_jax.optim.decay import add_decayed_weights
 from of_jax.optim.layout import Layout
-from of_jax.optim.matrices import MatrixView, leaves_like, views_like
+from of_jax.optim.matrices import leaves_like, of_each_matrix
 
 # The steps are this project's choice: the authors' number is not known.
 FIELDS = {"whitening_steps": 10, "swan_scale": 0.05, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
@@ -86,23 +86,7 @@ def scale_by_swan(steps: int | jax.Array = 10, views: Any | None = None
   Raises:
     ValueError: a leaf that is no matrix.
   """
-
-  def init(params: optax.Params) -> optax.OptState:
-    for view in jax.tree.leaves(views_like(params, views)):
-      if not view.is_matrix:
-        raise ValueError(f"swan is for matrices, not for an array of shape {view.shape}")
-    return optax.EmptyState()
-
-  def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-             ) -> tuple[optax.Updates, optax.OptState]:
-    del params
-
-    def step(g: jax.Array, view: MatrixView) -> jax.Array:
-      return view.join(transform(view.split(g), steps)).astype(g.dtype)
-
-    return jax.tree.map(step, updates, views_like(updates, views)), state
-
-  return optax.GradientTransformation(init, update)
+  return of_each_matrix("swan", lambda g: transform(g, steps), views)
 
 
 def swan(learning_rate: optax.ScalarOrSchedule, steps: int | jax.Array = 10,
