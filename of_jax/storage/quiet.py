@@ -62,9 +62,15 @@ def quiet_orbax() -> None:
   threading.excepthook, sys.unraisablehook, sys.excepthook = thread, collected, call
   # A reader that failed leaves coroutines, which may be collected as late as the process ends.
   warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
-  logging.getLogger("absl").addFilter(lambda record: not (
-      _is_of_orbax(record.pathname) or "_SignalingThread" in str(record.msg)
-      or isinstance(record.exc_info, tuple) and _is_orbax(record.exc_info[1])))
+  # A task whose error nobody took is said by asyncio when it is collected.
+  for name in ("absl", "asyncio", "concurrent.futures"):
+    logging.getLogger(name).addFilter(lambda record: not _is_record_of_orbax(record))
+
+
+def _is_record_of_orbax(record: logging.LogRecord) -> bool:
+  error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+  return (_is_of_orbax(record.pathname) or _is_orbax(error) or "_SignalingThread" in str(record.msg)
+          or record.name == "asyncio" and "orbax" in record.getMessage())
 
 
 def _is_orbax(error: BaseException | None) -> bool:

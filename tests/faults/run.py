@@ -321,7 +321,8 @@ def run(seed: int, count: int, kinds: tuple[str, ...] = KINDS, workers: int = 1,
   last = seed + count
   try:
     for worker in range(1, workers):
-      if os.fork() == 0:
+      pid = os.fork()
+      if pid == 0:
         children, seed = [], seed + worker
         bench.small = folder / f"small_{worker}"
         bench.small.mkdir()
@@ -329,7 +330,7 @@ def run(seed: int, count: int, kinds: tuple[str, ...] = KINDS, workers: int = 1,
             ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(bench.small)],
             capture_output=True).returncode == 0
         break
-      children.append(1)
+      children.append(pid)
     is_first = len(children) == workers - 1
     for own in range(seed, last, workers):
       if time.monotonic() > deadline:
@@ -343,14 +344,14 @@ def run(seed: int, count: int, kinds: tuple[str, ...] = KINDS, workers: int = 1,
         say(wrong[-1])
         if outcome in ("traceback", "hang"):
           for one in ended:
-            say("\n".join(one.lines[-25:]))
+            say("\n".join(one.lines))
     (folder / f"counts_{seed}.json").write_text(json.dumps(
         [[*key, count] for key, count in counts.items()]))
     if not is_first:
       bench.close()
       os._exit(0)
-    for _ in children:
-      os.wait()
+    for pid in children:
+      os.waitpid(pid, 0)
     counts.clear()
     for path in folder.glob("counts_*.json"):
       for kind, outcome, number in json.loads(path.read_text()):

@@ -15,6 +15,9 @@ code = '''
 def fail():
   raise OSError(24, "Too many open files")
 
+async def task():
+  raise OSError(24, "Too many open files")
+
 def log():
   logging.warning("a warning")
 '''
@@ -35,6 +38,9 @@ WHAT = {
     "collected": "class Held:\n  def __del__(self):\n    names['fail']()\nHeld()",
     "call": "t = threading.Thread(target=call); t.start(); t.join()",
     "log": "names['log']()",
+    "task": "import asyncio, gc\n"
+            "async def wait():\n  task = asyncio.ensure_future(names['task']())\n"
+            "  await asyncio.sleep(0)\nasyncio.run(wait()); gc.collect()",
     "closed": "class Held:\n  def __del__(self):\n    raise RuntimeError('Event loop is closed')\n"
               "Held()"}
 
