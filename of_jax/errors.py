@@ -2,7 +2,10 @@
 
 import contextlib
 import difflib
+import os
 import re
+import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 
 # What is longer is shortened in messages: words, as paths and values are, and lines.
@@ -61,6 +64,26 @@ def one_line(text: str) -> str:
                 lambda found: f"{found[0][:_LONGEST_WORD - 60]}...{found[0][-40:]}", text)
 
 
+def unforeseen(error: BaseException) -> str:
+  """Makes one line of an error for which this project has no message, and keeps its traceback in a
+  file, which the line names; with OF_JAX_TRACEBACK=1 the traceback is printed first."""
+  if os.environ.get("OF_JAX_TRACEBACK") == "1":
+    traceback.print_exception(error)
+  frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+            if f"{os.sep}of_jax{os.sep}" in frame.filename]
+  where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+  line = f"{UNFORESEEN} {type(error).__name__}{where}: {' '.join(str(error).split())[:300]}"
+  try:
+    handle, path = tempfile.mkstemp(".txt", "of_jax_traceback_")
+    with open(handle, "w", errors="backslashreplace") as file:
+      traceback.print_exception(error, file=file)
+  except OSError:
+    return f"{line}; set OF_JAX_TRACEBACK=1 to see where"
+  return f"{line}; please report it with {path}"
+
+
+# Begins the line of `unforeseen`. The harness of faults counts it as a traceback.
+UNFORESEEN = "a fault of of_jax:"
 # What a user's own file may raise that is its mistake, the end of the process included.
 THEIRS = (Exception, SystemExit)
 

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Protocol
 
@@ -46,6 +46,7 @@ class Watch:
   def __init__(self) -> None:
     self.told: int | None = None
     self._running: Stoppable | None = None
+    self._tell: Callable[[str, int], None] | None = None
     self._read, self._write = os.pipe()
     os.set_blocking(self._write, False)
     threading.Thread(target=self._run, name="signals", daemon=True).start()
@@ -62,7 +63,7 @@ class Watch:
     try:
       yield
     finally:
-      self._running = None
+      self._running = self._tell = None
       signal.set_wakeup_fd(wakeup)
       for number, handler in before.items():
         signal.signal(number, handler)
@@ -71,6 +72,10 @@ class Watch:
   def asks(self, running: Stoppable | None) -> None:
     """Sets what is asked to stop; None: nothing is, and the process just ends."""
     self._running = running
+
+  def tells(self, tell: Callable[[str, int], None] | None) -> None:
+    """Sets who hears, with line and status, that this process just ends, as others of its job."""
+    self._tell = tell
 
   def _run(self) -> None:
     while numbers := os.read(self._read, 64):
@@ -84,9 +89,12 @@ class Watch:
       end("interrupted again: ended at once; " + _RESUMES, Interrupted.status)
     self.told = self.told or number
     if self._running is None:
-      end(*(("interrupted; " + _RESUMES, Interrupted.status) if number == signal.SIGINT else (
+      last = ("interrupted; " + _RESUMES, Interrupted.status) if number == signal.SIGINT else (
           "told to stop before the first step; nothing new to save; " + _RESUMES,
-          Preempted.status)))
+          Preempted.status)
+      if self._tell is not None:
+        self._tell(*last)
+      end(*last)
     else:
       self._running.stop(number)
       timer = threading.Timer(_SECONDS, self._say)

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -43,7 +42,8 @@ def planted(root: Path, files: Mapping[str, str]) -> Iterator[None]:
 def forget() -> None:
   """Clears what functions of this project have kept of the variants that there are."""
   importlib.invalidate_caches()
-  for value in gc.get_objects():
-    if (isinstance(value, functools._lru_cache_wrapper)
-        and (getattr(value, "__module__", None) or "").startswith("of_jax")):
-      value.cache_clear()
+  for name, module in list(sys.modules.items()):
+    if name.partition(".")[0] == "of_jax":
+      for value in list(vars(module).values()):
+        if isinstance(value, functools._lru_cache_wrapper):
+          value.cache_clear()

@@ -180,6 +180,10 @@ def load_runs(root: pathlib.Path, names: Iterable[str] | None = None) -> dict[st
   return {n: load_run(root / n) for n in names if (root / n / CONFIG).is_file()}
 
 
+# What an entry of study.json may have; text where it has it.
+_TEXTS = ("rule_at_start", "margins_sha256", "margins_sha256_at_start", "summary", "verdict")
+
+
 def read(root: pathlib.Path) -> dict[str, Any] | None:
   """Reads the study.json of a folder; None if it has none.
 
@@ -192,10 +196,12 @@ def read(root: pathlib.Path) -> dict[str, Any] | None:
   value = read_json(path)
   if not isinstance(value, dict) or not {"study", "scale", "claims", "runs"} <= set(value):
     raise UserError(f"{path}: not a study's record, it needs study, scale, claims and runs")
-  for part, keys in (("runs", ("name",)), ("claims", ("id", "rule"))):
-    if not isinstance(value[part], list) or not all(
+  for part, keys in (("runs", ("name",)), ("claims", ("id", "rule")), ("ladders", ("id", "sha256")),
+                     ("forecasts", ("ladder", "sha256", "written_at"))):
+    found = value.get(part, [])
+    if not isinstance(found, list) or not all(
         isinstance(one, dict) and all(isinstance(one.get(key), str) for key in keys)
-        for one in value[part]):
+        and all(isinstance(one.get(key, ""), str) for key in _TEXTS) for one in found):
       raise UserError(f"{path}: its {part} are no list of objects with {' and '.join(keys)}")
   for run in value["runs"]:
     if run["name"] in ("", ".", "..") or {*run["name"]} & {*"/\0"}:

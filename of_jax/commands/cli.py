@@ -23,13 +23,14 @@ from of_jax import signals, user_code
 from of_jax.commands import accelerators
 from of_jax.commands.help_text import CONFIG_FLAGS, CONFIGS, HELP, help_text, presets
 from of_jax.config import own_code, paths
-from of_jax.errors import THEIRS, Preempted, UserError, one_line, reason_of
+from of_jax.errors import THEIRS, Preempted, UserError, one_line, reason_of, unforeseen
 
 # XLA on CPU calls OpenBLAS's decompositions from threads of its own. Theirs on top wait for each
 # other by spinning: ten times the processor time where cores are shared. Read when jax is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _PREFIX = "config."
+_LARGEST_FLAG_FILE = 1_000_000
 _overrides: list[tuple[str, str]] = []
 
 
@@ -65,12 +66,14 @@ def _run(main: Callable[[], None]) -> None:
     if _asks_for_presets(rest):
       print(presets(), flush=True)
       return
+    _check_flag_files(rest)
     try:
       unparsed = flags.FLAGS(rest)[1:]
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # absl has the second for --noflag=value.
       raise UserError(_of_a_config(rest) or " ".join(str(error).split())) from None
     if unparsed:
       raise UserError(f"{unparsed[0]}: not a flag; flags begin with --, see --help")
+    _check_empty_flags()
     main()
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
@@ -88,13 +91,36 @@ def _run(main: Callable[[], None]) -> None:
     print("error: there is too little memory for it on this machine", file=sys.stderr)
     sys.exit(1)
   except THEIRS as error:
-    if not (line := user_code.fault(error) or _of_the_environment(error)):
+    if isinstance(error, SystemExit) and not user_code.fault(error):
       raise
+    line = user_code.fault(error) or _of_the_environment(error) or (
+        f"the device has too little memory for it: {reason_of(error)}"
+        if "RESOURCE_EXHAUSTED" in str(error) else unforeseen(error))
     print(f"error: {one_line(line)}", file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
     print("interrupted; the same command resumes", file=sys.stderr)
     sys.exit(130)
+
+
+def _check_empty_flags() -> None:
+  """Refuses flags that were given without a value, as `--workdir=$UNSET` in a script is."""
+  for name in flags.FLAGS:
+    flag = flags.FLAGS[name]
+    if flag.present and flag.value in ("", []):
+      default = ",".join(flag.default or ()) if flag.value == [] else flag.default
+      raise UserError(f"--{name}=: needs a value, or leave it out"
+                      + (f", for {default}" if default else ""))
+
+
+def _check_flag_files(arguments: list[str]) -> None:
+  """Refuses --flagfile=X where X is no file of a size that is read, as a device without an end."""
+  for i, argument in enumerate(arguments):
+    name, has_value, value = argument.lstrip("-").partition("=")
+    if argument.startswith("-") and name == "flagfile":
+      path = Path(value if has_value else next(iter(arguments[i + 1:]), "")).expanduser()
+      if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST_FLAG_FILE):
+        raise UserError(f"--flagfile={path}: not a text file of at most 1 MB")
 
 
 def _of_the_environment(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from of_jax import config as config_lib
 from of_jax.commands import cli
 from of_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from of_jax.errors import UserError
+from of_jax.storage.run_directory import whole
 
 _SCALINGS = flags.DEFINE_list("scalings", ["none", "mup", "mup_decay"], "rules to compare")
 _WIDTHS = flags.DEFINE_list("widths", ["64", "128", "256", "512", "1024"],
@@ -136,7 +137,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.title.set_fontsize(9)
   axes.legend()
-  figure.savefig(path, dpi=160)
+  with whole(path) as place:
+    figure.savefig(place, dpi=160)
 
 
 def main() -> None:

@@ -118,8 +118,8 @@ def _table() -> "Table":
 
 def _check() -> None:
   """Checks flags before anything is read."""
-  if not 0 < _LEVEL.value < 1:
-    raise UserError(f"--level={_LEVEL.value:g}: must lie between 0 and 1, as 0.9")
+  if not 0.01 <= _LEVEL.value <= 0.999:
+    raise UserError(f"--level={_LEVEL.value:.17g}: must lie between 0.01 and 0.999, as 0.9")
   if not _DELTA.value > 0:
     raise UserError(f"--delta={_DELTA.value:g}: must be above 0; inf is least squares")
   for size in (_WIDTH, _RATIO):

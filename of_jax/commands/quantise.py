@@ -23,7 +23,7 @@ from of_jax.config.declare import LARGEST_WHOLE
 from of_jax.errors import UserError
 from of_jax.quantise import scheme as schemes
 from of_jax.storage import remote
-from of_jax.storage.run_directory import write_json
+from of_jax.storage.run_directory import whole, write_json
 
 _DEFAULT = schemes.Scheme()
 _PRESET = flags.DEFINE_string(
@@ -190,7 +190,8 @@ def _figure(results: list[dict[str, Any]], path: Path) -> None:
   axes.set_xlabel("kurtosis of the stream, mean over layers")
   axes.set_ylabel("nats a token")
   axes.legend(fontsize="small")
-  figure.savefig(path, dpi=150)
+  with whole(path) as place:
+    figure.savefig(place, dpi=150)
   plt.close(figure)
 
 

@@ -36,6 +36,7 @@ from of_jax.commands.study_parts import (
     Train,
     TrainTogether,
     analyse_run,
+    check_finished,
     command,
     forget,
     together_trainer,
@@ -106,6 +107,7 @@ def execute(study: str, scale_name: str, root: pathlib.Path, corpus: str = "",
   worker = _Worker(record, console, train or trainer(strict_resume),
                    together or together_trainer(strict_resume), analyse or analyse_run)
   root.mkdir(parents=True, exist_ok=True)
+  check_finished(root, planned, console, strict_resume)
   record.write()
   while worker.left:
     waiting = not worker.forecast()

@@ -8,9 +8,13 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 
+from rich.console import Console
+
 from of_jax.claims import study_record
 from of_jax.config import Config
+from of_jax.errors import UserError
 from of_jax.storage import run_directory
+from of_jax.storage.run_directory import DONE
 
 Train = Callable[[Config, pathlib.Path], None]
 TrainTogether = Callable[[Mapping[pathlib.Path, Config]], None]
@@ -41,6 +45,34 @@ def forget(root: pathlib.Path, planned: Mapping[str, Config],
     shutil.rmtree(root / run_directory.CLAIMS, ignore_errors=True)
     if not any(root.iterdir()):
       root.rmdir()
+
+
+def check_finished(root: pathlib.Path, planned: Mapping[str, Config],
+                   console: Console, strict: bool) -> None:
+  """Holds each run that is marked as finished against its files; what is not goes on.
+
+  Args:
+    root: the study's folder.
+    planned: config of each run by name.
+    console: takes a line for each run that goes on.
+    strict: refuses instead, and changes nothing.
+
+  Raises:
+    UserError: `strict`, or a run that is marked without its config.json.
+  """
+  for name, config in planned.items():
+    workdir = root / name
+    if not (workdir / DONE).exists():
+      continue
+    if not (workdir / run_directory.CONFIG).is_file():
+      raise UserError(f"{workdir}: is marked {DONE} and has no {run_directory.CONFIG}; put it "
+                      "back, or remove the folder")
+    # Here, because it imports jax, as `trainer` does.
+    from of_jax.train.finished import is_over
+    with run_directory.claimed(root, name) as is_ours:
+      if is_ours:
+        is_over(workdir, config, lambda line: console.print(line, highlight=False, soft_wrap=True),
+                strict)
 
 
 def trainer(strict_resume: bool) -> Train:

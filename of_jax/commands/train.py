@@ -13,7 +13,6 @@ where the cluster knows (Cloud TPU, GKE, SLURM). They share the workdir.
 
 import contextlib
 import os
-import re
 
 from absl import flags
 
@@ -98,8 +97,10 @@ def _place() -> tuple[str, int | None, int | None] | None:
         raise UserError(f"--{name}={value}: needs --coordinator=HOST:PORT, or auto")
     return None
   if coordinator != "auto":
-    if not re.fullmatch(r".+:\d+", coordinator):
-      raise UserError(f"--coordinator={coordinator}: not HOST:PORT, and not auto")
+    host, separator, port = coordinator.rpartition(":")
+    if not (host and separator and values.whole(port) and 0 < int(port) < 1 << 16):
+      raise UserError(f"--coordinator={coordinator}: not HOST:PORT with a port of 1 to 65535, and "
+                      "not auto")
     for name, value in (("num_processes", count), ("process_id", process)):
       if value is None:
         raise UserError(f"--coordinator={coordinator}: needs --{name} too")

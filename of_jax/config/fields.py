@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,11 +56,13 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
           for s, fields in left.items() for k, v in fields.items() if v != right[s][k]}
 
 
-def fields() -> dict[str, dataclasses.Field[Any]]:
+@functools.cache
+def fields() -> Mapping[str, dataclasses.Field[Any]]:
   """Every field by its dotted path."""
-  return {f"{section.name}.{field.name}": field
-          for section in dataclasses.fields(Config)
-          for field in dataclasses.fields(section.default)}  # type: ignore[arg-type]
+  return types.MappingProxyType({
+      f"{section.name}.{field.name}": field
+      for section in dataclasses.fields(Config)
+      for field in dataclasses.fields(section.default)})  # type: ignore[arg-type]
 
 
 # Those that people set most, which `--help` shows.

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from of_jax.report import panels as panels_lib
 from of_jax.report import plots, ticks
 from of_jax.report.panel import Panel
+from of_jax.storage.run_directory import whole
 
 _COLUMNS = 2
 # Of so many curves a panel has a legend; names of so many letters stand two a row.
@@ -31,8 +32,10 @@ def save(shown: Sequence[Panel], folder: pathlib.Path, name: str) -> list[pathli
   paths = [folder / f"{name}.png", folder / f"{name}.svg"]
   with plots.styled():
     figure = draw(shown)
-    figure.savefig(paths[0], dpi=150)
-    figure.savefig(paths[1], metadata={"Date": None})
+    with whole(paths[0]) as place:
+      figure.savefig(place, dpi=150)
+    with whole(paths[1]) as place:
+      figure.savefig(place, metadata={"Date": None})
   return paths
 
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from of_jax.analysis.runs import Run, loss_unit
 from of_jax.report import metrics, series, ticks
+from of_jax.storage.run_directory import whole
 
 FIGURE = "figure"
 _POINTS = 400
@@ -46,8 +47,10 @@ def save(runs: Mapping[str, Run], folder: pathlib.Path) -> None:
   with styled():
     items, said = headline(runs)
     figure = _draw(items, ("kurtosis", "loss"), (8.4, 3.3), said)
-    figure.savefig(folder / f"{FIGURE}.png", dpi=160)
-    figure.savefig(folder / f"{FIGURE}.svg", metadata={"Date": None})
+    with whole(folder / f"{FIGURE}.png") as place:
+      figure.savefig(place, dpi=160)
+    with whole(folder / f"{FIGURE}.svg") as place:
+      figure.savefig(place, metadata={"Date": None})
 
 
 def svg(runs: Mapping[str, Run]) -> list[str]:

@@ -99,6 +99,8 @@ def prepare(table: Table, options: Options) -> Prepared:
 
 def _split(table: Table, options: Options) -> tuple[Table, Table, Law, str]:
   """Takes points out: the highest, and the largest sizes, which come back apart."""
+  if options.drop_highest >= table.y.size:
+    raise UserError(f"--drop_highest={options.drop_highest}: there are {table.y.size} points")
   if options.drop_highest:
     keep = np.ones(table.y.size, np.bool_)
     keep[np.argsort(table.y, kind="stable")[table.y.size - options.drop_highest:]] = False

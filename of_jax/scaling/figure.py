@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from of_jax.storage.run_directory import whole
+
 FIGURE = "fit"
 _STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
                "axes.grid": True, "grid.alpha": 0.25, "svg.hashsalt": "of_jax",
@@ -20,8 +22,10 @@ def save(found: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
   with matplotlib.rc_context(_STYLE):
     figure = draw(found)
     paths = [folder / f"{FIGURE}.png", folder / f"{FIGURE}.svg"]
-    figure.savefig(paths[0], dpi=160)
-    figure.savefig(paths[1], metadata={"Date": None})
+    with whole(paths[0]) as place:
+      figure.savefig(place, dpi=160)
+    with whole(paths[1]) as place:
+      figure.savefig(place, metadata={"Date": None})
   return paths
 
 

@@ -70,12 +70,19 @@ def replace_text(path: Path, text: str) -> None:
 
   The text goes into a temporary file in the same folder, reaches the disk, and takes the name.
   """
-  temporary = path.with_name(f".{path.name[:80]}.{unique()}")
+  with whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+  """Yields a name in the same folder, of the same suffix, to write a file under; when the block
+  ends, the file takes the name `path`, and where the block fails, none is left."""
+  temporary = path.with_name(f".{path.stem[:80]}.{unique()}{path.suffix[:20]}")
   try:
-    with temporary.open("w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
+    yield temporary
     os.replace(temporary, path)
   except BaseException as error:
     with contextlib.suppress(OSError):

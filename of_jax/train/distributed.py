@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -21,13 +21,15 @@ import jax
 import numpy as np
 
 from of_jax import signals
-from of_jax.errors import Interrupted, Preempted, UserError
+from of_jax.errors import Interrupted, Preempted, UserError, unforeseen
 from of_jax.train import parting
 
 # Seconds without a sign of life after which a process is given up. JAX's default of 100 would let
 # the others wait for minutes.
 _HEARTBEAT = 20
 _JOINING = 300
+# Seconds after which it is said what is waited for.
+_QUIET = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,11 @@ def joined(job: Job | None) -> Iterator[None]:
   if job is None:
     yield
     return
+  waiting = threading.Timer(_QUIET, lambda: print(
+      f"waits up to {_JOINING} s for all {job.processes or ''} processes to meet at "
+      f"--coordinator={job.coordinator}", file=sys.stderr, flush=True))
+  waiting.daemon = True
+  waiting.start()
   try:
     jax.distributed.initialize(
         None if job.coordinator == "auto" else job.coordinator, job.processes, job.process,
@@ -67,6 +74,8 @@ def joined(job: Job | None) -> Iterator[None]:
   except (RuntimeError, ValueError) as error:
     raise UserError(f"--coordinator={job.coordinator}: the processes did not meet: "
                     f"{str(error).splitlines()[0]}") from error
+  finally:
+    waiting.cancel()
   try:
     with parting.listening():
       yield
@@ -79,12 +88,14 @@ def joined(job: Job | None) -> Iterator[None]:
   except Exception as error:
     if jax.process_count() == 1:
       raise
-    if not isinstance(error, jax.errors.JaxRuntimeError):
-      traceback.print_exc()
+    is_of_another = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    # Where it is because another process ended, that one has said why.
+    parting.end_as_another_did(seconds=5.0 if is_of_another else 0.0)
     first = (str(error).splitlines() or [""])[0]
     parting.end(
-        f"process {jax.process_index()} of {jax.process_count()}: another process is gone, or "
-        f"this one failed: {type(error).__name__}: {first[:300]}; the same command resumes",
+        f"process {jax.process_index()} of {jax.process_count()}: " + (
+            f"another process is gone, or this one failed: {type(error).__name__}: {first[:300]}"
+            if is_of_another else unforeseen(error)) + "; the same command resumes",
         Preempted.status)
   else:
     jax.distributed.shutdown()
@@ -102,11 +113,14 @@ def wait_for_all(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def check_agreement(facts: Mapping[str, Any]) -> None:
+def check_agreement(facts: Mapping[str, Any],
+                    advice: str = "start all processes with the same command, on the same data "
+                                  "and code") -> None:
   """Checks that all processes of the job have the same facts.
 
   Args:
     facts: name -> value that JSON can hold.
+    advice: ends the message.
 
   Raises:
     UserError: in every process, if one has another value than process 0.
@@ -121,8 +135,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
   for name, hashes in zip(names, everyone.reshape(-1, len(names)).T):
     others = [str(i) for i, value in enumerate(hashes) if value != hashes[0]]
     if others:
-      raise UserError(f"{name}: process {', '.join(others)} has another than process 0; start all "
-                      "processes with the same command, on the same data and code")
+      raise UserError(f"{name}: process {', '.join(others)} has another than process 0; {advice}")
 
 
 def told(find: Callable[[], Any]) -> Any:
@@ -169,6 +182,7 @@ class Interruption:
   def __init__(self) -> None:
     self._told: int | None = None
     self._at: int | None = None
+    self._asked = 0
     self._is_answered = False
     self._previous: dict[int, Any] = {}
     self._watch: signals.Watch | None = None
@@ -195,13 +209,16 @@ class Interruption:
   def stops_at(self, step: int) -> bool:
     """Says whether to save after this step and stop; every process asks at every step."""
     self._at = step
+    self._asked += 1
     if self._watch is not None:
       self._watch.asks(self)
     if jax.process_count() == 1:
       self._is_answered = self._told is not None
     else:
       from jax.experimental import multihost_utils
-      self._is_answered = bool(multihost_utils.reached_preemption_sync_point(step))
+      # JAX stops at the number that follows the largest that it was asked with, or at 1: no number
+      # may be passed over. A resumed run does not begin at 1, and a rollback goes back.
+      self._is_answered = bool(multihost_utils.reached_preemption_sync_point(self._asked))
     return self._is_answered
 
   def ended(self, message: str) -> Preempted:

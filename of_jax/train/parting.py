@@ -21,6 +21,8 @@ _POLL = 1.0
 _GRACE = 2.0
 # What process 0, at which all meet, waits for the others to have heard.
 _HEARING = 15.0
+# What a person waits who pressed Ctrl-C where there is nothing to save.
+_AT_MOST = 8.0
 
 
 @contextlib.contextmanager
@@ -29,33 +31,60 @@ def listening() -> Iterator[None]:
   over = threading.Event()
   thread = threading.Thread(target=_listen, args=(over,), name="parting", daemon=True)
   thread.start()
+  watch = signals.current()
+  if watch is not None:
+    watch.tells(lambda message, status: _tell_for(_AT_MOST, message, status))
   try:
     yield
   finally:
+    if watch is not None:
+      watch.tells(None)
     over.set()
     thread.join(_POLL)
 
 
 def end(message: str, status: int) -> None:
   """Ends this process at once with a line, and the others of its job with the same status."""
-  # Where the meeting point is gone, nobody is told, and nothing waits for that.
-  telling = threading.Thread(target=_tell, args=(message, status), daemon=True)
-  telling.start()
-  telling.join(_HEARING + _GRACE)
+  _tell_for(_HEARING + _GRACE, message, status)
   signals.end(message, status)
 
 
+def end_as_another_did(seconds: float) -> None:
+  """Ends this process as another of its job did, if that one says so within this time."""
+  deadline = time.monotonic() + seconds
+  with contextlib.suppress(Exception):  # The meeting point is gone, which is JAX's to say.
+    while not (word := _word_of_another()) and time.monotonic() < deadline:
+      time.sleep(_POLL / 10)
+    if word:
+      end(*word)
+
+
 def _listen(over: threading.Event) -> None:
-  ours = jax.process_index()
   while not over.wait(_POLL):
     try:
-      said = _said()
+      word = _word_of_another()
     except Exception:  # The meeting point is gone, which is JAX's to say.
       return
-    others = [process for process in sorted(said) if process != ours]
-    if others and not over.wait(_GRACE):
-      end(f"process {ours} of {jax.process_count()}: process {others[0]} ended: "
-          f"{said[others[0]]['message']}", said[others[0]]["status"])
+    if word and not over.wait(_GRACE):
+      end(*word)
+
+
+def _word_of_another() -> tuple[str, int] | None:
+  """Reads whether another process has said that it ends, and this one has not; what to say of it,
+  and its status."""
+  ours, everyone = jax.process_index(), _said()
+  for process, said in sorted(everyone.items()):
+    if ours not in everyone:
+      return (f"process {ours} of {jax.process_count()}: process {process} ended: "
+              f"{said['message']}", said["status"])
+  return None
+
+
+def _tell_for(seconds: float, message: str, status: int) -> None:
+  # Where the meeting point is gone, nobody is told, and nothing waits for that.
+  telling = threading.Thread(target=_tell, args=(message, status), daemon=True)
+  telling.start()
+  telling.join(seconds)
 
 
 def _tell(message: str, status: int) -> None:

@@ -1,6 +1,7 @@
 """Provenance of a run: config.json, env.json, and the checks before a run begins."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from of_jax.storage import checkpoint, remote, run_directory
 from of_jax.train import distributed, environment
 from of_jax.train.trainer import Trainer
 from of_jax.train.types import Log
+
+
+# What to do where processes see different run directories.
+SHARE = "give all processes the same --workdir, in a folder that their machines share"
+# Seconds after which another machine has seen a new file: network file systems look so often.
+_SEEN_WITHIN = 70.0
 
 
 def check_workdir(workdir: Path, config: Config) -> None:
@@ -162,6 +169,22 @@ def write_config(workdir: Path, config: Config, network: Network) -> None:
     for source, copy, _ in _user_files(workdir, config):
       copy.parent.mkdir(exist_ok=True)
       shutil.copyfile(source, copy)
+
+
+def check_shared(workdir: Path) -> None:
+  """Checks that every process of the job finds the config.json that process 0 has just written.
+
+  Raises:
+    UserError: in every process, if one does not: its folder is another than that of process 0.
+  """
+  if jax.process_count() == 1 or remote.is_url(remote.name_of(workdir)):
+    return  # Of a run in a store, each machine has a mirror of its own.
+  distributed.wait_for_all("config.json")
+  deadline = time.monotonic() + _SEEN_WITHIN
+  while not (workdir / run_directory.CONFIG).is_file() and time.monotonic() < deadline:
+    time.sleep(0.1)
+  distributed.check_agreement(
+      {"the run directory": (workdir / run_directory.CONFIG).is_file()}, SHARE)
 
 
 def write_environment(workdir: Path, described: dict[str, Any], corpus: Described,

@@ -165,7 +165,9 @@ def _described(planned: Planned, corpus: Described, log: Log) -> dict[str, Any]:
   distributed.check_agreement({
       "config": config_lib.to_dict(config), "corpus": corpus.corpus_sha256,
       "tokenizer": corpus.tokenizer_sha256, "of_jax": described["git"]["commit"],
-      "user_code": own})
+      "user_code": own, "--strict_resume": planned.strict})
+  distributed.check_agreement({"checkpoints in the run directory": [
+      checkpoint.has_begun(workdir) for workdir in planned.workdirs]}, provenance.SHARE)
   return described
 
 
@@ -182,6 +184,7 @@ def _open(planned: Planned, batches: list[Shuffled], corpus: Described, describe
     trainer = planned.trainer_of(config)
     # First of all, since a folder with files but without it is not taken for a run.
     provenance.write_config(workdir, config, trainer.network)
+    provenance.check_shared(workdir)
     saved.append(held.enter_context(Checkpoints(workdir, config=config)))
     own = {**described, "init_from": source.record} if source else described
     provenance.write_environment(workdir, own, corpus, done)

@@ -126,3 +126,18 @@ def test_a_name_on_a_hub() -> None:
     with pytest.raises(UserError) as error, contextlib.redirect_stdout(io.StringIO()):
       of_jax.interop.open_source(path)
     assert "fetched" not in str(error.value)
+
+
+def test_what_nobody_foresaw_is_one_line_and_a_file(tmp_path: Path) -> None:
+  program = ("import sys; from of_jax.commands import cli; sys.argv = ['x']\n"
+             "cli.run(lambda: [][1])")
+  said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
+                        env={**os.environ, "TMPDIR": str(tmp_path)}, timeout=120)
+  file, = tmp_path.glob("of_jax_traceback_*.txt")
+  assert said.returncode == 1 and said.stderr.count("\n") == 1
+  assert said.stderr.startswith("error: a fault of of_jax: IndexError at cli.py:")
+  assert said.stderr.endswith(f"list index out of range; please report it with {file}\n")
+  assert "Traceback" in file.read_text() and "cli.run(lambda: [][1])" not in said.stdout
+  said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
+                        env={**os.environ, "OF_JAX_TRACEBACK": "1"}, timeout=120)
+  assert said.returncode == 1 and "Traceback (most recent call last)" in said.stderr

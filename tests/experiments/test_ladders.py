@@ -240,9 +240,9 @@ test_ladders.execute(root, train)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [
-    "after the file", *(pytest.param(place, marks=pytest.mark.slow) for place in (
-        "before the file", "after the record", "in the held-out run"))])
+    "after the file", "before the file", "after the record", "in the held-out run"])
 def test_killed_at_any_point_nothing_is_forecast_twice(tmp_path, place):
   done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), place], text=True,
                         capture_output=True, cwd=Path(__file__).parents[2],

@@ -283,6 +283,33 @@ def test_strict_resume_reaches_every_run(tmp_path, monkeypatch, few, strict, vec
   assert told and set(told) == {strict}
 
 
+def test_a_run_that_is_wrongly_marked_goes_on(tmp_path, few):
+  """Its record ends early, as where a copy brought DONE before the rest."""
+  root = tmp_path / "study"
+  execute(root)
+  path = root / few[0] / "metrics.jsonl"
+  path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))
+  with pytest.raises(UserError, match=f"{few[0]}: is marked DONE, but metrics.jsonl goes to step"):
+    execute(root, strict_resume=True)
+  trainer = Trainer()
+  said = execute(root, trainer)
+  assert f"{few[0]}: is marked DONE, but metrics.jsonl goes to step" in said
+  assert trainer.trained == [few[0]]
+  (root / few[1] / "config.json").unlink()
+  with pytest.raises(UserError, match=f"{few[1]}: is marked DONE and has no config.json"):
+    execute(root)
+
+
+@pytest.mark.parametrize("part, value", (
+    ("ladders", "x"), ("ladders", [[]]), ("forecasts", 5), ("forecasts", [{}]), ("runs", [7]),
+    ("claims", [{"id": "a", "rule": "b", "rule_at_start": 5}])))
+def test_a_record_of_another_shape_is_one_line(tmp_path, few, part, value):
+  record = {"study": "op_block", "scale": "smoke", "claims": [], "runs": []}
+  (tmp_path / "study.json").write_text(json.dumps({**record, part: value}))
+  with pytest.raises(UserError, match=f"study.json: its {part} are no list of objects with"):
+    execute(tmp_path)
+
+
 def test_overrides_reach_every_run_and_are_recorded(tmp_path, few, override):
   override(("model.width", "64"), ("train.steps", "40"))
   execute(tmp_path, corpus="text:mine.txt")

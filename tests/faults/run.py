@@ -42,6 +42,7 @@ os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1", OPENBLAS_NUM_THR
 
 import numpy as np  # noqa: E402
 
+from of_jax.errors import UNFORESEEN  # noqa: E402
 from tests.faults.page import Section  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +99,7 @@ class Ended:
     # Killed, or told before it listened.
     killed = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
     if self.status not in (0, 1, 75, 130, *killed) or re.search(
-        r"Traceback|Fatal Python|Segmentation|Exception ignored", text):
+        rf"Traceback|Fatal Python|Segmentation|Exception ignored|{UNFORESEEN}", text):
       return "traceback"
     # What libraries log of it beside; a FutureWarning is of the date alone, which `clock` sets.
     if self.status == 1 and re.search(

@@ -40,7 +40,8 @@ def test_what_a_process_may_not_do() -> None:
   assert faults.Ended(1, ["error: no space", "error: again"]).fault() == "traceback"
   assert faults.Ended(1, []).fault() == "traceback"
   for line in ("x.py:3: RuntimeWarning: coroutine was never awaited", "WARNING:absl:no space",
-               "E1127 12:00:00.0 7 x.cc:3] failed", "Task exception was never retrieved"):
+               "E1127 12:00:00.0 7 x.cc:3] failed", "Task exception was never retrieved",
+               "error: a fault of of_jax: KeyError at loop.py:3: 'x'"):
     assert faults.Ended(1, [line, "error: no space"]).fault() == "traceback", line
   assert faults.Ended(130, ["Traceback (most recent call last):"]).fault() == "traceback"
   assert faults.Ended(-11, []).fault() == "traceback"

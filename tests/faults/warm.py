@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from of_jax.errors import UserError
+from of_jax.errors import UNFORESEEN, UserError
 
 GIB = 1 << 30
 # In use beside that of the process that forks, and what may be mapped: threads map far more than
@@ -132,7 +132,7 @@ def _end(case: Case, status: int | None, said: Path, used: Any) -> End:
   if status is None or os.WIFSIGNALED(status) and os.WTERMSIG(status) in (
       signal.SIGXCPU, signal.SIGKILL):
     word = "hang"
-  elif "Traceback (most recent call last)" in text:
+  elif "Traceback (most recent call last)" in text or UNFORESEEN in text:
     word = "traceback"
   elif not os.WIFEXITED(status):
     word = "crash"

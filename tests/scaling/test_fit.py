@@ -137,6 +137,7 @@ def test_too_few_sizes_are_named():
     (Options("power", ("width",), size="widht"), "no such variable; did you mean width"),
     (Options("power", ("width",), forecasts=({"width": -1.0},)), "must be positive"),
     (Options("power", ("width",), forecasts=({"depth": 1.0},)), "no variable of the law"),
+    (Options("power", ("width",), drop_highest=3), "drop_highest=3: there are 3 points"),
     (Options("a * seed^b"), "seed is 0; a law's variables must be positive"),
     (Options("power", ("width",), compare=("powers",)), "did you mean power"),
 ))

@@ -152,6 +152,7 @@ def test_what_is_skipped_is_named_and_survives_a_kill(
   same_bits(tmp_path / "cut", tmp_path / "whole", 8)
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_and_survives_a_kill(
     make_config: MakeConfig, corpus: Path, tmp_path: Path, plant: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,8 +60,12 @@ def free_port() -> int:
 
 
 def start(token_file: Path, workdir: Path, processes: int, devices: int, *fields: str,
-          steps: int = STEPS, before: str = "") -> list[subprocess.Popen[str]]:
-  """One run on `processes` processes of `devices` CPU devices each; `before` it, Python code."""
+          steps: int = STEPS, before: str = "", last: tuple[str, ...] = ()
+          ) -> list[subprocess.Popen[str]]:
+  """One run on `processes` processes of `devices` CPU devices each; `before` it, Python code.
+
+  The last process gets the flags `last` besides.
+  """
   # Jobs that run the same program share its compilation, most of a short run's time.
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices),
                  "JAX_COMPILATION_CACHE_DIR": str(token_file.parent / "compiled"),
@@ -74,7 +78,8 @@ def start(token_file: Path, workdir: Path, processes: int, devices: int, *fields
              f"--workdir={workdir}", f"--config.data.corpus=tokens:{token_file}",
              *(f"--config.{field}" for field in (*FIELDS, f"train.steps={steps}", *fields))]
   job = [subprocess.Popen(
-      [*command, *([*place, f"--process_id={process}"] if processes > 1 else [])], cwd=ROOT,
+      [*command, *(last if process == processes - 1 else ()),
+       *([*place, f"--process_id={process}"] if processes > 1 else [])], cwd=ROOT,
       env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
       for process in range(processes)]
   STARTED.extend(job)

@@ -205,3 +205,63 @@ def test_a_full_disk(token_file: Path, tmp_path: Path, whole: Path) -> None:
   assert not any("Traceback" in err or "Fatal" in err for _, err in said), said
   finish(start(token_file, workdir, 2, 2, *MESH))
   same_bits(workdir, whole)
+
+
+@pytest.mark.parametrize("case", ("strict_resume", "corpus", "empty workdir", "new workdir"))
+def test_one_process_has_another_command(token_file: Path, tmp_path: Path, whole: Path, case: str
+                                         ) -> None:
+  """Both end with status 1 and the reason, in a line each: no launcher starts them again."""
+  workdir = tmp_path / "run"
+  if case != "new workdir":
+    shutil.copytree(whole, workdir)
+    (workdir / "DONE").unlink()
+  flip = workdir / "checkpoints" / "12"
+  last = {"strict_resume": "--strict_resume",
+          "corpus": f"--config.data.corpus=tokens:{tmp_path}/nowhere.npy"}.get(
+              case, f"--workdir={tmp_path}/other")
+  if case == "strict_resume":
+    flip_the_middle(flip)
+  errors = finish(start(token_file, workdir, 2, 2, *MESH, last=(last,)), status=1)
+  reason = {"strict_resume": "--strict_resume: process 1 has another", "corpus": "nowhere.npy",
+            "empty workdir": "checkpoints in the run directory: process 1 has another",
+            "new workdir": "the run directory: process 1 has another"}[case]
+  for error in errors:
+    lines = [line for line in error.splitlines() if "error: " in line]
+    assert len(lines) == 1 and reason in lines[0], errors
+    assert "Traceback" not in error and "Fatal" not in error and "terminate" not in error, errors
+  if case == "strict_resume":
+    assert not aside(workdir)
+
+
+@pytest.mark.parametrize("told", (0, 1))
+def test_ctrl_c_to_one_before_there_is_anything_to_save(token_file: Path, tmp_path: Path, told: int
+                                                        ) -> None:
+  """The other ends with its line, and not by JAX's missing it."""
+  workdir = tmp_path / "run"
+  job = start(token_file, workdir, 2, 2, *MESH, "model.depth=3", "model.width=48",
+              f"train.seed={told + 100}")
+  wait_until(lambda: (workdir / "config.json").is_file(), job)
+  job[told].send_signal(signal.SIGINT)
+  errors = [process.communicate(timeout=100)[1] for process in job]
+  assert [process.returncode for process in job] == [130, 130], errors
+  assert errors[told].splitlines()[-1] == "interrupted; the same command resumes"
+  assert errors[1 - told].splitlines()[-1] == (
+      f"process {1 - told} of 2: process {told} ended: interrupted; the same command resumes")
+  assert not any("Fatal" in error or "unhealthy" in error for error in errors), errors
+
+
+def test_word_before_the_first_step_of_a_resumed_job(token_file: Path, tmp_path: Path) -> None:
+  """SIGTERM between restoring and the first step: the job stops soon, though it resumes at 1001."""
+  workdir = tmp_path / "run"
+  fields = (*MESH, "train.checkpoint_every=1000", "train.eval_every=4000")
+  job = start(token_file, workdir, 2, 2, *fields, steps=4000)
+  wait_until(lambda: (workdir / "checkpoints" / "1000").is_dir(), job)
+  for process in job:
+    process.kill()
+    process.communicate()
+  before = "from of_jax.train import startup; import os, signal; begin = startup.begin; " \
+      "startup.begin = lambda *a: (begin(*a), os.kill(os.getpid(), signal.SIGTERM))[0]; "
+  job = start(token_file, workdir, 2, 2, *fields, steps=4000, before=before)
+  errors = finish(job, status=75)
+  steps = {int(error.split("told to stop; saved step ")[1].split(" of ")[0]) for error in errors}
+  assert len(steps) == 1 and 1000 < steps.pop() < 1100, errors
