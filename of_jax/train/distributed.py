@@ -216,6 +216,7 @@ class Interruption:
       self._is_answered = self._told is not None
     else:
       from jax.experimental import multihost_utils
+
       # JAX stops at the number that follows the largest that it was asked with, or at 1: no number
       # may be passed over. A resumed run does not begin at 1, and a rollback goes back.
       self._is_answered = bool(multihost_utils.reached_preemption_sync_point(self._asked))

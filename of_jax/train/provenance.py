@@ -21,7 +21,6 @@ from of_jax.train import distributed, environment
 from of_jax.train.trainer import Trainer
 from of_jax.train.types import Log
 
-
 # What to do where processes see different run directories.
 SHARE = "give all processes the same --workdir, in a folder that their machines share"
 # Seconds after which another machine has seen a new file: network file systems look so often.
