@@ -21,6 +21,7 @@ from of_jax import variants
 from of_jax.config import Config, apply_overrides, declared_metrics, fields
 from of_jax.config.declare import field
 from of_jax.errors import UserError
+from tests.planted import forget
 
 # What all of it reads is traced once.
 pytestmark = pytest.mark.xdist_group("fields")
@@ -55,11 +56,12 @@ def read(token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
   found: set[str] = set()
   with pytest.MonkeyPatch.context() as patch:
     _plant(patch)
+    forget()
     with pytest.MonkeyPatch.context() as spying:
       _spy(spying, found)
-      declared_metrics.select.cache_clear()  # What it answers for an equal section is read nowhere.
       _use_everything(token_file, tmp_path_factory.mktemp("runs"))
     yield found
+  forget()
 
 
 def _plant(patch: pytest.MonkeyPatch) -> None:

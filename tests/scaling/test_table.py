@@ -175,7 +175,7 @@ def test_the_binary_on_runs(ladder, tmp_path):
     (["--root=nowhere", "--y=loss", "--law=power"], "no such folder"),
     (["--csv=a.csv", "--law=power"], "--y: needs a value"),
     (["--csv=a.csv", "--y=loss", "--law=power", "--layer=1"], "--layer: is of runs"),
-    (["--csv=a.csv", "--y=loss", "--law=power", "--level=90"], "between 0 and 1"),
+    (["--csv=a.csv", "--y=loss", "--law=power", "--level=90"], "between 0.01 and"),
     (["--csv=a.csv", "--y=loss", "--law=power", "--delta=0"], "above 0"),
     (["--csv=a.csv", "--y=loss", "--law=power", "--forecast=big"], "VARIABLE=NUMBER"),
     (["--coverage=10", "--law=power"], "leave out --law"),
