@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,9 @@ MEASURED = "measure.json"
 
 # The site that claims and pages speak of: the stream entering each block.
 SITE = "resid_pre"
+
+# What is looked through for runs and studies: more is a mistyped root.
+_MOST_FOLDERS = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,13 +185,25 @@ def find_all_runs(root: str | pathlib.Path) -> dict[str, pathlib.Path]:
   if not folder.is_dir():
     raise UserError(f"{root}: no such folder")
   found = {}
-  for here, folders, files in os.walk(folder):
-    # What lies in a run directory, or is hidden, is no run of its own.
-    folders[:] = [] if CONFIG in files else sorted(f for f in folders if not f.startswith("."))
-    if CONFIG in files:
-      path = pathlib.Path(here)
-      found[str(path.relative_to(folder)) if path != folder else path.resolve().name] = path
+  for path in folders_with(CONFIG, folder):
+    found[str(path.relative_to(folder)) if path != folder else path.resolve().name] = path
   return dict(sorted(found.items()))
+
+
+def folders_with(name: str, root: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Finds the folders below `root`, or `root` itself, that hold a file; what lies in one of them,
+  or is hidden, is not looked at.
+
+  Raises:
+    UserError: there are more than 20,000 folders, as below `/`.
+  """
+  for looked_at, (here, folders, files) in enumerate(os.walk(root)):
+    if looked_at == _MOST_FOLDERS:
+      raise UserError(f"{root}: has more than {_MOST_FOLDERS:,} folders to look through; give one "
+                      "that is nearer to what you look for")
+    folders[:] = [] if name in files else sorted(f for f in folders if not f.startswith("."))
+    if name in files:
+      yield pathlib.Path(here)
 
 
 def load_run(path: str | pathlib.Path) -> Run:

@@ -8,7 +8,6 @@ and figure.png. A study's claims are judged again. A run that
 logged its largest neurons gets timeline.svg and timeline.png.
 """
 
-import os
 import pathlib
 import urllib.parse
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from of_jax.analysis.runs import Run
+from of_jax.analysis.runs import Run, folders_with
 from of_jax.claims import study_record
 from of_jax.commands import cli, studies
 from of_jax.config.paths import check_output_folder, expanded
@@ -68,12 +67,7 @@ def _write(root: pathlib.Path, console: Console) -> pathlib.Path:
 
 def _studies(root: pathlib.Path) -> list[pathlib.Path]:
   """Finds the folders of studies below `root`; what lies in one is no other."""
-  found = []
-  for here, folders, files in os.walk(root):
-    is_study = study_record.STUDY in files
-    folders[:] = [] if is_study else sorted(f for f in folders if not f.startswith("."))
-    found += [pathlib.Path(here)] if is_study else []
-  return sorted(found)
+  return sorted(folders_with(study_record.STUDY, root))
 
 
 def _write_index(root: pathlib.Path, found: Sequence[pathlib.Path], console: Console

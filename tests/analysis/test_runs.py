@@ -111,6 +111,15 @@ def test_find_runs(tmp_path):
   assert runs.find_runs(tmp_path / "none") == []
 
 
+def test_more_folders_than_anybody_has_runs(tmp_path, monkeypatch):
+  monkeypatch.setattr(runs, "_MOST_FOLDERS", 3)
+  for name in "abc":
+    (tmp_path / name).mkdir()
+  with pytest.raises(UserError, match="has more than 3 folders to look through; give one that is"):
+    runs.find_all_runs(tmp_path)
+  assert runs.find_all_runs(tmp_path / "a") == {}
+
+
 def test_thinning_keeps_the_peak_and_the_mean():
   steps = np.arange(1, 1001)
   values = np.ones(1000)

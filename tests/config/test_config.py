@@ -61,6 +61,7 @@ def test_overrides_are_typed() -> None:
     ("model.head_dim", "0", "must be at least 1"),
     ("data.corpus", "wikipedia", "not python_stdlib, pypi_code, text:PATH"),
     ("data.vocab_size", "200", "at least 258"),
+    ("data.vocab_size", "1000000007", "a BPE that is trained here may have at most 1,000,000"),
     ("data.end_token_id", "0", "only for data.corpus=tokens:PATH"),
     ("model.mlp_input_scale", "2", "part of model.block=op"),
     ("model.beta_trainable", "true", "there is no gain to train"),

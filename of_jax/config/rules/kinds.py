@@ -10,6 +10,9 @@ from of_jax.config.rules.check import Check
 from of_jax.config.rules.fields import default
 from of_jax.config.sections import Config, DataConfig
 
+# Tokens of a BPE that is trained here.
+LARGEST_BPE = 1_000_000
+
 
 def validate(config: Config, check: Check) -> None:
   """Checks what the kind of a resolved config needs, and that nothing is set that it ignores.
@@ -90,3 +93,6 @@ def _check_tokens(kind: Kind, data: DataConfig, check: Check) -> None:
           f"is not below data.vocab_size={data.vocab_size}")
   check(data.vocab_size >= 258 or is_given, "data.vocab_size",
         "a byte-level BPE needs at least 258: the bytes, end-of-text and begin")
+  # The trainer takes memory for all of it before it has seen a text.
+  check(data.vocab_size <= LARGEST_BPE or is_given, "data.vocab_size",
+        f"a BPE that is trained here may have at most {LARGEST_BPE:,} tokens")
