@@ -72,12 +72,12 @@ def _listen(over: threading.Event) -> None:
 def _word_of_another() -> tuple[str, int] | None:
   """Reads whether another process has said that it ends, and this one has not; what to say of it,
   and its status."""
-  ours, everyone = jax.process_index(), _said()
-  for process, said in sorted(everyone.items()):
-    if ours not in everyone:
-      return (f"process {ours} of {jax.process_count()}: process {process} ended: "
-              f"{said['message']}", said["status"])
-  return None
+  ours, said = jax.process_index(), _said()
+  if not said or ours in said:
+    return None
+  first = min(said)
+  return (f"process {ours} of {jax.process_count()}: process {first} ended: "
+          f"{said[first]['message']}", said[first]["status"])
 
 
 def _tell_for(seconds: float, message: str, status: int) -> None:
